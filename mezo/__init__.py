@@ -1,0 +1,40 @@
+"""Train LoRA adapters with forward passes only (MeZO), inside the engine that serves them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mezo._step import EvalResult, NonfiniteLossError, Run, StepResult, StepStatus, attach, step
+from mezo.config import MezoConfig
+from mezo.data import Batch
+from mezo.trainer import MeZOTrainer, TrainSummary, finetune
+
+if TYPE_CHECKING:
+    from mezo.sglang.launch import launch_engine
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "EvalResult",
+    "MeZOTrainer",
+    "MezoConfig",
+    "NonfiniteLossError",
+    "Run",
+    "StepResult",
+    "StepStatus",
+    "TrainSummary",
+    "attach",
+    "finetune",
+    "launch_engine",
+    "step",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # SGLang is imported only where it is asked for.
+    if name == "launch_engine":
+        from mezo.sglang.launch import launch_engine
+
+        return launch_engine
+    raise AttributeError(f"module 'mezo' has no attribute {name!r}")

@@ -1,0 +1,146 @@
+"""One MeZO step on one rank: perturb, score, estimate, update. The same code in every engine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mezo.objectives import Targets, batch_loss
+from mezo.spsa import clip_projected_grad, projected_grad, update_coefficient
+from mezo.state import AdapterState
+
+THETA = "theta"
+BASE = "base"
+
+
+def pair_slots(num_directions: int) -> list[str]:
+    """The names of the perturbed slots, all plus first: plus0, plus1, ..., minus0, minus1, ..."""
+    return [f"{sign}{k}" for sign in ("plus", "minus") for k in range(num_directions)]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an engine's forward returns: one number a row and slot, and what it cost.
+
+    Args:
+        logprob_sums: {slot: R sums of completion-token log-likelihoods, nats}.
+        tokens: tokens the engine computed, by its own count.
+        forwards: forward batches it took.
+    """
+
+    logprob_sums: dict[str, list[float]]
+    tokens: int
+    forwards: int
+
+
+# (rows, prompt_lens, slots) -> Scores; every row runs under every slot.
+ScoreFn = Callable[[Sequence[Sequence[int]], Sequence[int], Sequence[str]], Scores]
+
+
+@dataclass(frozen=True)
+class StepRequest:
+    """Everything a rank needs for one step; plain data, sent as JSON.
+
+    Args:
+        step: names the directions.
+        rows: R token rows.
+        prompt_lens: R numbers of unscored leading tokens.
+        counts: completion tokens of each row.
+        num_options: rows of each example, or None (see `Targets`).
+        labels: right option of each example, or None.
+        eps: perturbation scale.
+        lr: learning rate, or None to measure without an update.
+        clip: bound on abs(projected_grad), or None.
+    """
+
+    step: int
+    rows: Sequence[Sequence[int]]
+    prompt_lens: Sequence[int]
+    counts: Sequence[int]
+    num_options: Sequence[int] | None
+    labels: Sequence[int] | None
+    eps: float
+    lr: float | None
+    clip: float | None = None
+
+    @property
+    def targets(self) -> Targets:
+        """How the rows make a loss."""
+        options, labels = self.num_options, self.labels
+        return Targets(
+            counts=tuple(self.counts),
+            num_options=None if options is None else tuple(options),
+            labels=None if labels is None else tuple(labels),
+        )
+
+
+@dataclass(frozen=True)
+class StepReply:
+    """The scalars of one step.
+
+    Args:
+        losses_plus: L(theta + eps z) of each direction, nats.
+        losses_minus: L(theta - eps z) of each direction, nats.
+        projected_grads: (clipped) estimates; empty when eps is 0.
+        coefficients: c of each direction's update; empty when nothing was updated.
+        is_finite: whether all losses are finite; if not, nothing was updated.
+        tokens: tokens the engine computed.
+        forwards: forward batches it took.
+        weights_s: seconds spent on perturbation and update.
+        score_s: seconds spent on the forward passes.
+    """
+
+    losses_plus: list[float]
+    losses_minus: list[float]
+    projected_grads: list[float]
+    coefficients: list[float]
+    is_finite: bool
+    tokens: int
+    forwards: int
+    weights_s: float
+    score_s: float
+
+
+def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepReply:
+    """Run one step of n-SPSA on this rank.
+
+    Args:
+        state: the adapter; its update is deferred to the next perturbation or flush.
+        score: the engine's forward.
+        request: the batch and the scalars.
+
+    Returns:
+        The reply. With a non-finite loss the weights stay as they were.
+    """
+    started = time.perf_counter()
+    state.perturb(request.step, request.eps)
+    perturbed = time.perf_counter()
+    slots = pair_slots(state.num_directions)
+    scores = score(request.rows, request.prompt_lens, slots)
+    scored = time.perf_counter()
+    losses = [batch_loss(request.targets, scores.logprob_sums[slot]) for slot in slots]
+    plus, minus = losses[: state.num_directions], losses[state.num_directions :]
+    is_finite = all(math.isfinite(x) for x in losses)
+    grads: list[float] = []
+    coefficients: list[float] = []
+    if is_finite and request.eps != 0.0:
+        grads = [
+            clip_projected_grad(projected_grad(p, m, request.eps), request.clip)
+            for p, m in zip(plus, minus, strict=True)
+        ]
+    if grads and request.lr is not None:
+        coefficients = [update_coefficient(g, request.lr, len(grads)) for g in grads]
+        state.defer_update(request.step, coefficients)
+    return StepReply(
+        losses_plus=plus,
+        losses_minus=minus,
+        projected_grads=grads,
+        coefficients=coefficients,
+        is_finite=is_finite,
+        tokens=scores.tokens,
+        forwards=scores.forwards,
+        weights_s=perturbed - started,
+        score_s=scored - perturbed,
+    )

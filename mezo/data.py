@@ -1,0 +1,196 @@
+"""`Batch`, what a step trains on, and its encoding into token rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mezo.objectives import Targets
+
+Text = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts with one completion each, or with labelled options; as text or as token ids.
+
+    Args:
+        prompts: N prompts.
+        completions: N completions (loss: mean negative log-likelihood of their tokens), or None.
+        options: the M options shared by all prompts, or N lists of options (loss: cross-entropy
+            over the options' mean token log-likelihoods), or None.
+        labels: with ``options``: N indices of the right option.
+
+    Raises:
+        ValueError: no prompt, lengths that do not match, both or neither of completions and
+            options, fewer than two options, a label that names no option.
+
+    Example:
+        >>> Batch(prompts=["2 + 2 ="], completions=[" 4"])
+        >>> Batch(prompts=["fine film. It was"], options=[" bad", " good"], labels=[1])
+    """
+
+    prompts: Sequence[Text]
+    completions: Sequence[Text] | None = None
+    options: Sequence[Text] | Sequence[Sequence[Text]] | None = None
+    labels: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.prompts)
+        if n == 0:
+            raise ValueError("Batch: prompts must hold at least one prompt, got none; drop the batch.")
+        if (self.completions is None) == (self.options is None):
+            raise ValueError(
+                "Batch: exactly one of completions and options must be given, got "
+                f"{'neither' if self.completions is None else 'both'}; pass completions=[...] to "
+                "train on text or options=[...] and labels=[...] to train a classifier."
+            )
+        if self.completions is not None:
+            _same_length("completions", self.completions, n)
+            if self.labels is not None:
+                raise ValueError(
+                    "Batch: labels must come with options, got labels and completions; "
+                    "drop labels or pass options."
+                )
+            return
+        if self.labels is None:
+            raise ValueError(
+                "Batch: options must come with labels, got none; "
+                "pass the index of the right option of each prompt."
+            )
+        _same_length("labels", self.labels, n)
+        for i, (options, label) in enumerate(zip(self._options(), self.labels, strict=True)):
+            if len(options) < 2:
+                raise ValueError(
+                    f"Batch: prompt {i} must have at least 2 options, got {len(options)}; "
+                    "use completions for a single one."
+                )
+            if not 0 <= label < len(options):
+                raise ValueError(
+                    f"Batch: labels[{i}] must name one of the {len(options)} options, got {label}; "
+                    f"pass an index in 0..{len(options) - 1}."
+                )
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def _options(self) -> list[list[Text]]:
+        """The options of each prompt."""
+        assert self.options is not None
+        options = list(self.options)
+        is_nested = bool(options) and all(
+            not isinstance(o, str) and len(o) > 0 and not isinstance(o[0], int) for o in options
+        )
+        if not is_nested:
+            return [options for _ in self.prompts]  # type: ignore[misc]
+        _same_length("options", options, len(self.prompts))
+        return [list(o) for o in options]  # type: ignore[arg-type]
+
+    def pairs(self) -> list[tuple[Text, Text]]:
+        """All rows as (prompt, completion or option), options of one prompt next to each other."""
+        if self.completions is not None:
+            return list(zip(self.prompts, self.completions, strict=True))
+        return [(p, o) for p, opts in zip(self.prompts, self._options(), strict=True) for o in opts]
+
+    def num_options(self) -> tuple[int, ...] | None:
+        """Options of each prompt, or None for completions."""
+        return None if self.options is None else tuple(len(o) for o in self._options())
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """A batch as token rows, the form engines take.
+
+    Args:
+        rows: R rows of token ids, prompt then completion.
+        prompt_lens: R numbers of leading tokens that are not scored, >= 1.
+        targets: how the rows make a loss.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    prompt_lens: tuple[int, ...]
+    targets: Targets
+
+
+def encode(batch: Batch, tokenizer: Any, *, max_row_tokens: int | None = None) -> EncodedBatch:
+    """Turn a batch into token rows; the split of prompt and completion is made on token ids.
+
+    Text is tokenised as one string, prompt + completion, and split behind the prompt's own tokens.
+    Where the tokeniser merges across the border, both parts are tokenised on their own instead.
+
+    Args:
+        batch: N prompts.
+        tokenizer: a Hugging Face tokenizer; may be None when the batch holds token ids only.
+        max_row_tokens: longest row the engine takes, or None.
+
+    Returns:
+        The encoded batch.
+
+    Raises:
+        ValueError: an empty prompt or completion, a row that is too long, text without a tokenizer.
+    """
+    rows, prompt_lens = [], []
+    for i, (prompt, completion) in enumerate(batch.pairs()):
+        prompt_ids, completion_ids = _encode_row(prompt, completion, tokenizer)
+        if not prompt_ids:
+            raise ValueError(
+                f"Batch: row {i} must have at least one prompt token, got an empty prompt; "
+                "begin it with the tokenizer's bos token."
+            )
+        if not completion_ids:
+            raise ValueError(
+                f"Batch: row {i} must have at least one completion token, got none; "
+                "drop the row or give it a completion."
+            )
+        row = (*prompt_ids, *completion_ids)
+        if max_row_tokens is not None and len(row) > max_row_tokens:
+            raise ValueError(
+                f"Batch: row {i} must have at most {max_row_tokens} tokens (the engine's limit), "
+                f"got {len(row)}; shorten the prompt or start the engine with a larger limit."
+            )
+        rows.append(row)
+        prompt_lens.append(len(prompt_ids))
+    counts = tuple(len(r) - p for r, p in zip(rows, prompt_lens, strict=True))
+    labels = None if batch.labels is None else tuple(int(x) for x in batch.labels)
+    targets = Targets(counts=counts, num_options=batch.num_options(), labels=labels)
+    return EncodedBatch(rows=tuple(rows), prompt_lens=tuple(prompt_lens), targets=targets)
+
+
+def _encode_row(
+    prompt: Text, completion: Text, tokenizer: Any
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of one row's prompt and completion."""
+    if not isinstance(prompt, str) and not isinstance(completion, str):
+        return tuple(prompt), tuple(completion)
+    if tokenizer is None:
+        raise ValueError(
+            "Batch: text needs a tokenizer, got none; pass token ids, or attach with tokenizer=..."
+        )
+    if not isinstance(prompt, str):
+        return tuple(prompt), tuple(_tokens(tokenizer, str(completion), special=False))
+    prompt_ids = _tokens(tokenizer, prompt, special=True)
+    if not isinstance(completion, str):
+        return tuple(prompt_ids), tuple(completion)
+    joint = _tokens(tokenizer, prompt + completion, special=True)
+    n = len(prompt_ids)
+    if joint[:n] == prompt_ids:
+        return tuple(prompt_ids), tuple(joint[n:])
+    return tuple(prompt_ids), tuple(_tokens(tokenizer, completion, special=False))
+
+
+def _tokens(tokenizer: Any, text: str, *, special: bool) -> list[int]:
+    """Token ids of ``text``, without a trailing eos that some tokenizers add."""
+    ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    if special and ids and ids[-1] == tokenizer.eos_token_id and len(ids) > 1:
+        ids = ids[:-1]
+    return ids
+
+
+def _same_length(what: str, values: Sequence[object], n: int) -> None:
+    """Raise unless ``values`` has one entry a prompt."""
+    if len(values) != n:
+        raise ValueError(
+            f"Batch: {what} must have one entry for each of the {n} prompts, "
+            f"got {len(values)}; make the lists equally long."
+        )

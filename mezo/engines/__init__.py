@@ -1,0 +1,1 @@
+"""The Engine protocol and the engine that runs on plain transformers."""

@@ -1,0 +1,42 @@
+"""What the step loop asks of an engine; `mezo.engines.transformers` and `mezo.sglang` give it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from mezo.core import Scores, StepReply, StepRequest
+
+
+class Session(Protocol):
+    """One adapter attached to one engine."""
+
+    engine_name: str
+    versions: dict[str, str]
+    model_path: str
+    tokenizer: Any
+    max_row_tokens: int
+
+    def step(self, request: StepRequest) -> StepReply:
+        """Run one step on every rank and return its scalars."""
+        ...
+
+    def score(
+        self, rows: Sequence[Sequence[int]], prompt_lens: Sequence[int], slot: str
+    ) -> Scores:
+        """Score rows under the unperturbed adapter (`core.THETA`) or the base model (`core.BASE`)."""
+        ...
+
+    def apply_update(self, step: int, coefficients: Sequence[float]) -> None:
+        """Take theta <- fma(c, z, theta) over the directions of ``step``."""
+        ...
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the current fp32 adapter, whole, by canonical name."""
+        ...
+
+    def close(self) -> None:
+        """Take the adapter out of the engine and give back what it holds."""
+        ...

@@ -1,0 +1,83 @@
+"""Losses of a batch from the log-likelihoods of its rows.
+
+Engines return one number a row, the sum of the log-likelihoods of its completion tokens (nats).
+Everything after that is a handful of scalars, computed here in float64, the same for every engine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the rows of an encoded batch are, without their tokens.
+
+    Args:
+        counts: completion tokens of each row, >= 1.
+        num_options: rows of each example (classification), or None (completion: one row each).
+        labels: index of the right option of each example, or None.
+    """
+
+    counts: tuple[int, ...]
+    num_options: tuple[int, ...] | None = None
+    labels: tuple[int, ...] | None = None
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether the rows are options of labelled examples."""
+        return self.num_options is not None
+
+
+def batch_loss(targets: Targets, logprob_sums: Sequence[float]) -> float:
+    """Return the loss of a batch, in nats.
+
+    Completion: mean negative log-likelihood of all completion tokens of the batch. Classification:
+    mean over examples of the cross-entropy over the options' mean token log-likelihoods.
+
+    Args:
+        targets: R rows.
+        logprob_sums: R sums of completion-token log-likelihoods, nats.
+
+    Returns:
+        The loss, float64.
+
+    Numerics: float64, exactly rounded sums: the order of the rows does not matter.
+    Source: Malladi et al. 2023 (arXiv 2305.17333), appendix E.
+    """
+    if not targets.is_classification:
+        return -math.fsum(logprob_sums) / sum(targets.counts)
+    assert targets.labels is not None
+    terms = [
+        _log_sum_exp(scores) - scores[label]
+        for scores, label in zip(
+            option_scores(targets, logprob_sums), targets.labels, strict=True
+        )
+    ]
+    return math.fsum(terms) / len(terms)
+
+
+def option_scores(targets: Targets, logprob_sums: Sequence[float]) -> list[list[float]]:
+    """Return, per example, the mean token log-likelihood of each option (nats)."""
+    assert targets.num_options is not None
+    means = [s / n for s, n in zip(logprob_sums, targets.counts, strict=True)]
+    scores, start = [], 0
+    for size in targets.num_options:
+        scores.append(means[start : start + size])
+        start += size
+    return scores
+
+
+def predictions(targets: Targets, logprob_sums: Sequence[float]) -> list[int]:
+    """Return, per example, the index of the most likely option (the first of equals)."""
+    return [max(range(len(s)), key=s.__getitem__) for s in option_scores(targets, logprob_sums)]
+
+
+def _log_sum_exp(values: Sequence[float]) -> float:
+    """Return log(sum(exp(values))) without overflow."""
+    top = max(values)
+    if not math.isfinite(top):
+        return top
+    return top + math.log(math.fsum(math.exp(v - top) for v in values))

@@ -1,0 +1,99 @@
+"""The adapter of a run on one rank: the fp32 master arena and the slots it is written to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from mezo.adapter import initial_values
+from mezo_kernels import AdapterPlan, Direction, TensorSpec, add_directions_, perturb_into
+
+Slot = Sequence[torch.Tensor]
+
+
+class AdapterState:
+    """fp32 masters of all adapter tensors of one rank, with their update and their slots.
+
+    The masters lie in one flat buffer and are never perturbed. A step's update is kept back and
+    fused with the next step's perturbation: one pass reads the master once, updates it and writes
+    all perturbed slots. Whatever reads the weights calls `flush` or `publish` first.
+
+    Args:
+        specs: the N tensors of this rank.
+        seed: the run's seed; theta_0 is a function of it.
+        distribution: "gaussian" or "rademacher".
+        pairs: for each direction the plus and the minus slot, N views each, in the slots' dtype.
+        theta: the slot for the unperturbed adapter, N views.
+        device: where the masters live.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[TensorSpec],
+        *,
+        seed: int,
+        distribution: str,
+        pairs: Sequence[tuple[Slot, Slot]],
+        theta: Slot,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.specs = tuple(specs)
+        self.seed = seed
+        self.distribution = distribution
+        self.num_directions = len(pairs)
+        sizes = [math.prod(s.shape) for s in self.specs]
+        self.arena = torch.empty(sum(sizes), dtype=torch.float32, device=device)
+        self.masters = [
+            part.view(spec.shape)
+            for part, spec in zip(self.arena.split(sizes), self.specs, strict=True)
+        ]
+        for master, spec in zip(self.masters, self.specs, strict=True):
+            master.copy_(initial_values(spec, seed))
+        slots = [slot for pair in pairs for slot in pair]
+        self._plan = AdapterPlan(self.masters, self.specs, slots)
+        self._theta_plan = AdapterPlan(self.masters, self.specs, [theta])
+        self._pending: tuple[list[Direction], list[float]] | None = None
+        self._is_theta_current = False
+        self.version = 0
+
+    def directions(self, step: int) -> list[Direction]:
+        """The directions of ``step``, in order."""
+        return [
+            Direction(self.seed, step, index, self.distribution)
+            for index in range(self.num_directions)
+        ]
+
+    def perturb(self, step: int, eps: float) -> None:
+        """Write theta + eps z and theta - eps z of every direction of ``step`` into the slots.
+
+        An update that was kept back is applied in the same pass.
+        """
+        directions = [d for d in self.directions(step) for _ in (0, 1)]
+        scales = [eps, -eps] * self.num_directions
+        perturb_into(self._plan, directions=directions, scales=scales, update=self._pending)
+        self._pending = None
+
+    def defer_update(self, step: int, coefficients: Sequence[float]) -> None:
+        """Take theta <- fma(c, z, theta) over the directions of ``step``, to be applied later."""
+        self.flush()
+        self._pending = (self.directions(step)[: len(coefficients)], list(coefficients))
+        self._is_theta_current = False
+        self.version += 1
+
+    def flush(self) -> None:
+        """Apply the update that was kept back, if there is one."""
+        if self._pending is not None:
+            directions, coefficients = self._pending
+            add_directions_(self._plan, directions=directions, coefficients=coefficients)
+            self._pending = None
+
+    def publish(self) -> None:
+        """Bring the theta slot up to date; does nothing when it is."""
+        if self._is_theta_current:
+            return
+        self.flush()
+        zero = [Direction(self.seed, 0, 0, self.distribution)]
+        perturb_into(self._theta_plan, directions=zero, scales=[0.0])
+        self._is_theta_current = True
