@@ -1,0 +1,136 @@
+// The Python module mezo_kernels._C: argument checks and forwarding, nothing else.
+//
+// Addresses and streams come as integers, tables as addresses of rows (table.h); shapes, dtypes and
+// lengths have been validated by mezo_kernels/plan.py. The GIL is released around the work.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cpu/launch.h"
+#if defined(MEZO_CUDA)
+#include "cuda/launch.h"
+#endif
+
+namespace py = pybind11;
+using namespace mezo;
+
+namespace {
+
+template <class T>
+T* address(const char* function, const char* what, int64_t value, int64_t size) {
+  if (size < 0) {
+    throw py::value_error(std::string(function) + ": the size of " + what +
+                          " must be >= 0, got " + std::to_string(size) + "; pass its row count.");
+  }
+  if (value == 0 && size > 0) {
+    throw py::value_error(std::string(function) + ": " + what + " must be an address, got 0 for " +
+                          std::to_string(size) + " rows; pass data_ptr() of the table.");
+  }
+  return reinterpret_cast<T*>(value);
+}
+
+Combination combination(const char* function, int64_t directions, int64_t coefficients,
+                        int64_t size) {
+  return {address<const DirectionRow>(function, "directions", directions, size),
+          address<const float>(function, "coefficients", coefficients, size), size};
+}
+
+FanOut fan_out(const char* function, int64_t directions, int64_t num_directions, int64_t indices,
+               int64_t scales, int64_t outputs, int64_t num_slots) {
+  return {address<const DirectionRow>(function, "directions", directions, num_directions),
+          num_directions,
+          address<const int64_t>(function, "indices", indices, num_slots),
+          address<const float>(function, "scales", scales, num_slots),
+          address<const OutputRow>(function, "outputs", outputs, num_slots),
+          num_slots};
+}
+
+void sample(int64_t out, int64_t tensor, int64_t direction, int threads) {
+  // A null output is an empty tensor's.
+  if (out == 0) return;
+  const auto* tensor_row = address<const TensorRow>("cpu_sample", "tensor", tensor, 1);
+  const auto* direction_row = address<const DirectionRow>("cpu_sample", "direction", direction, 1);
+  py::gil_scoped_release release;
+  cpu_sample(reinterpret_cast<float*>(out), *tensor_row, *direction_row, threads);
+}
+
+void add_directions(int64_t tensors, int64_t num_tensors, int64_t directions, int64_t coefficients,
+                    int64_t num_directions, int threads) {
+  const char* name = "cpu_add_directions";
+  const auto* rows = address<const TensorRow>(name, "tensors", tensors, num_tensors);
+  const Combination sum = combination(name, directions, coefficients, num_directions);
+  py::gil_scoped_release release;
+  cpu_add_directions(rows, num_tensors, sum, threads);
+}
+
+void perturb(int64_t masters, int64_t num_tensors, int64_t update_directions,
+             int64_t update_coefficients, int64_t num_updates, int64_t directions,
+             int64_t num_directions, int64_t indices, int64_t scales, int64_t outputs,
+             int64_t num_slots, int threads) {
+  const char* name = "cpu_perturb";
+  const auto* rows = address<const TensorRow>(name, "masters", masters, num_tensors);
+  const Combination update =
+      combination(name, update_directions, update_coefficients, num_updates);
+  const FanOut slots =
+      fan_out(name, directions, num_directions, indices, scales, outputs, num_slots);
+  py::gil_scoped_release release;
+  cpu_perturb(rows, num_tensors, update, slots, threads);
+}
+
+void set_isa(const std::string& name) {
+  if (!select_ops(name.c_str())) {
+    throw std::runtime_error("set_isa: name must be 'auto', 'portable' or an instruction set of " +
+                             std::string("this CPU and build, got '") + name + "'; pass 'auto'.");
+  }
+}
+
+void words(int64_t out, int64_t c0, int64_t num_groups, int64_t c1, int64_t c2, int64_t c3,
+           int64_t key0, int64_t key1) {
+  const DirectionRow row = {key0, key1, c2, c3};
+  auto* to = address<uint32_t>("words", "out", out, num_groups);
+  py::gil_scoped_release release;
+  selected_ops().words(to, stream_of(row, c1), static_cast<uint32_t>(c0), num_groups);
+}
+
+void normals_of_words(int64_t out, int64_t from, int64_t num_groups) {
+  auto* to = address<float>("normals_of_words", "out", out, num_groups);
+  const auto* input = address<const uint32_t>("normals_of_words", "words", from, num_groups);
+  py::gil_scoped_release release;
+  selected_ops().from_words(to, input, num_groups);
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = MEZO_COMPILER;
+  py::list isas;
+  isas.append("portable");
+#if defined(MEZO_X86)
+  isas.append("avx2");
+#endif
+  info["isa_paths"] = isas;
+  info["openmp"] = has_openmp();
+#if defined(MEZO_CUDA)
+  info["cuda_archs"] = MEZO_CUDA_ARCHS;
+#else
+  info["cuda_archs"] = py::none();
+#endif
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Native kernels of mezo_kernels; use them through the Python functions.";
+  module.def("build_info", &build_info, "How this module was built.");
+  module.def("set_isa", &set_isa, "Force the CPU code path: 'auto', 'portable', 'avx2'.");
+  module.def("isa", [] { return selected_ops().name; }, "The CPU code path in use.");
+  module.def("words", &words, "Philox words as uint32, for tests.");
+  module.def("normals_of_words", &normals_of_words, "Gaussians of given words, for tests.");
+  module.def("cpu_sample", &sample);
+  module.def("cpu_add_directions", &add_directions);
+  module.def("cpu_perturb", &perturb);
+#if defined(MEZO_CUDA)
+  bind_cuda(module);
+#endif
+}

@@ -1,0 +1,127 @@
+// 8 lanes: AVX2, FMA and F16C.
+#include <immintrin.h>
+
+#include "simd.h"
+
+namespace mezo {
+namespace {
+
+#define MEZO_INLINE static inline __attribute__((always_inline))
+
+struct Avx2 {
+  using F = __m256;
+  using I = __m256i;
+  static constexpr int kLanes = 8;
+
+  MEZO_INLINE I set1(uint32_t a) { return _mm256_set1_epi32(static_cast<int>(a)); }
+  MEZO_INLINE F set1(float a) { return _mm256_set1_ps(a); }
+  MEZO_INLINE I load(const uint32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  MEZO_INLINE void store(float* p, F a) { _mm256_storeu_ps(p, a); }
+  MEZO_INLINE I bits(F a) { return _mm256_castps_si256(a); }
+  MEZO_INLINE F floats(I a) { return _mm256_castsi256_ps(a); }
+
+  MEZO_INLINE I add(I a, I b) { return _mm256_add_epi32(a, b); }
+  MEZO_INLINE I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
+  MEZO_INLINE I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
+  MEZO_INLINE I bit_xor(I a, I b) { return _mm256_xor_si256(a, b); }
+  template <int kShift>
+  MEZO_INLINE I sll(I a) {
+    return _mm256_slli_epi32(a, kShift);
+  }
+  template <int kShift>
+  MEZO_INLINE I sra(I a) {
+    return _mm256_srai_epi32(a, kShift);
+  }
+
+  MEZO_INLINE I mul_wide(I a, I b) { return _mm256_mul_epu32(a, b); }
+  MEZO_INLINE I high_half(I a) { return _mm256_srli_epi64(a, 32); }
+  MEZO_INLINE I interleave(I even, I odd) {
+    return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+  }
+
+  MEZO_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
+  MEZO_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  MEZO_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  MEZO_INLINE F sqrt(F a) { return _mm256_sqrt_ps(a); }
+  MEZO_INLINE F float_of_i32(I a) { return _mm256_cvtepi32_ps(a); }
+  // Both halves are exact, and so is their fma but for its one rounding.
+  MEZO_INLINE F float_of_u32(I a) {
+    const F high = _mm256_cvtepi32_ps(_mm256_srli_epi32(a, 16));
+    const F low = _mm256_cvtepi32_ps(_mm256_blend_epi16(a, _mm256_setzero_si256(), 0xAA));
+    return _mm256_fmadd_ps(high, _mm256_set1_ps(65536.0f), low);
+  }
+
+  MEZO_INLINE I at_least(I a, uint32_t bound) {
+    return _mm256_cmpeq_epi32(_mm256_max_epu32(a, set1(bound)), a);
+  }
+  MEZO_INLINE I sign_mask(I a) { return a; }
+  MEZO_INLINE I invert_where(I mask, I a) { return _mm256_xor_si256(a, mask); }
+  MEZO_INLINE F zero_where(I mask, F a) { return _mm256_andnot_ps(floats(mask), a); }
+  MEZO_INLINE F select(I mask, F yes, F no) { return _mm256_blendv_ps(no, yes, floats(mask)); }
+  MEZO_INLINE F negate(F a) { return flip(a, set1(0x80000000u)); }
+  MEZO_INLINE F flip(F a, I sign) { return _mm256_xor_ps(a, floats(sign)); }
+
+  MEZO_INLINE void transpose(const F in[4], F out[4]) {
+    const __m256d ab_low = _mm256_castps_pd(_mm256_unpacklo_ps(in[0], in[1]));
+    const __m256d ab_high = _mm256_castps_pd(_mm256_unpackhi_ps(in[0], in[1]));
+    const __m256d cd_low = _mm256_castps_pd(_mm256_unpacklo_ps(in[2], in[3]));
+    const __m256d cd_high = _mm256_castps_pd(_mm256_unpackhi_ps(in[2], in[3]));
+    out[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(ab_low, cd_low));
+    out[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(ab_low, cd_low));
+    out[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(ab_high, cd_high));
+    out[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(ab_high, cd_high));
+  }
+};
+
+void load_float16_f16c(float* acc, const void* src, int64_t n) {
+  const uint16_t* from = static_cast<const uint16_t*>(src);
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    _mm256_storeu_ps(acc + i, _mm256_cvtph_ps(halves));
+  }
+  load_float16(acc + i, from + i, n - i);
+}
+
+void store_float16_f16c(void* dst, const float* src, int64_t n) {
+  uint16_t* to = static_cast<uint16_t*>(dst);
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m128i halves =
+        _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
+  }
+  store_float16(to + i, src + i, n - i);
+}
+
+void fma_store_float16_f16c(void* dst, const float* acc, const float* z, float c, int64_t n) {
+  uint16_t* to = static_cast<uint16_t*>(dst);
+  const __m256 scale = _mm256_set1_ps(c);
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256 sum = _mm256_fmadd_ps(scale, _mm256_loadu_ps(z + i), _mm256_loadu_ps(acc + i));
+    const __m128i halves = _mm256_cvtps_ph(sum, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
+  }
+  fma_store_float16(to + i, acc + i, z + i, c, n - i);
+}
+
+}  // namespace
+
+const Ops& avx2_ops() {
+  static const Ops ops = {
+      "avx2",
+      Simd<Avx2>::words,
+      Simd<Avx2>::from_words,
+      Simd<Avx2>::generate,
+      {load_float32, load_float16_f16c, load_bfloat16},
+      {store_float32, store_float16_f16c, store_bfloat16},
+      accumulate,
+      {fma_store_float32, fma_store_float16_f16c, fma_store_bfloat16},
+  };
+  return ops;
+}
+
+}  // namespace mezo
