@@ -1,0 +1,210 @@
+"""Random directions: draw one, add a combination of them in place, fan a master out to slots."""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from mezo_kernels.backends import resolve
+from mezo_kernels.directions import native, reference
+from mezo_kernels.philox import Direction, TensorSpec
+from mezo_kernels.plan import AdapterPlan
+
+
+class _Backend(Protocol):
+    def sample(
+        self, spec: TensorSpec, direction: Direction, device: torch.device
+    ) -> torch.Tensor: ...
+
+    def add_directions_(
+        self, plan: AdapterPlan, directions: Sequence[Direction], coefficients: Sequence[float]
+    ) -> None: ...
+
+    def perturb_into(
+        self,
+        plan: AdapterPlan,
+        directions: Sequence[Direction],
+        scales: Sequence[float],
+        update: tuple[Sequence[Direction], Sequence[float]],
+    ) -> None: ...
+
+
+_BACKENDS: dict[str, _Backend] = {"reference": reference, "cpu": native}
+
+
+def sample(
+    spec: TensorSpec,
+    direction: Direction,
+    *,
+    backend: str | None = None,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Draw one direction of one tensor: the z that the other calls use, to look at and to test.
+
+        z[i, j] = normal(seed, step, index, uid, e),  e = (row0 + i) * global_cols + col0 + j
+
+    Args:
+        spec: the tensor, or the shard of one.
+        direction: which z.
+        backend: "reference" | "cpu" | "triton" | "cuda" | None (the best usable one).
+        device: where z goes; None is the CPU.
+
+    Returns:
+        `[rows, cols]` fp32, contiguous; the caller owns it.
+
+    Raises:
+        ValueError: an unknown backend name.
+        RuntimeError: the requested backend is not usable here, with the reason.
+
+    Numerics: |z| <= 6.77, within 4 ulp of float64 Box-Muller. Deterministic; the same bits on every
+    backend. Graph-safe: no, it allocates. Cost: one write of z.
+    Source: Salmon et al. 2011 for Philox; Box and Muller 1958.
+    """
+    target = torch.device("cpu" if device is None else device)
+    name = resolve(backend, target.type)
+    return _BACKENDS[name].sample(spec, direction, target)
+
+
+def add_directions_(
+    tensors: Sequence[torch.Tensor] | AdapterPlan,
+    specs: Sequence[TensorSpec] | None = None,
+    directions: Sequence[Direction] = (),
+    coefficients: Sequence[float] = (),
+    *,
+    backend: str | None = None,
+) -> None:
+    """Add a combination of random directions to adapter tensors in place, all in one call.
+
+        tensor_i <- fma(c_{K-1}, z_{K-1}, ... fma(c_0, z_0, tensor_i)),   z_k ~ N(0, 1)
+
+    Args:
+        tensors: N tensors `[rows_i, cols_i]`, fp32 | fp16 | bf16, one device, last dim contiguous;
+            views of a pool slot are fine. Or an `AdapterPlan`, whose masters are meant.
+        specs: N `TensorSpec`, the logical place of each tensor; None with a plan.
+        directions: K `Direction`, applied in this order.
+        coefficients: K finite floats in the unit of the tensors, rounded to fp32 once. A MeZO
+            update is -lr * projected_grad.
+        backend: "reference" | "cpu" | "triton" | "cuda" | None (the best one for the device).
+
+    Returns:
+        None; ``tensors`` are written in place, unseen by autograd.
+
+    Raises:
+        ValueError: what `AdapterPlan` raises, specs beside a plan, lengths that do not match, a
+            coefficient that is not finite in fp32, or an unknown backend name.
+        RuntimeError: the requested backend is not usable here, with the reason.
+
+    Numerics: z and the sum in fp32, one rounding (nearest even) to each tensor's dtype.
+    Deterministic; the same bits on every backend, whatever the number of threads.
+    Graph-safe: no. Cost: each element is read and written once, whatever K.
+    Source: Malladi et al. 2023 (arXiv 2305.17333), Alg. 1; Salmon et al. 2011 for Philox.
+    """
+    function = "add_directions_"
+    plan = _plan_of(function, tensors, specs, None)
+    coefficients = _rounded(function, "directions", "coefficients", directions, coefficients)
+    _backend_of(backend, plan).add_directions_(plan, directions, coefficients)
+
+
+def perturb_into(
+    masters: Sequence[torch.Tensor] | AdapterPlan,
+    specs: Sequence[TensorSpec] | None = None,
+    outputs: Sequence[Sequence[torch.Tensor]] | None = None,
+    directions: Sequence[Direction] = (),
+    scales: Sequence[float] = (),
+    *,
+    update: tuple[Sequence[Direction], Sequence[float]] | None = None,
+    backend: str | None = None,
+) -> None:
+    """Update fp32 masters, then write perturbed copies of them to slots, all in one call.
+
+        master_i     <- fma(c_{J-1}, z_{J-1}, ... fma(c_0, z_0, master_i))          for `update`
+        output[k][i] <- round(fma(scale_k, z(direction_k), master_i))               for every k, i
+
+    Args:
+        masters: N fp32 tensors `[rows_i, cols_i]`, one device, last dim contiguous; written only
+            where there is an update. Or an `AdapterPlan` built with outputs.
+        specs: N `TensorSpec`, the logical place of each tensor; None with a plan.
+        outputs: K slots of N tensors each, fp32 | fp16 | bf16, last dim contiguous; strided views
+            are fine and nothing outside them is written. None with a plan. Slots must not overlap
+            one another nor the masters; only equal addresses are detected.
+        directions: K `Direction`, one a slot; one named several times is generated once.
+        scales: K finite floats, rounded to fp32 once, e.g. (+eps, -eps). A scale of 0 writes
+            round(master), and no z is computed.
+        update: (directions, coefficients) applied to the masters first, as `add_directions_` does.
+        backend: "reference" | "cpu" | "triton" | "cuda" | None (the best one for the device).
+
+    Returns:
+        None; the outputs, and with an update the masters, are written, unseen by autograd.
+
+    Raises:
+        ValueError: what `AdapterPlan` raises, specs or outputs beside a plan, no outputs, lengths
+            that do not match, a scale that is not finite in fp32, or an unknown backend name.
+        RuntimeError: the requested backend is not usable here, with the reason.
+
+    Numerics: z and the sum in fp32, one rounding (nearest even) to each output's dtype.
+    Deterministic; the same bits on every backend, whatever the number of threads.
+    Graph-safe: no. Cost: the masters are read once (and written once with an update), each output
+    written once, one z generated per distinct direction.
+    Source: Malladi et al. 2023 (arXiv 2305.17333), Alg. 1; Salmon et al. 2011 for Philox.
+    """
+    function = "perturb_into"
+    plan = _plan_of(function, masters, specs, outputs)
+    if plan.outputs is None:
+        raise ValueError(
+            f"{function}: outputs must be one sequence of tensors per slot, got None; pass them, "
+            "or an AdapterPlan built with outputs."
+        )
+    if len(directions) != len(plan.outputs):
+        raise ValueError(
+            f"{function}: directions must have one entry per slot, {len(plan.outputs)}, got "
+            f"{len(directions)}; name a direction for each slot (with scale 0 for an exact copy)."
+        )
+    scales = _rounded(function, "directions", "scales", directions, scales)
+    moves, factors = ((), ()) if update is None else update
+    factors = _rounded(function, "update directions", "update coefficients", moves, factors)
+    _backend_of(backend, plan).perturb_into(plan, directions, scales, (moves, factors))
+
+
+def _plan_of(
+    function: str,
+    tensors: Sequence[torch.Tensor] | AdapterPlan,
+    specs: Sequence[TensorSpec] | None,
+    outputs: Sequence[Sequence[torch.Tensor]] | None,
+) -> AdapterPlan:
+    if isinstance(tensors, AdapterPlan):
+        if specs is not None or outputs is not None:
+            raise ValueError(
+                f"{function}: specs and outputs must be None beside an AdapterPlan, got "
+                "another set of them; they are part of the plan."
+            )
+        return tensors
+    if specs is None:
+        raise ValueError(
+            f"{function}: specs must be one TensorSpec per tensor, got None; pass them, or an "
+            "AdapterPlan."
+        )
+    return AdapterPlan(tensors, specs, outputs)
+
+
+def _rounded(
+    function: str, left: str, right: str, directions: Sequence[Direction], factors: Sequence[float]
+) -> list[float]:
+    """The factors rounded to fp32, once and for every backend."""
+    if len(directions) != len(factors):
+        raise ValueError(
+            f"{function}: {left} and {right} must have one length, got {len(directions)} and "
+            f"{len(factors)}; pass one factor per direction."
+        )
+    rounded = [float(value) for value in torch.tensor(factors, dtype=torch.float32).tolist()]
+    for k, value in enumerate(rounded):
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{function}: {right}[{k}] must be finite in fp32, got {factors[k]!r}; skip the "
+                "step of a non-finite loss instead of applying it."
+            )
+    return rounded
+
+
+def _backend_of(backend: str | None, plan: AdapterPlan) -> _Backend:
+    return _BACKENDS[resolve(backend, plan.device.type)]
