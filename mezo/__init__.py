@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mezo._host import declare_torchvision_schemas
+
+# Before anything below imports transformers.
+declare_torchvision_schemas()
+
 from mezo._step import EvalResult, NonfiniteLossError, Run, StepResult, StepStatus, attach, step
 from mezo.config import MezoConfig
 from mezo.data import Batch

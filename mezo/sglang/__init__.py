@@ -1,0 +1,1 @@
+"""MeZO inside SGLang: plugin, worker, slots, scoring. The only package that imports SGLang."""

@@ -1,0 +1,112 @@
+"""What SGLang needs on a host without an accelerator, and nothing else.
+
+Three things stop SGLang 0.5.x there, and each has its function here:
+
+1. torchvision's wheel links CUDA, so its C++ operators do not load and importing it fails for want
+   of two schemas: `mezo._host.declare_torchvision_schemas`, before torchvision is imported.
+2. `sgl_kernel` has no CPU wheel, but SGLang imports a few `*_cpu` names from it at module level
+   (speculative decoding and KV moves): `stub_sgl_kernel`, before SGLang is imported.
+3. SGLang's LoRA layers ask for pinned memory, which torch refuses without an accelerator:
+   `unpin_lora_memory`, once SGLang is there; it changes two of SGLang's modules.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+import types
+from typing import Any
+
+import torch
+
+from mezo._host import declare_torchvision_schemas
+
+_PINNING_FACTORIES = ("tensor", "empty", "zeros", "arange")
+
+
+def is_cpu_host() -> bool:
+    """Whether torch sees no accelerator here."""
+    return not torch.accelerator.is_available()
+
+
+def prepare_import() -> None:
+    """Make `import sglang` work on a CPU host; does nothing elsewhere. Idempotent."""
+    if not is_cpu_host():
+        return
+    os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+    declare_torchvision_schemas()
+    stub_sgl_kernel()
+
+
+def stub_sgl_kernel() -> None:
+    """Stand in for `sgl_kernel` where it is not installed; its `*_cpu` names raise when called."""
+    if "sgl_kernel" in sys.modules or importlib.util.find_spec("sgl_kernel") is not None:
+        return
+    stub = types.ModuleType("sgl_kernel", "Stand-in for SGLang's compiled kernels on a CPU host.")
+    stub.__spec__ = importlib.util.spec_from_loader("sgl_kernel", loader=None)
+    stub.__version__ = "0.0.0"  # type: ignore[attr-defined]
+    stub.__path__ = []  # type: ignore[attr-defined]
+    stub.__getattr__ = _missing_kernel  # type: ignore[method-assign]
+    sys.modules["sgl_kernel"] = stub
+
+
+def _missing_kernel(name: str) -> Any:
+    """Return a function that raises when called, for `*_cpu` names only."""
+    if not name.endswith("_cpu"):
+        raise AttributeError(f"module 'sgl_kernel' (stand-in) has no attribute {name!r}")
+
+    def kernel(*args: object, **kwargs: object) -> None:
+        raise NotImplementedError(
+            f"sgl_kernel.{name} must be SGLang's compiled kernel, got mezo's stand-in for CPU "
+            "hosts; turn off the feature that calls it (speculative decoding, KV moves)."
+        )
+
+    return kernel
+
+
+class _UnpinnedTorch(types.ModuleType):
+    """torch, as two of SGLang's modules see it: its factories ignore ``pin_memory=True``."""
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(torch, name)
+        if name not in _PINNING_FACTORIES:
+            return attribute
+
+        @functools.wraps(attribute)
+        def factory(*args: Any, pin_memory: bool = False, **kwargs: Any) -> Any:
+            return attribute(*args, **kwargs)
+
+        return factory
+
+
+def unpin_lora_memory() -> None:
+    """Let SGLang's LoRA layers and its torch LoRA backend work without pinned memory."""
+    if not is_cpu_host():
+        return
+    layers = importlib.import_module("sglang.srt.lora.layers")
+    backend = importlib.import_module("sglang.srt.lora.backend.torch_backend")
+    if isinstance(layers.torch, _UnpinnedTorch):
+        return
+    for module in (layers, backend):
+        module.torch = _UnpinnedTorch("torch")  # type: ignore[attr-defined]
+    _without_pinning(layers.MergedColumnParallelLinearWithLoRA, "set_lora_info")
+    _without_pinning(backend.TorchNativeLoRABackend, "prepare_lora_batch")
+
+
+def _without_pinning(cls: Any, method: str) -> None:
+    """Make ``Tensor.pin_memory`` return its tensor while ``cls.method`` runs."""
+    original = getattr(cls, method)
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        pin_memory = torch.Tensor.pin_memory
+        torch.Tensor.pin_memory = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]
+        try:
+            return original(*args, **kwargs)
+        finally:
+            torch.Tensor.pin_memory = pin_memory  # type: ignore[method-assign]
+
+    setattr(cls, method, wrapper)

@@ -1,0 +1,299 @@
+"""Our code in every scheduler process: holds the adapters being trained and answers messages.
+
+Messages come over SGLang's RPC channel and are handled on the scheduler's main thread between
+batches, in the same order in every tensor-parallel rank. A message names an operation and carries
+JSON; the reply is JSON too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mezo.adapter import assemble
+from mezo.config import MezoConfig
+from mezo.core import BASE, THETA, Scores, StepRequest, pair_slots, run_step
+from mezo.sglang import compat, scoring
+from mezo.sglang.slots import Part, parts_of
+from mezo.state import AdapterState
+
+METHOD = "mezo"
+# Part of every reply to "hello"; the caller refuses a plugin that speaks another one.
+PROTOCOL = 1
+
+logger = logging.getLogger(__name__)
+_adapters: dict[str, _Adapter] = {}
+
+
+class Agreement:
+    """Makes the ranks of one message agree: all succeed, or all raise; rank 0's value counts."""
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+        self.is_done = False
+
+    def __call__(self, value: Any = None, error: str | None = None) -> Any:
+        """Exchange values and errors once; returns rank 0's value or raises the first error."""
+        self.is_done = True
+        everyone: list[Any] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(everyone, (value, error), group=self._group)
+        errors = [e for _, e in everyone if e is not None]
+        if errors:
+            raise RankError(errors[0])
+        return everyone[0][0]
+
+
+class RankError(RuntimeError):
+    """An operation failed in some rank."""
+
+
+@dataclasses.dataclass
+class _Adapter:
+    """An adapter being trained, on this rank."""
+
+    scheduler: Any
+    config: MezoConfig
+    state: AdapterState
+    uids: dict[str, str]
+
+    def score(
+        self, rows: Sequence[Sequence[int]], prompt_lens: Sequence[int], slots: Sequence[str]
+    ) -> Scores:
+        uids = {slot: None if slot == BASE else self.uids[slot] for slot in slots}
+        return scoring.score_rows(self.scheduler, rows, prompt_lens, uids)
+
+
+def handle(scheduler: Any, request: Any) -> Any:
+    """Answer one message (`Scheduler.handle_rpc_request`)."""
+    from sglang.srt.managers.io_struct import RpcReqOutput
+
+    parameters = request.parameters or {}
+    agree = Agreement(scheduler.tp_group.cpu_group)
+    try:
+        try:
+            operation = _OPERATIONS[parameters["op"]]
+            reply = operation(scheduler, json.loads(parameters["payload"]), agree)
+        except RankError:
+            raise
+        except Exception as error:
+            if not isinstance(error, (ValueError, NotImplementedError)):
+                logger.exception("mezo: operation %s failed", parameters.get("op"))
+            agree(error=f"{type(error).__name__}: {error}")
+        if not agree.is_done:
+            agree()
+    except RankError as error:
+        return RpcReqOutput(success=False, message=str(error))
+    return RpcReqOutput(success=True, message=json.dumps(reply))
+
+
+def served_version(lora_id: str | None) -> int | None:
+    """The version of the weights that a request for ``lora_id`` gets, if it is one we train."""
+    for adapter in _adapters.values():
+        if lora_id is not None and lora_id == adapter.uids[THETA]:
+            return adapter.state.version
+    return None
+
+
+def publish_served(lora_ids: Sequence[str | None]) -> None:
+    """Bring the theta slots that a batch is about to read up to date."""
+    for adapter in _adapters.values():
+        if adapter.uids[THETA] in lora_ids:
+            adapter.state.publish()
+
+
+def _hello(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+    """Say what is here."""
+    from importlib.metadata import version
+
+    args = scheduler.server_args
+    max_tokens, max_rows = scoring.budget(scheduler)
+    context = int(compat.model_runner(scheduler).model_config.context_len)
+    return {
+        "protocol": PROTOCOL,
+        "versions": {"sglang": version("sglang"), "torch": torch.__version__},
+        "tp_size": int(args.tp_size),
+        "max_row_tokens": context,
+        "max_batch_tokens": max_tokens,
+        "max_batch_rows": max_rows,
+    }
+
+
+def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+    """Load the run's slots, pinned, and bind the adapter's state to them."""
+    config = MezoConfig(**payload["config"])
+    manager = compat.model_runner(scheduler).lora_manager
+    _check_pool(manager, config)
+    parts = parts_of(manager, config.target_modules, config.rank)
+    uids: dict[str, str] = payload["uids"]
+    loaded: list[Any] = []
+    try:
+        for slot, uid in uids.items():
+            loaded.append(_load_empty_adapter(manager, config, parts, slot, uid))
+        compat.fetch_adapters(manager, set(uids.values()))
+    except Exception:
+        for ref in loaded:
+            manager.unload_lora_adapter(ref)
+        raise
+    pool = manager.memory_pool
+    targets = [part for part in parts if part.is_target]
+    views = {
+        slot: [part.view(pool, pool.uid_to_buffer_id[uid]) for part in targets]
+        for slot, uid in uids.items()
+    }
+    state = AdapterState(
+        [part.spec for part in targets],
+        seed=config.seed,
+        distribution=config.distribution,
+        pairs=[(views[f"plus{k}"], views[f"minus{k}"]) for k in range(config.num_directions)],
+        theta=views[THETA],
+        device=views[THETA][0].device,
+    )
+    state.publish()
+    _adapters[config.name] = _Adapter(scheduler, config, state, uids)
+    return {"num_parameters": state.arena.numel(), "slots": dict(pool.uid_to_buffer_id)}
+
+
+def _check_pool(manager: Any, config: MezoConfig) -> None:
+    """Raise unless the pool can take the run's slots."""
+    pool = manager.memory_pool
+    if config.name in _adapters or any(
+        ref.lora_name == config.name for ref in manager.lora_refs.values()
+    ):
+        raise ValueError(
+            f"attach: name must be new in the engine, got {config.name!r}, which is loaded; "
+            "close that run or choose another MezoConfig.name."
+        )
+    if config.rank > pool.max_lora_rank:
+        raise ValueError(
+            f"attach: rank must be at most the engine's max_lora_rank {pool.max_lora_rank}, "
+            f"got {config.rank}; start the engine with max_lora_rank={config.rank}."
+        )
+    slots = len(pair_slots(config.num_directions)) + 1
+    # SGLang keeps one slot unpinned for the base model and other adapters.
+    free = pool.max_loras_per_batch - 1 - manager.num_pinned_loras
+    if slots > free:
+        raise ValueError(
+            f"attach: the LoRA pool must have {slots} slots to pin for {config.num_directions} "
+            f"direction(s), got {max(free, 0)} (max_loras_per_batch is {pool.max_loras_per_batch}, "
+            f"{manager.num_pinned_loras} pinned, 1 kept for the base model); start the engine with "
+            f"max_loras_per_batch={slots + 1 + manager.num_pinned_loras}."
+        )
+
+
+def _load_empty_adapter(
+    manager: Any, config: MezoConfig, parts: Sequence[Part], slot: str, uid: str
+) -> Any:
+    """Register an all-zero adapter of the run's shape under ``uid``, pinned."""
+    from sglang.srt.lora.lora_registry import LoRARef
+
+    name = config.name if slot == THETA else f"{config.name}/{slot}"
+    ref = LoRARef(lora_id=uid, lora_name=name, lora_path=f"mezo:{name}", pinned=True)
+    tensors = {
+        f"base_model.model.{part.spec.name}.weight": torch.zeros(part.spec.global_shape)  # type: ignore[arg-type]
+        for part in parts
+    }
+    modules = sorted({part.spec.name.split(".")[-2] for part in parts})
+    result = manager.load_lora_adapter_from_tensors(
+        ref,
+        tensors,
+        {
+            "peft_type": "LORA",
+            "r": config.rank,
+            "lora_alpha": config.alpha,
+            "target_modules": modules,
+        },
+    )
+    if not result.success:
+        raise ValueError(
+            f"attach: SGLang must accept the adapter's shape, got: {result.error_message}; "
+            "start the engine with a pool that fits the MezoConfig."
+        )
+    return ref
+
+
+def _adapter(payload: dict[str, Any]) -> _Adapter:
+    """The adapter that a message is about."""
+    name = payload["name"]
+    if name not in _adapters:
+        raise ValueError(
+            f"run {name!r} must be attached, got {sorted(_adapters)} in the engine; attach it again."
+        )
+    return _adapters[name]
+
+
+def _step(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+    """Take one step; every rank computes its update from rank 0's losses."""
+    adapter = _adapter(payload)
+
+    def score(
+        rows: Sequence[Sequence[int]], prompt_lens: Sequence[int], slots: Sequence[str]
+    ) -> Scores:
+        scores: Scores = agree(adapter.score(rows, prompt_lens, slots))
+        return scores
+
+    return dataclasses.asdict(run_step(adapter.state, score, StepRequest(**payload["request"])))
+
+
+def _score(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+    """Score rows under theta or the base model."""
+    adapter, slot = _adapter(payload), payload["slot"]
+    if slot == THETA:
+        adapter.state.publish()
+    scores = adapter.score(payload["rows"], payload["prompt_lens"], [slot])
+    return dataclasses.asdict(scores)
+
+
+def _apply_update(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+    """Take an update whose coefficients are known."""
+    _adapter(payload).state.defer_update(payload["step"], payload["coefficients"])
+    return {}
+
+
+def _export(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+    """Gather the fp32 masters of all ranks; rank 0 puts them together and writes a file."""
+    from safetensors.torch import save_file
+
+    state = _adapter(payload).state
+    state.flush()
+    group = scheduler.tp_group.cpu_group
+    shards = [(s, m.cpu()) for s, m in zip(state.specs, state.masters, strict=True)]
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, shards, group=group)
+    if dist.get_rank(group) == 0:
+        whole = assemble(shard for rank in everyone for shard in rank)
+        save_file(whole, payload["path"])
+    return {"ranks": len(everyone)}
+
+
+def _detach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+    """Take the perturbed slots out of the pool; theta's goes through SGLang's own unloading."""
+    adapter = _adapters.pop(payload["name"], None)
+    if adapter is not None:
+        manager = compat.model_runner(scheduler).lora_manager
+        for slot, uid in adapter.uids.items():
+            if slot != THETA:
+                manager.unload_lora_adapter(manager.lora_refs[uid])
+    return {}
+
+
+def _memory(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+    """Free KV tokens and request slots, for leak checks."""
+    return compat.free_memory(scheduler)
+
+
+_OPERATIONS: dict[str, Callable[[Any, dict[str, Any], Agreement], dict[str, Any]]] = {
+    "hello": _hello,
+    "attach": _attach,
+    "step": _step,
+    "score": _score,
+    "apply_update": _apply_update,
+    "export": _export,
+    "detach": _detach,
+    "memory": _memory,
+}
