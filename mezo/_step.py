@@ -104,7 +104,10 @@ class Run:
         if isinstance(batch, EncodedBatch):
             return batch
         return encode(
-            batch, self.session.tokenizer, max_row_tokens=self.session.max_row_tokens
+            batch,
+            self.session.tokenizer,
+            max_row_tokens=self.session.max_row_tokens,
+            vocab_size=self.session.vocab_size,
         )
 
     def step(

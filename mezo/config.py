@@ -54,7 +54,7 @@ class MezoConfig:
         object.__setattr__(self, "target_modules", _module_names(self.target_modules))
         require(
             isinstance(self.rank, int) and self.rank >= 1,
-            f"MezoConfig: rank must be an integer >= 1, got {self.rank!r}; usual values are 4 to 64.",
+            f"MezoConfig: rank must be an integer >= 1, got {self.rank!r}; take 4 to 64.",
         )
         for field in ("alpha", "lr", "eps"):
             value = getattr(self, field)

@@ -39,7 +39,9 @@ class Batch:
     def __post_init__(self) -> None:
         n = len(self.prompts)
         if n == 0:
-            raise ValueError("Batch: prompts must hold at least one prompt, got none; drop the batch.")
+            raise ValueError(
+                "Batch: prompts must hold at least one prompt, got none; drop the batch."
+            )
         if (self.completions is None) == (self.options is None):
             raise ValueError(
                 "Batch: exactly one of completions and options must be given, got "
@@ -113,7 +115,13 @@ class EncodedBatch:
     targets: Targets
 
 
-def encode(batch: Batch, tokenizer: Any, *, max_row_tokens: int | None = None) -> EncodedBatch:
+def encode(
+    batch: Batch,
+    tokenizer: Any,
+    *,
+    max_row_tokens: int | None = None,
+    vocab_size: int | None = None,
+) -> EncodedBatch:
     """Turn a batch into token rows; the split of prompt and completion is made on token ids.
 
     Text is tokenised as one string, prompt + completion, and split behind the prompt's own tokens.
@@ -123,12 +131,14 @@ def encode(batch: Batch, tokenizer: Any, *, max_row_tokens: int | None = None) -
         batch: N prompts.
         tokenizer: a Hugging Face tokenizer; may be None when the batch holds token ids only.
         max_row_tokens: longest row the engine takes, or None.
+        vocab_size: token ids are below it, or None.
 
     Returns:
         The encoded batch.
 
     Raises:
-        ValueError: an empty prompt or completion, a row that is too long, text without a tokenizer.
+        ValueError: an empty prompt or completion, a row that is too long, a token id outside the
+            vocabulary, text without a tokenizer.
     """
     rows, prompt_lens = [], []
     for i, (prompt, completion) in enumerate(batch.pairs()):
@@ -148,6 +158,11 @@ def encode(batch: Batch, tokenizer: Any, *, max_row_tokens: int | None = None) -
             raise ValueError(
                 f"Batch: row {i} must have at most {max_row_tokens} tokens (the engine's limit), "
                 f"got {len(row)}; shorten the prompt or start the engine with a larger limit."
+            )
+        if min(row) < 0 or (vocab_size is not None and max(row) >= vocab_size):
+            raise ValueError(
+                f"Batch: token ids of row {i} must lie in the model's vocabulary of {vocab_size}, "
+                f"got {min(row)}..{max(row)}; encode the text with the model's own tokenizer."
             )
         rows.append(row)
         prompt_lens.append(len(prompt_ids))

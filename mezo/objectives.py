@@ -52,9 +52,7 @@ def batch_loss(targets: Targets, logprob_sums: Sequence[float]) -> float:
     assert targets.labels is not None
     terms = [
         _log_sum_exp(scores) - scores[label]
-        for scores, label in zip(
-            option_scores(targets, logprob_sums), targets.labels, strict=True
-        )
+        for scores, label in zip(option_scores(targets, logprob_sums), targets.labels, strict=True)
     ]
     return math.fsum(terms) / len(terms)
 

@@ -18,15 +18,14 @@ class Session(Protocol):
     model_path: str
     tokenizer: Any
     max_row_tokens: int
+    vocab_size: int
 
     def step(self, request: StepRequest) -> StepReply:
         """Run one step on every rank and return its scalars."""
         ...
 
-    def score(
-        self, rows: Sequence[Sequence[int]], prompt_lens: Sequence[int], slot: str
-    ) -> Scores:
-        """Score rows under the unperturbed adapter (`core.THETA`) or the base model (`core.BASE`)."""
+    def score(self, rows: Sequence[Sequence[int]], prompt_lens: Sequence[int], slot: str) -> Scores:
+        """Score rows under the current adapter (`core.THETA`) or the base model (`core.BASE`)."""
         ...
 
     def apply_update(self, step: int, coefficients: Sequence[float]) -> None:

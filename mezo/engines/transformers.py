@@ -70,6 +70,7 @@ class TransformersSession:
         self.tokenizer = tokenizer
         self.model_path = str(getattr(model, "name_or_path", "") or "")
         self.max_row_tokens = int(model.config.max_position_embeddings)
+        self.vocab_size = int(model.config.vocab_size)
         self._was_training = bool(model.training)
         model.eval()  # dropout would differ between the two signs
         slots = [*pair_slots(config.num_directions), THETA]
@@ -77,17 +78,15 @@ class TransformersSession:
         specs, views = [], {slot: [] for slot in slots}  # type: ignore[var-annotated]
         for name, layer in self._layers.items():
             for factor in ("A", "B"):
-                shape = tuple(layer.slots[THETA][factor].shape)
-                specs.append(TensorSpec(f"{name}.lora_{factor}", shape))
+                rows, cols = layer.slots[THETA][factor].shape
+                specs.append(TensorSpec(f"{name}.lora_{factor}", (rows, cols)))
                 for slot in slots:
                     views[slot].append(layer.slots[slot][factor])
         self.state = AdapterState(
             specs,
             seed=config.seed,
             distribution=config.distribution,
-            pairs=[
-                (views[f"plus{k}"], views[f"minus{k}"]) for k in range(config.num_directions)
-            ],
+            pairs=[(views[f"plus{k}"], views[f"minus{k}"]) for k in range(config.num_directions)],
             theta=views[THETA],
             device=model.device,
         )
@@ -97,9 +96,7 @@ class TransformersSession:
         """See `Session.step`."""
         return run_step(self.state, self._score, request)
 
-    def score(
-        self, rows: Sequence[Sequence[int]], prompt_lens: Sequence[int], slot: str
-    ) -> Scores:
+    def score(self, rows: Sequence[Sequence[int]], prompt_lens: Sequence[int], slot: str) -> Scores:
         """See `Session.score`."""
         if slot == THETA:
             self.state.publish()
@@ -174,8 +171,9 @@ def _wrap(model: Any, config: MezoConfig, slots: Sequence[str]) -> dict[str, _Lo
     }
     known = {name.rsplit(".", 1)[-1] for name in found}
     wrong = sorted(set(config.target_modules) - known)
-    linears = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     if wrong:
+        modules = model.named_modules()
+        linears = {n.rsplit(".", 1)[-1] for n, m in modules if isinstance(m, torch.nn.Linear)}
         raise ValueError(
             f"attach: target_modules must name linear layers of the model, got {wrong}; "
             f"it has {sorted(linears - {'lm_head'})}."

@@ -41,7 +41,9 @@ def score_rows(
     sums: dict[str, list[float]] = {slot: [] for slot in adapters}
     tokens = forwards = 0
     for first, last in _chunks(scheduler, rows, len(adapters)):
-        values, computed = _score_batch(scheduler, rows[first:last], prompt_lens[first:last], adapters)
+        values, computed = _score_batch(
+            scheduler, rows[first:last], prompt_lens[first:last], adapters
+        )
         for slot, chunk in values.items():
             sums[slot] += chunk
         tokens += computed

@@ -52,6 +52,7 @@ class SglangSession:
         hello = self._hello()
         self.versions: dict[str, str] = hello["versions"]
         self.max_row_tokens = int(hello["max_row_tokens"])
+        self.vocab_size = int(hello["vocab_size"])
         slots = [THETA, *pair_slots(config.num_directions)]
         uids = {slot: uuid.uuid4().hex for slot in slots}
         self.info = self.call("attach", config=dataclasses.asdict(config), uids=uids)
@@ -62,13 +63,9 @@ class SglangSession:
         payload = dataclasses.asdict(request)
         return StepReply(**self.call("step", name=self._name, request=payload))
 
-    def score(
-        self, rows: Sequence[Sequence[int]], prompt_lens: Sequence[int], slot: str
-    ) -> Scores:
+    def score(self, rows: Sequence[Sequence[int]], prompt_lens: Sequence[int], slot: str) -> Scores:
         """See `Session.score`."""
-        reply = self.call(
-            "score", name=self._name, rows=rows, prompt_lens=prompt_lens, slot=slot
-        )
+        reply = self.call("score", name=self._name, rows=rows, prompt_lens=prompt_lens, slot=slot)
         return Scores(**reply)
 
     def apply_update(self, step: int, coefficients: Sequence[float]) -> None:
@@ -136,7 +133,7 @@ class SglangSession:
         if hello["protocol"] != PROTOCOL:
             raise RuntimeError(
                 f"attach: the engine's mezo plugin must speak protocol {PROTOCOL}, got "
-                f"{hello['protocol']}; restart the engine with the installed version of mezo-sglang."
+                f"{hello['protocol']}; restart the engine with the installed mezo-sglang."
             )
         return hello
 

@@ -8,9 +8,10 @@ JSON; the reply is JSON too.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -119,6 +120,7 @@ def _hello(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[st
         "versions": {"sglang": version("sglang"), "torch": torch.__version__},
         "tp_size": int(args.tp_size),
         "max_row_tokens": context,
+        "vocab_size": int(compat.model_runner(scheduler).model_config.vocab_size),
         "max_batch_tokens": max_tokens,
         "max_batch_rows": max_rows,
     }
@@ -222,7 +224,7 @@ def _adapter(payload: dict[str, Any]) -> _Adapter:
     name = payload["name"]
     if name not in _adapters:
         raise ValueError(
-            f"run {name!r} must be attached, got {sorted(_adapters)} in the engine; attach it again."
+            f"run {name!r} must be attached, got {sorted(_adapters)} in the engine; attach again."
         )
     return _adapters[name]
 
@@ -287,6 +289,28 @@ def _memory(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     return compat.free_memory(scheduler)
 
 
+def _fingerprint(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+    """Digest the base weights and every slot of the pool on rank 0, to tell what changed."""
+    manager = compat.model_runner(scheduler).lora_manager
+    pool = manager.memory_pool
+    buffers = [t for b in (pool.A_buffer, pool.B_buffer) for name in sorted(b) for t in b[name]]
+    names = {uid: ref.lora_name for uid, ref in manager.lora_refs.items()}
+    slots = {
+        str(names.get(uid, uid)): _digest(tensor[slot] for tensor in buffers)
+        for uid, slot in pool.uid_to_buffer_id.items()
+    }
+    parameters = compat.model_runner(scheduler).model.parameters()
+    return {"base": _digest(parameters), "slots": slots}
+
+
+def _digest(tensors: Iterable[torch.Tensor]) -> str:
+    """blake2s of the tensors' bytes."""
+    digest = hashlib.blake2s()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 _OPERATIONS: dict[str, Callable[[Any, dict[str, Any], Agreement], dict[str, Any]]] = {
     "hello": _hello,
     "attach": _attach,
@@ -296,4 +320,5 @@ _OPERATIONS: dict[str, Callable[[Any, dict[str, Any], Agreement], dict[str, Any]
     "export": _export,
     "detach": _detach,
     "memory": _memory,
+    "fingerprint": _fingerprint,
 }
