@@ -2,49 +2,20 @@
 //
 // Addresses and streams come as integers, tables as addresses of rows (table.h); shapes, dtypes and
 // lengths have been validated by mezo_kernels/plan.py. The GIL is released around the work.
-#include <pybind11/pybind11.h>
+#include "bindings.h"
 
 #include <stdexcept>
-#include <string>
 
 #include "cpu/launch.h"
-#if defined(MEZO_CUDA)
-#include "cuda/launch.h"
-#endif
 
 namespace py = pybind11;
 using namespace mezo;
 
+#if defined(MEZO_CUDA)
+void bind_cuda(py::module_& module);
+#endif
+
 namespace {
-
-template <class T>
-T* address(const char* function, const char* what, int64_t value, int64_t size) {
-  if (size < 0) {
-    throw py::value_error(std::string(function) + ": the size of " + what +
-                          " must be >= 0, got " + std::to_string(size) + "; pass its row count.");
-  }
-  if (value == 0 && size > 0) {
-    throw py::value_error(std::string(function) + ": " + what + " must be an address, got 0 for " +
-                          std::to_string(size) + " rows; pass data_ptr() of the table.");
-  }
-  return reinterpret_cast<T*>(value);
-}
-
-Combination combination(const char* function, int64_t directions, int64_t coefficients,
-                        int64_t size) {
-  return {address<const DirectionRow>(function, "directions", directions, size),
-          address<const float>(function, "coefficients", coefficients, size), size};
-}
-
-FanOut fan_out(const char* function, int64_t directions, int64_t num_directions, int64_t indices,
-               int64_t scales, int64_t outputs, int64_t num_slots) {
-  return {address<const DirectionRow>(function, "directions", directions, num_directions),
-          num_directions,
-          address<const int64_t>(function, "indices", indices, num_slots),
-          address<const float>(function, "scales", scales, num_slots),
-          address<const OutputRow>(function, "outputs", outputs, num_slots),
-          num_slots};
-}
 
 void sample(int64_t out, int64_t tensor, int64_t direction, int threads) {
   // A null output is an empty tensor's.
@@ -107,6 +78,7 @@ py::dict build_info() {
   isas.append("portable");
 #if defined(MEZO_X86)
   isas.append("avx2");
+  isas.append("avx512");
 #endif
   info["isa_paths"] = isas;
   info["openmp"] = has_openmp();
@@ -123,7 +95,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native kernels of mezo_kernels; use them through the Python functions.";
   module.def("build_info", &build_info, "How this module was built.");
-  module.def("set_isa", &set_isa, "Force the CPU code path: 'auto', 'portable', 'avx2'.");
+  module.def("set_isa", &set_isa, "Force the CPU code path: 'auto', 'portable', 'avx2', 'avx512'.");
   module.def("isa", [] { return selected_ops().name; }, "The CPU code path in use.");
   module.def("words", &words, "Philox words as uint32, for tests.");
   module.def("normals_of_words", &normals_of_words, "Gaussians of given words, for tests.");

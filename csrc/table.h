@@ -37,6 +37,19 @@ MEZO_HD Stream stream_of(const DirectionRow& direction, int64_t uid) {
           static_cast<uint32_t>(direction.tail)};
 }
 
+// The lines of a tensor: runs that are contiguous in the element index e. A shard with full rows is
+// one line, any other has a line per row.
+struct Lines {
+  int64_t count, length, first_element, element_stride;
+};
+
+MEZO_HD Lines lines_of(const TensorRow& t) {
+  const bool is_whole = t.cols == t.global_cols;
+  const int64_t count = is_whole ? 1 : t.rows;
+  const int64_t length = is_whole ? t.rows * t.cols : t.cols;
+  return {length == 0 ? 0 : count, length, t.row0 * t.global_cols + t.col0, t.global_cols};
+}
+
 // A list of directions with one factor each: coefficients of a sum.
 struct Combination {
   const DirectionRow* directions;

@@ -1,4 +1,4 @@
-"""AdapterPlan: tensors, their logical places and their slots, checked once and laid out as tables.
+"""The plan of an adapter: tensors, their logical places and their slots, checked once and laid out as tables.
 
 The tables hold one row of int64 per tensor or slot; csrc/table.h declares the same rows.
 """
@@ -46,6 +46,7 @@ class AdapterPlan:
         self.specs = tuple(specs)
         self.outputs = None if outputs is None else tuple(tuple(slot) for slot in outputs)
         self.device = self.masters[0].device if self.masters else torch.device("cpu")
+        self._device_output_table: torch.Tensor | None = None
         self._check_lengths()
         self._check_uids()
         for i, (master, spec) in enumerate(zip(self.masters, self.specs, strict=True)):
@@ -61,6 +62,12 @@ class AdapterPlan:
         self._check_addresses()
         self.tensor_table = _table([tensor_row(*p) for p in zip(masters, specs, strict=True)], 9)
         self.output_table = _table([_memory(t) for slot in self.outputs or () for t in slot], 3)
+
+    def device_output_table(self) -> torch.Tensor:
+        """The output table in the memory of the plan's device, copied there once."""
+        if self._device_output_table is None:
+            self._device_output_table = self.output_table.to(self.device)
+        return self._device_output_table
 
     def _check_lengths(self) -> None:
         if len(self.specs) != len(self.masters):

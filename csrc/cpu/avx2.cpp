@@ -1,16 +1,16 @@
 // 8 lanes: AVX2, FMA and F16C.
 #include <immintrin.h>
 
+#include "float16.h"
 #include "simd.h"
 
 namespace mezo {
 namespace {
 
-#define MEZO_INLINE static inline __attribute__((always_inline))
-
 struct Avx2 {
   using F = __m256;
   using I = __m256i;
+  using Mask = __m256i;
   static constexpr int kLanes = 8;
 
   MEZO_INLINE I set1(uint32_t a) { return _mm256_set1_epi32(static_cast<int>(a)); }
@@ -25,7 +25,7 @@ struct Avx2 {
   MEZO_INLINE I add(I a, I b) { return _mm256_add_epi32(a, b); }
   MEZO_INLINE I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
   MEZO_INLINE I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
-  MEZO_INLINE I bit_xor(I a, I b) { return _mm256_xor_si256(a, b); }
+  MEZO_INLINE I bit_xor(I a, I b, I c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
   template <int kShift>
   MEZO_INLINE I sll(I a) {
     return _mm256_slli_epi32(a, kShift);
@@ -74,39 +74,6 @@ struct Avx2 {
     out[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(ab_high, cd_high));
   }
 };
-
-void load_float16_f16c(float* acc, const void* src, int64_t n) {
-  const uint16_t* from = static_cast<const uint16_t*>(src);
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
-    _mm256_storeu_ps(acc + i, _mm256_cvtph_ps(halves));
-  }
-  load_float16(acc + i, from + i, n - i);
-}
-
-void store_float16_f16c(void* dst, const float* src, int64_t n) {
-  uint16_t* to = static_cast<uint16_t*>(dst);
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m128i halves =
-        _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
-  }
-  store_float16(to + i, src + i, n - i);
-}
-
-void fma_store_float16_f16c(void* dst, const float* acc, const float* z, float c, int64_t n) {
-  uint16_t* to = static_cast<uint16_t*>(dst);
-  const __m256 scale = _mm256_set1_ps(c);
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m256 sum = _mm256_fmadd_ps(scale, _mm256_loadu_ps(z + i), _mm256_loadu_ps(acc + i));
-    const __m128i halves = _mm256_cvtps_ph(sum, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
-  }
-  fma_store_float16(to + i, acc + i, z + i, c, n - i);
-}
 
 }  // namespace
 

@@ -12,6 +12,10 @@ const Ops* supported_ops(const char* name) {
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                         __builtin_cpu_supports("f16c");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+                          __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  if (has_avx512 && (is_auto || strcmp(name, "avx512") == 0)) return &avx512_ops();
   if (has_avx2 && (is_auto || strcmp(name, "avx2") == 0)) return &avx2_ops();
 #endif
   if (is_auto || strcmp(name, "portable") == 0) return &portable_ops();

@@ -1,8 +1,7 @@
 // Walks tensors in tiles that stay in the L1 cache, in parallel over blocks of tiles.
 //
-// A line is a run of elements that is contiguous in the element index e: a whole tensor where the
-// shard has full rows, one row otherwise. Lines are cut into blocks (work items) and tiles at
-// multiples of e, so where the cuts fall changes no bit of the result.
+// Lines (table.h) are cut into blocks, the work items, and blocks into tiles, at multiples in e.
+// Where the cuts fall changes no bit of the result.
 #include "launch.h"
 
 #include <string.h>
@@ -22,22 +21,10 @@ constexpr int64_t kElementSize[kNumDTypes] = {4, 2, 2};
 
 int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
-struct Lines {
-  int64_t count, length, first_element, element_stride;
+// Upper bound over all lines, so that (line, block) is a rectangle.
+int64_t blocks_per_line(const Lines& lines) { return lines.length / kBlock + 2; }
 
-  explicit Lines(const TensorRow& t) {
-    const bool is_whole = t.cols == t.global_cols;
-    count = is_whole ? 1 : t.rows;
-    length = is_whole ? t.rows * t.cols : t.cols;
-    first_element = t.row0 * t.global_cols + t.col0;
-    element_stride = t.global_cols;
-    if (length == 0) count = 0;
-  }
-  int64_t element(int64_t line) const { return first_element + line * element_stride; }
-  // Upper bound over all lines, so that (line, block) is a rectangle.
-  int64_t blocks_per_line() const { return length / kBlock + 2; }
-  int64_t num_blocks() const { return count * blocks_per_line(); }
-};
+int64_t num_blocks(const Lines& lines) { return lines.count * blocks_per_line(lines); }
 
 // n consecutive elements from position p of a tensor (row-major in the shard).
 struct Tile {
@@ -49,7 +36,7 @@ void for_each_tile(const TensorRow* tensors, int64_t num_tensors, int threads, V
   std::vector<int64_t> ends(static_cast<size_t>(num_tensors));
   int64_t total = 0;
   for (int64_t i = 0; i < num_tensors; ++i) {
-    total += Lines(tensors[i]).num_blocks();
+    total += num_blocks(lines_of(tensors[i]));
     ends[static_cast<size_t>(i)] = total;
   }
 #if defined(_OPENMP)
@@ -67,11 +54,12 @@ void for_each_tile(const TensorRow* tensors, int64_t num_tensors, int threads, V
         low = middle + 1;
       }
     }
-    const Lines lines(tensors[low]);
-    const int64_t index = item - (ends[static_cast<size_t>(low)] - lines.num_blocks());
-    const int64_t line = index / lines.blocks_per_line();
-    const int64_t line_begin = lines.element(line), line_end = line_begin + lines.length;
-    const int64_t block = line_begin / kBlock + index % lines.blocks_per_line();
+    const Lines lines = lines_of(tensors[low]);
+    const int64_t index = item - (ends[static_cast<size_t>(low)] - num_blocks(lines));
+    const int64_t line = index / blocks_per_line(lines);
+    const int64_t line_begin = lines.first_element + line * lines.element_stride;
+    const int64_t line_end = line_begin + lines.length;
+    const int64_t block = line_begin / kBlock + index % blocks_per_line(lines);
     const int64_t end = min_of((block + 1) * kBlock, line_end);
     int64_t e = block * kBlock < line_begin ? line_begin : block * kBlock;
     while (e < end) {

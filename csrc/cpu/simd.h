@@ -1,6 +1,8 @@
 // Exact Gaussians on vector registers, written once over an instruction set `Isa`. The arithmetic
 // is that of philox.h, operation by operation.
 //
+// `Isa::Mask` is what at_least and sign_mask return: lanes of ones, or a mask register.
+//
 // A batch is kLanes groups (4 kLanes elements). Lane 4 g + l of every vector holds group
 // (kLanes / 4) l + g, so an in-lane 4x4 transpose of the four result vectors is memory order.
 // Philox keeps each lane in the low half of a 64-bit lane, where the widening multiply wants it:
@@ -8,6 +10,8 @@
 #pragma once
 
 #include "loops.h"
+
+#define MEZO_INLINE static inline __attribute__((always_inline))
 
 namespace mezo {
 namespace {
@@ -56,29 +60,29 @@ struct Simd {
     I c0, c1, c2, c3;
   };
 
-  static inline __attribute__((always_inline)) Half rounds(I c0, const Setup& s) {
+  MEZO_INLINE Half rounds(I c0, const Setup& s) {
     const I m0 = Isa::set1(kPhiloxM0), m1 = Isa::set1(kPhiloxM1);
     I c1 = s.uid, c2 = s.step, c3 = s.tail;
 #pragma GCC unroll 10
     for (int round = 0; round < kPhiloxRounds; ++round) {
       const I product0 = Isa::mul_wide(m0, c0), product1 = Isa::mul_wide(m1, c2);
-      c0 = Isa::bit_xor(Isa::bit_xor(Isa::high_half(product1), c1), s.key0[round]);
-      c2 = Isa::bit_xor(Isa::bit_xor(Isa::high_half(product0), c3), s.key1[round]);
+      c0 = Isa::bit_xor(Isa::high_half(product1), c1, s.key0[round]);
+      c2 = Isa::bit_xor(Isa::high_half(product0), c3, s.key1[round]);
       c1 = product1;
       c3 = product0;
     }
     return {c0, c1, c2, c3};
   }
 
-  static inline __attribute__((always_inline)) Words philox_batch(uint32_t c0, const Setup& s) {
+  MEZO_INLINE Words philox_batch(uint32_t c0, const Setup& s) {
     const I base = Isa::set1(c0);
     const Half a = rounds(Isa::add(base, s.even), s), b = rounds(Isa::add(base, s.odd), s);
     return {{Isa::interleave(a.c0, b.c0), Isa::interleave(a.c1, b.c1),
              Isa::interleave(a.c2, b.c2), Isa::interleave(a.c3, b.c3)}};
   }
 
-  static inline __attribute__((always_inline)) F radius(I word) {
-    const auto is_big = Isa::at_least(word, kBigWord);
+  MEZO_INLINE F radius(I word) {
+    const typename Isa::Mask is_big = Isa::at_least(word, kBigWord);
     const I x = Isa::invert_where(is_big, word);
     const F v = Isa::fma(Isa::float_of_u32(x), Isa::set1(kTwoM32), Isa::set1(kTwoM33));
     const I half = Isa::set1(kSqrtHalfBits);
@@ -100,7 +104,7 @@ struct Simd {
     return Isa::sqrt(Isa::mul(Isa::set1(-2.0f), Isa::fma(e, Isa::set1(kLn2Hi), y)));
   }
 
-  static inline __attribute__((always_inline)) void box_muller(I radius_word, I angle_word, F& z0,
+  MEZO_INLINE void box_muller(I radius_word, I angle_word, F& z0,
                                                                F& z1) {
     const F t = Isa::mul(Isa::float_of_i32(Isa::template sll<2>(angle_word)), Isa::set1(kTwoM32));
     const F t2 = Isa::mul(t, t);
@@ -114,7 +118,7 @@ struct Simd {
     const F c = Isa::fma(t2, c_poly, Isa::set1(1.0f));
     // Bits 31 and 30 of the rounded angle are the quadrant.
     const I quadrant = Isa::add(angle_word, Isa::set1(0x20000000u));
-    const auto is_swapped = Isa::sign_mask(Isa::template sll<1>(quadrant));
+    const typename Isa::Mask is_swapped = Isa::sign_mask(Isa::template sll<1>(quadrant));
     const I sign = Isa::set1(0x80000000u);
     const I cos_sign = Isa::bit_and(Isa::add(quadrant, Isa::set1(0x40000000u)), sign);
     const I sin_sign = Isa::bit_and(quadrant, sign);
@@ -123,14 +127,14 @@ struct Simd {
     z1 = Isa::mul(r, Isa::flip(Isa::select(is_swapped, c, s), sin_sign));
   }
 
-  static inline __attribute__((always_inline)) Normals normals(const Words& words) {
+  MEZO_INLINE Normals normals(const Words& words) {
     Normals n;
     box_muller(words.w[0], words.w[1], n.z[0], n.z[1]);
     box_muller(words.w[2], words.w[3], n.z[2], n.z[3]);
     return n;
   }
 
-  static inline __attribute__((always_inline)) void store(float* z, const Normals& n) {
+  MEZO_INLINE void store(float* z, const Normals& n) {
     F t[4];
     Isa::transpose(n.z, t);
     for (int i = 0; i < 4; ++i) Isa::store(z + i * kLanes, t[i]);

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from mezo_kernels.backends import resolve
-from mezo_kernels.directions import native, reference
+from mezo_kernels.directions import cuda, native, reference
 from mezo_kernels.philox import Direction, TensorSpec
 from mezo_kernels.plan import AdapterPlan
 
@@ -30,7 +30,7 @@ class _Backend(Protocol):
     ) -> None: ...
 
 
-_BACKENDS: dict[str, _Backend] = {"reference": reference, "cpu": native}
+_BACKENDS: dict[str, _Backend] = {"reference": reference, "cpu": native, "cuda": cuda}
 
 
 def sample(
