@@ -1,0 +1,58 @@
+"""Fixtures for all tests: tiny random models, one SGLang engine a module."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import mezo  # first: it lets torchvision and transformers be imported on CPU hosts
+
+import pytest
+import torch
+import transformers
+from tiny import save_tiny_model
+
+transformers.logging.disable_progress_bar()
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="no NVIDIA GPU here")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory):
+    """A function (architecture) -> directory of a 2-layer random checkpoint with a tokenizer."""
+    made = {}
+
+    def make(architecture: str) -> str:
+        if architecture not in made:
+            directory = str(tmp_path_factory.mktemp(f"tiny_{architecture}"))
+            save_tiny_model(architecture, directory)
+            made[architecture] = directory
+        return made[architecture]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def start_engine():
+    """A function that starts the module's SGLang engine; it is shut down with the module."""
+    engines = []
+
+    def start(model_dir: str, config: mezo.MezoConfig, **server_args):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what SGLang and torch say while they are imported
+            engine = mezo.launch_engine(model_dir, config, **server_args)
+        engines.append(engine)
+        return engine
+
+    yield start
+    for engine in engines:
+        engine.shutdown()

@@ -1,0 +1,88 @@
+"""Independent paths to the numbers our engines return: PEFT models and Algorithm 1 in plain torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from tiny import load_model
+from peft import LoraConfig, PeftModel, get_peft_model
+
+import mezo
+from mezo.adapter import initial_values
+from mezo_kernels import Direction, TensorSpec, sample
+
+
+def peft_model(model_dir: str, config: mezo.MezoConfig):
+    """A PEFT LoRA model with our theta_0."""
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=list(config.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(load_model(model_dir), lora).eval()
+    for name, parameter in lora_parameters(model).items():
+        parameter.data.copy_(initial_values(TensorSpec(name, tuple(parameter.shape)), config.seed))
+    return model
+
+
+def lora_parameters(model) -> dict[str, torch.nn.Parameter]:
+    """{canonical name: parameter} of a PEFT model."""
+    return {
+        name.removeprefix("base_model.model.").replace(".default.weight", ""): parameter
+        for name, parameter in model.named_parameters()
+        if "lora_" in name
+    }
+
+
+def load_peft(model_dir: str, adapter_dir) -> PeftModel:
+    return PeftModel.from_pretrained(load_model(model_dir), str(adapter_dir)).eval()
+
+
+def row_logprobs(model, row: Sequence[int], prompt_len: int) -> torch.Tensor:
+    """Log-likelihoods of the tokens behind the prompt; one row, no padding."""
+    logits = model(torch.tensor([list(row)])).logits[0].log_softmax(-1)
+    positions = torch.arange(prompt_len - 1, len(row) - 1)
+    return logits[positions, torch.tensor(list(row[prompt_len:]))]
+
+
+def reference_loss(model, batch: mezo.Batch) -> torch.Tensor:
+    """The loss of a batch of token ids, written out from the paper's definitions; differentiable."""
+    pairs = batch.pairs()
+    scores = [row_logprobs(model, [*p, *c], len(p)) for p, c in pairs]
+    if batch.options is None:
+        return -torch.cat(scores).mean()
+    means, losses = [s.mean() for s in scores], []
+    for size, label in zip(batch.num_options(), batch.labels, strict=True):
+        losses.append(-torch.stack(means[:size]).log_softmax(0)[label])
+        means = means[size:]
+    return torch.stack(losses).mean()
+
+
+@torch.no_grad()
+def algorithm_1(model, batch, *, seed, step, eps, lr):
+    """MeZO's Algorithm 1: perturb in place, forward, perturb, forward, restore, update."""
+    parameters = lora_parameters(model)
+
+    def perturb(scale: float) -> None:
+        for name, parameter in parameters.items():
+            z = sample(TensorSpec(name, tuple(parameter.shape)), Direction(seed, step))
+            parameter.data.add_(z, alpha=scale)
+
+    perturb(eps)
+    loss_plus = reference_loss(model, batch).item()
+    perturb(-2 * eps)
+    loss_minus = reference_loss(model, batch).item()
+    perturb(eps)
+    projected_grad = (loss_plus - loss_minus) / (2 * eps)
+    perturb(-lr * projected_grad)
+    return loss_plus, loss_minus, projected_grad
+
+
+def relative_distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """|a - b| / |b| over all tensors, in float64."""
+    assert a.keys() == b.keys()
+    difference = math.fsum((a[k].double() - b[k].double()).square().sum().item() for k in b)
+    return math.sqrt(difference / math.fsum(b[k].double().square().sum().item() for k in b))

@@ -1,0 +1,74 @@
+"""Tiny random checkpoints and random batches."""
+
+from __future__ import annotations
+
+import random
+
+import mezo  # first: it lets torchvision and transformers be imported on CPU hosts
+
+import torch
+import transformers
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+VOCAB = 512
+
+_TINY = {
+    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+}
+
+
+def save_tiny_model(architecture: str, directory: str) -> None:
+    """Write a 2-layer random checkpoint with a tokenizer."""
+    config_class, model_class = _TINY[architecture]
+    torch.manual_seed(sum(map(ord, architecture)))
+    config = config_class(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCAB,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+    )
+    model_class(config).float().eval().save_pretrained(directory)
+    _tokenizer().save_pretrained(directory)
+
+
+def _tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCAB)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.WordPiece()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def load_model(directory: str):
+    """The checkpoint as a plain fp32 Hugging Face model."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32
+    ).eval()
+
+
+def random_batch(rng: random.Random, *, size: int = 4, kind: str = "completion") -> mezo.Batch:
+    """A batch of random token ids: ragged prompts, ragged completions or 3 ragged options."""
+
+    def ids(low: int, high: int) -> list[int]:
+        return [rng.randrange(3, VOCAB) for _ in range(rng.randint(low, high))]
+
+    prompts = [[1, *ids(1, 9)] for _ in range(size)]
+    if kind == "completion":
+        return mezo.Batch(prompts=prompts, completions=[ids(1, 4) for _ in prompts])
+    return mezo.Batch(
+        prompts=prompts,
+        options=[[ids(1, 3) for _ in range(3)] for _ in prompts],
+        labels=[rng.randrange(3) for _ in prompts],
+    )
