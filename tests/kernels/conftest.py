@@ -1,0 +1,76 @@
+"""Fixtures that choose the code path of the cpu backend."""
+
+import pytest
+import torch
+
+from mezo_kernels import _native
+
+ISAS = ("portable", "avx2", "avx512")
+
+
+@pytest.fixture
+def native():
+    """The native module, with the automatic code path restored afterwards."""
+    if _native.import_error is not None:
+        pytest.skip(f"native module: {_native.import_error}")
+    module = _native.module()
+    yield module
+    module.set_isa("auto")
+
+
+@pytest.fixture(params=ISAS)
+def isa(request, native):
+    """Each code path of the cpu backend in turn."""
+    try:
+        native.set_isa(request.param)
+    except RuntimeError:
+        pytest.skip(f"this CPU or build has no {request.param}")
+    return request.param
+
+
+@pytest.fixture(params=(1, 2), ids=("1thread", "2threads"))
+def threads(request):
+    """The number of threads of torch, and so of the cpu backend."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def native_normals():
+    """A function from `[N, 4]` int64 words to `[N, 4]` fp32 normals by the path in use."""
+
+    def call(words: torch.Tensor) -> torch.Tensor:
+        words32 = (words - ((words >> 31) << 32)).to(torch.int32).contiguous()
+        z = torch.empty(words.shape, dtype=torch.float32)
+        _native.module().normals_of_words(z.data_ptr(), words32.data_ptr(), len(words))
+        return z
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def edge_words():
+    """Words where the exact Gaussian changes branch, in every pairing of radius and angle."""
+    threshold, quarter, eighth = 0xB504F300, 1 << 30, 1 << 29
+    radius = [0, 1, 2, 3, 2**24 - 1, 2**24, 2**24 + 1, 2**24 + 3, 2**31 - 1, 2**31, 2**32 - 1]
+    radius += [threshold + offset for offset in range(-300, 301, 4)]
+    radius += [threshold - 1, threshold + 1, 2**32 - 2, 2**32 - 3, 2**32 - 2**24]
+    angle = [0, 1, 2**32 - 1]
+    for center in range(0, 2**32, eighth):
+        angle += [(center + offset) % 2**32 for offset in (-65, -1, 0, 1, 65)]
+    angle += [quarter // 3, quarter + 12345]
+    grid = torch.cartesian_prod(torch.tensor(radius), torch.tensor(angle))
+    return torch.cat((grid, grid.roll(7, 0)), dim=1)
+
+
+@pytest.fixture(scope="session")
+def bits():
+    """A function from a tensor to its bits, since 0.0 == -0.0 and NaN != NaN."""
+
+    def call(tensor: torch.Tensor) -> torch.Tensor:
+        same_width = {4: torch.int32, 2: torch.int16}[tensor.element_size()]
+        return tensor.contiguous().view(same_width)
+
+    return call
