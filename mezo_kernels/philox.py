@@ -264,13 +264,16 @@ def _cos_sin(words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def direction_of_elements(elements: torch.Tensor, uid: int, direction: Direction) -> torch.Tensor:
-    """Return z (fp32) of the consecutive element indices ``elements`` (`[N]` int64, ascending)."""
-    shift = GROUP_SHIFT[direction.distribution]
+    """Return z (fp32) of element indices `[R, C]` int64, consecutive along each row."""
     if elements.numel() == 0:
-        return torch.empty(0, dtype=torch.float32, device=elements.device)
-    first, last = int(elements[0]) >> shift, int(elements[-1]) >> shift
-    counter = torch.empty((last - first + 1, 4), dtype=torch.int64, device=elements.device)
-    counter[:, 0] = torch.arange(first, last + 1, device=elements.device)
+        return torch.empty(elements.shape, dtype=torch.float32, device=elements.device)
+    shift = GROUP_SHIFT[direction.distribution]
+    first = elements[:, :1] >> shift
+    num_groups = int(((elements[:, -1:] >> shift) - first).max()) + 1
+    groups = first + torch.arange(num_groups, device=elements.device)
+    counter = torch.empty((groups.numel(), 4), dtype=torch.int64, device=elements.device)
+    # A row that needs fewer groups may run past the last one, 2**32 - 1; those words are not used.
+    counter[:, 0] = groups.reshape(-1) & MASK32
     counter[:, 1], counter[:, 2], counter[:, 3] = uid, direction.step, direction.tail
     key = torch.tensor(
         [direction.seed & MASK32, direction.seed >> 32], dtype=torch.int64, device=elements.device
@@ -281,4 +284,4 @@ def direction_of_elements(elements: torch.Tensor, uid: int, direction: Direction
     else:
         bits = words.unsqueeze(2) >> torch.arange(32, device=elements.device) & 1
         z = (1 - 2 * bits).to(torch.float32)
-    return z.reshape(-1)[elements - (first << shift)]
+    return z.reshape(len(elements), -1).gather(1, elements - (first << shift))

@@ -1,4 +1,4 @@
-"""The plan of an adapter: tensors, their logical places and their slots, checked once and laid out as tables.
+"""AdapterPlan: an adapter's tensors, their logical places and slots, checked once, as tables.
 
 The tables hold one row of int64 per tensor or slot; csrc/table.h declares the same rows.
 """

@@ -196,7 +196,8 @@ def _rounded(
             f"{function}: {left} and {right} must have one length, got {len(directions)} and "
             f"{len(factors)}; pass one factor per direction."
         )
-    rounded = [float(value) for value in torch.tensor(factors, dtype=torch.float32).tolist()]
+    values = torch.tensor([float(factor) for factor in factors], dtype=torch.float32)
+    rounded: list[float] = values.tolist()
     for k, value in enumerate(rounded):
         if not math.isfinite(value):
             raise ValueError(

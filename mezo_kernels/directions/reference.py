@@ -67,14 +67,10 @@ def _direction_of_rows(
 ) -> torch.Tensor:
     """Z of the shard's rows ``rows``, `[rows, cols]` fp32."""
     cols, global_cols = spec.shape[1], spec.whole_shape[1]
+    row_starts = torch.arange(spec.row0 + rows.start, spec.row0 + rows.stop, device=device)
+    elements = (row_starts * global_cols + spec.col0)[:, None] + torch.arange(cols, device=device)
     if cols == global_cols:
-        first, last = spec.row0 + rows.start, spec.row0 + rows.stop
-        elements = torch.arange(first * cols, last * cols, device=device)
-        return direction_of_elements(elements, spec.uid, direction).reshape(-1, cols)
-    return torch.stack(
-        [
-            direction_of_elements(start + torch.arange(cols, device=device), spec.uid, direction)
-            for row in range(spec.row0 + rows.start, spec.row0 + rows.stop)
-            for start in (row * global_cols + spec.col0,)
-        ]
-    )
+        # Full rows follow one another: one run instead of a cut group per row.
+        z = direction_of_elements(elements.reshape(1, -1), spec.uid, direction)
+        return z.reshape(elements.shape)
+    return direction_of_elements(elements, spec.uid, direction)

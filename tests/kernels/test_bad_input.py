@@ -31,7 +31,7 @@ SHARED = tensor()
         ({"masters": [torch.zeros(6, 4)]}, r"masters\[0\] must have the shape of t, \(4, 6\), got"),
         ({"masters": [torch.zeros(24)]}, r"masters\[0\] must have the shape"),
         ({"outputs": [[torch.zeros(4, 8)]]}, r"outputs\[0\]\[0\] must have the shape of t"),
-        ({"masters": [tensor(torch.float64)]}, r"masters\[0\] must be one of .* float64"),
+        ({"masters": [tensor(torch.float64)]}, r"masters\[0\] must be one of .* got torch.float64"),
         ({"outputs": [[tensor(torch.int32)]]}, r"outputs\[0\]\[0\] must be one of"),
         ({"masters": [torch.zeros(6, 4).t()]}, r"masters\[0\] must have stride\(-1\) == 1, got"),
         ({"outputs": [[torch.zeros(6, 4).t()]]}, r"outputs\[0\]\[0\] must have stride\(-1\)"),
@@ -101,7 +101,7 @@ def test_specs_and_outputs_belong_to_the_plan_or_to_the_call():
 def test_native_module_checks_addresses(native):
     with pytest.raises(ValueError, match="tensors must be an address, got 0 for 1 rows"):
         native.cpu_add_directions(0, 1, 0, 0, 0, 1)
-    with pytest.raises(ValueError, match="the size of coefficients|directions must be >= 0"):
+    with pytest.raises(ValueError, match="the size of directions must be >= 0, got -1"):
         native.cpu_add_directions(0, 0, 0, 0, -1, 1)
     with pytest.raises(RuntimeError, match="name must be 'auto', 'portable' or an instruction set"):
         native.set_isa("sse9")

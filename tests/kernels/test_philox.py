@@ -11,8 +11,7 @@ import mezo_kernels as mk
 
 KAT = json.loads((Path(__file__).parents[1] / "kat" / "philox4x32.json").read_text())
 VECTORS = [
-    tuple([int(word, 16) for word in v[field]] for field in ("counter", "key", "words"))
-    + (v["rounds"],)
+    (*([int(word, 16) for word in v[field]] for field in ("counter", "key", "words")), v["rounds"])
     for v in KAT["vectors"]
 ]
 
