@@ -1,0 +1,88 @@
+"""Which backend a call gets, and what is said when one is missing."""
+
+import logging
+
+import pytest
+import torch
+
+import mezo_kernels as mk
+from mezo_kernels import _native
+from mezo_kernels.backends import _best, resolve
+
+
+@pytest.fixture
+def no_native(monkeypatch):
+    """A package whose native module was never built."""
+    monkeypatch.setattr(_native, "import_error", "No module named 'mezo_kernels._C'")
+    monkeypatch.setattr(_native, "_C", None)
+    monkeypatch.delenv("MEZO_KERNELS_BACKEND", raising=False)
+    _best.cache_clear()
+    yield
+    _best.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    """These tests choose the environment's backend themselves."""
+    monkeypatch.delenv("MEZO_KERNELS_BACKEND", raising=False)
+
+
+def draw(**arguments):
+    return mk.sample(mk.TensorSpec("t", (2, 2)), mk.Direction(0, 0), **arguments)
+
+
+def test_backends_names_all_and_gives_sentences():
+    found = mk.backends()
+    assert list(found) == ["reference", "cpu", "triton", "cuda"]
+    assert found["reference"] is None
+    for reason in found.values():
+        assert reason is None or (reason[0].isupper() and reason.endswith("."))
+    if not torch.cuda.is_available():
+        assert found["cuda"] is not None
+
+
+def test_the_cpu_backend_is_chosen_where_it_is_built(native):
+    assert resolve(None, "cpu") == "cpu"
+
+
+def test_explicit_beats_environment(native, monkeypatch):
+    monkeypatch.setenv("MEZO_KERNELS_BACKEND", "reference")
+    assert resolve(None, "cpu") == "reference"
+    assert resolve("cpu", "cpu") == "cpu"
+
+
+def test_unknown_names_are_value_errors(monkeypatch):
+    with pytest.raises(ValueError, match=r"backend must be one of .* got 'gpu'"):
+        draw(backend="gpu")
+    monkeypatch.setenv("MEZO_KERNELS_BACKEND", "fast")
+    with pytest.raises(ValueError, match=r"MEZO_KERNELS_BACKEND must be one of .* got 'fast'"):
+        draw()
+
+
+def test_a_named_backend_never_falls_back(monkeypatch):
+    unusable = [name for name, reason in mk.backends().items() if reason is not None]
+    for name in unusable:
+        with pytest.raises(RuntimeError, match=f"backend='{name}' is not usable here: "):
+            draw(backend=name)
+        monkeypatch.setenv("MEZO_KERNELS_BACKEND", name)
+        with pytest.raises(RuntimeError, match=f"MEZO_KERNELS_BACKEND='{name}' is not usable"):
+            draw()
+        monkeypatch.delenv("MEZO_KERNELS_BACKEND")
+
+
+def test_a_backend_rejects_the_wrong_device(native):
+    with pytest.raises(RuntimeError, match=r"'cpu' is not usable here: It does not work on cuda"):
+        resolve("cpu", "cuda")
+
+
+def test_without_the_native_module_the_reference_works_and_says_so_once(no_native, caplog):
+    reason = mk.backends()["cpu"]
+    assert "not built" in reason
+    assert "pip install" in reason
+    with caplog.at_level(logging.INFO, logger="mezo_kernels"):
+        first, second = draw(), draw()
+    assert torch.equal(first, second)
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert "slow reference backend on cpu" in caplog.text
+    with pytest.raises(RuntimeError, match="backend='cpu' is not usable here: The native module"):
+        draw(backend="cpu")
