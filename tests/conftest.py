@@ -8,7 +8,10 @@ import warnings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# isort: off
 import mezo  # first: it lets torchvision and transformers be imported on CPU hosts
+
+# isort: on
 
 import pytest
 import torch

@@ -16,13 +16,16 @@ _HAS_EXTEND_RANGE = hasattr(Req, "set_extend_range")
 
 
 def scoring_request(rid: str, tokens: Sequence[int], lora_id: str | None, first: int) -> Any:
-    """Return a request that asks for log-likelihoods of ``tokens[first + 1:]`` and no new token."""
+    """Return a request that asks for log-likelihoods of ``tokens[first + 1:]`` and no new token.
+
+    With ``first = len(tokens)`` it asks for none; the logits behind its last token come anyway.
+    """
     request = Req(
         rid=rid,
         origin_input_text="",
         origin_input_ids=array("q", tokens),
         sampling_params=SamplingParams(temperature=0, max_new_tokens=1),
-        return_logprob=True,
+        return_logprob=first < len(tokens),
         lora_id=lora_id,
     )
     request.full_untruncated_fill_ids = request.origin_input_ids

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from mezo.adapter import assemble
 from mezo.config import MezoConfig
 from mezo.core import THETA, Scores, StepReply, StepRequest, pair_slots
 from mezo.sglang import compat
 from mezo.sglang.launch import slots_needed
 from mezo.sglang.worker import METHOD, PROTOCOL
+from mezo_kernels import TensorSpec
 
 _POLL_MS = 1000
 _ERRORS: dict[str, type[Exception]] = {
@@ -73,11 +75,21 @@ class SglangSession:
         self.call("apply_update", name=self._name, step=step, coefficients=list(coefficients))
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """See `Session.weights`."""
+        """See `Session.weights`; raises RuntimeError when ranks disagree on a part both hold."""
+        return assemble(shard for rank in self.shards() for shard in rank)
+
+    def shards(self) -> list[list[tuple[TensorSpec, torch.Tensor]]]:
+        """Return each rank's part of the current fp32 adapter: (place, values)."""
         with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / "adapter.safetensors"
-            self.call("export", name=self._name, path=str(path))
-            return {name: value.clone() for name, value in load_file(path).items()}
+            path = Path(directory) / "shards.safetensors"
+            reply = self.call("export", name=self._name, path=str(path))
+            tensors = {key: value.clone() for key, value in load_file(path).items()}
+        ranks: list[list[tuple[TensorSpec, torch.Tensor]]] = [[] for _ in set(reply["ranks"])]
+        for i, (rank, place) in enumerate(zip(reply["ranks"], reply["places"], strict=True)):
+            name, shape, row0, col0, global_shape = place
+            spec = TensorSpec(name, tuple(shape), row0, col0, tuple(global_shape))
+            ranks[rank].append((spec, tensors[str(i)]))
+        return ranks
 
     def close(self) -> None:
         """See `Session.close`; does nothing when the engine is shut down already."""

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mezo.adapter import assemble
 from mezo.config import MezoConfig
 from mezo.core import BASE, THETA, Scores, StepRequest, pair_slots, run_step
 from mezo.sglang import compat, scoring
@@ -258,7 +257,7 @@ def _apply_update(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> 
 
 
 def _export(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
-    """Gather the fp32 masters of all ranks; rank 0 puts them together and writes a file."""
+    """Gather the fp32 masters of all ranks; rank 0 writes them to a file and says what they are."""
     from safetensors.torch import save_file
 
     state = _adapter(payload).state
@@ -267,10 +266,12 @@ def _export(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     shards = [(s, m.cpu()) for s, m in zip(state.specs, state.masters, strict=True)]
     everyone: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(everyone, shards, group=group)
+    flat = [(rank, *shard) for rank, ranks_shards in enumerate(everyone) for shard in ranks_shards]
     if dist.get_rank(group) == 0:
-        whole = assemble(shard for rank in everyone for shard in rank)
-        save_file(whole, payload["path"])
-    return {"ranks": len(everyone)}
+        tensors = {str(i): values.contiguous() for i, (_, _, values) in enumerate(flat)}
+        save_file(tensors, payload["path"])
+    places = [(s.name, s.shape, s.row0, s.col0, s.global_shape) for _, s, _ in flat]
+    return {"ranks": [rank for rank, _, _ in flat], "places": places}
 
 
 def _detach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:

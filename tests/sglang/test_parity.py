@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
 import torch
-from tiny import LINEARS, load_model, random_batch
 from independent import (
     algorithm_1,
     load_peft,
@@ -15,6 +15,7 @@ from independent import (
     relative_distance,
     row_logprobs,
 )
+from tiny import LINEARS, load_model, random_batch
 
 import mezo
 from mezo.adapter import initial_values
@@ -33,7 +34,7 @@ def model_dir(request, tiny_model_dir):
 
 @pytest.fixture(scope="module")
 def engine(model_dir, start_engine):
-    return start_engine(model_dir, CONFIG, max_loras_per_batch=5)
+    return start_engine(model_dir, CONFIG, max_loras_per_batch=6)
 
 
 @pytest.mark.parametrize("kind", ["completion", "classification"])
@@ -49,7 +50,7 @@ def test_twenty_steps_agree_with_transformers(engine, model_dir, kind):
             assert ours.loss_plus == pytest.approx(theirs.loss_plus, abs=1e-5)
             assert ours.loss_minus == pytest.approx(theirs.loss_minus, abs=1e-5)
             assert ours.forwards == 1  # both signs in one batch
-            assert ours.tokens == 2 * sum(len(p) + len(c) for p, c in batch.pairs())
+            assert ours.tokens == 2 * tokens_to_run(batch)
             # Subtracting losses near 10 with an error of some ulp (1e-6) leaves an absolute error
             # of about 1e-6 / eps = 1e-4 in the projected gradient, which matters where it is small.
             assert ours.projected_grads[0] == pytest.approx(
@@ -129,10 +130,28 @@ def test_saved_adapter_scores_the_same_in_peft_and_sglang(engine, model_dir, tmp
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
         torch.testing.assert_close(again, theirs, atol=1e-5, rtol=0)
         assert (plain - theirs).abs().max() > 1e-2
-    scored = torch.cat(
-        [e[len(p) - 1 :] for e, (p, _) in zip(expected, batch.pairs(), strict=True)]
-    )
+    scored = torch.cat([e[len(p) - 1 :] for e, (p, _) in zip(expected, batch.pairs(), strict=True)])
     assert live.loss == pytest.approx(-scored.mean().item(), abs=1e-5)
+
+
+def test_two_directions_are_averaged(engine, model_dir):
+    config = dataclasses.replace(CONFIG, num_directions=2, name="two")
+    rng = random.Random(29)
+    with (
+        mezo.attach(engine, config) as run,
+        mezo.attach(load_model(model_dir), config) as truth,
+    ):
+        for _ in range(3):
+            batch = random_batch(rng)
+            ours, theirs = run.step(batch), truth.step(batch)
+            assert ours.forwards == 1
+            assert len(ours.projected_grads) == 2
+            assert ours.losses[0] != ours.losses[1]
+            for mine, other in zip(ours.losses, theirs.losses, strict=True):
+                assert mine == pytest.approx(other, abs=1e-5)
+        assert relative_distance(run.weights(), truth.weights()) < 1e-4
+        for coefficient, grad in zip(ours.coefficients, ours.projected_grads, strict=True):
+            assert coefficient == -config.lr * grad / 2
 
 
 def test_part_of_a_stacked_module_and_a_rank_below_the_pools(engine, model_dir):
@@ -147,6 +166,12 @@ def test_part_of_a_stacked_module_and_a_rank_below_the_pools(engine, model_dir):
                 truth.step(batch, lr=1e-2).loss_plus, abs=1e-5
             )
         assert relative_distance(run.weights(), truth.weights()) < 1e-4
+
+
+def tokens_to_run(batch) -> int:
+    """Tokens of one sign: single-token completions of one prompt are read off the prompt."""
+    prompts = {tuple(p) for p, c in batch.pairs() if len(c) == 1}
+    return sum(map(len, prompts)) + sum(len(p) + len(c) for p, c in batch.pairs() if len(c) > 1)
 
 
 def _prompt_logprobs(engine, row, adapter) -> torch.Tensor:

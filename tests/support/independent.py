@@ -1,4 +1,4 @@
-"""Independent paths to the numbers our engines return: PEFT models and Algorithm 1 in plain torch."""
+"""Independent paths to the numbers our engines return: PEFT, and Algorithm 1 in plain torch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-from tiny import load_model
 from peft import LoraConfig, PeftModel, get_peft_model
+from tiny import load_model
 
 import mezo
 from mezo.adapter import initial_values
@@ -49,7 +49,7 @@ def row_logprobs(model, row: Sequence[int], prompt_len: int) -> torch.Tensor:
 
 
 def reference_loss(model, batch: mezo.Batch) -> torch.Tensor:
-    """The loss of a batch of token ids, written out from the paper's definitions; differentiable."""
+    """The loss of a batch of token ids from the paper's definitions; differentiable."""
     pairs = batch.pairs()
     scores = [row_logprobs(model, [*p, *c], len(p)) for p, c in pairs]
     if batch.options is None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 
-import mezo  # first: it lets torchvision and transformers be imported on CPU hosts
-
 import torch
 import transformers
+
+import mezo
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 VOCAB = 512
@@ -53,9 +53,7 @@ def _tokenizer():
 
 def load_model(directory: str):
     """The checkpoint as a plain fp32 Hugging Face model."""
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32
-    ).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
 def random_batch(rng: random.Random, *, size: int = 4, kind: str = "completion") -> mezo.Batch:
