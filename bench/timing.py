@@ -1,0 +1,87 @@
+"""The interleaved timer: baseline and candidates take turns in one process, ratios per round.
+
+Seconds are CPU time of the calling thread, so that neighbours on a shared machine do not count;
+calls must therefore run on one thread.
+"""
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from statistics import median, quantiles
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one candidate, and the baseline's time over its own, round by round."""
+
+    name: str
+    seconds: list[float]
+    ratios: list[float]
+
+    @property
+    def p50(self) -> float:
+        return median(self.seconds)
+
+    @property
+    def p20_p80(self) -> tuple[float, float]:
+        fifths = quantiles(self.seconds, n=5)
+        return fifths[0], fifths[3]
+
+    @property
+    def ratio(self) -> float:
+        return median(self.ratios)
+
+
+def interleave(calls: dict[str, Callable[[], object]], rounds: int = 30) -> dict[str, Timing]:
+    """Time each call once a round, in turn; the first one is the baseline of the ratios."""
+    for call in calls.values():
+        for _ in range(3):
+            call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.thread_time()
+            call()
+            seconds[name].append(time.thread_time() - start)
+    baseline = next(iter(seconds.values()))
+    return {
+        name: Timing(name, own, [b / o for b, o in zip(baseline, own, strict=True)])
+        for name, own in seconds.items()
+    }
+
+
+def environment() -> dict[str, object]:
+    """What a number depends on: date, commit, versions, CPU."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude", "*"], capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu": cpu_field("model name") or platform.processor(),
+        "cpu_flags": sorted(
+            flag
+            for flag in cpu_field("flags").split()
+            if flag.startswith(("avx", "fma", "f16c", "amx"))
+        ),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def cpu_field(name: str) -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith(name))
+    except (OSError, StopIteration):
+        return ""
