@@ -25,6 +25,15 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path=str(Path(cuda_home) / "bin"))
 
 
+def find_tool(name: str) -> str:
+    """Return a build tool of this Python environment, activated or not, else the one on PATH."""
+    own = shutil.which(name, path=str(Path(sys.executable).parent))
+    found = own or shutil.which(name)
+    if found is None:
+        raise SystemExit(f"mezo_kernels: {name} is needed to build; run `pip install {name}`.")
+    return found
+
+
 class CMakeBuild(build_ext):
     """Configure once, then build what changed, under build/native-<Python tag>."""
 
@@ -34,14 +43,16 @@ class CMakeBuild(build_ext):
         nvcc = find_nvcc()
         build_dir = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
         build_dir.mkdir(parents=True, exist_ok=True)
+        cmake = find_tool("cmake")
         configure = [
-            "cmake",
+            cmake,
             "-S",
             str(ROOT),
             "-B",
             str(build_dir),
             "-G",
             "Ninja",
+            f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
@@ -51,7 +62,7 @@ class CMakeBuild(build_ext):
             archs = os.environ.get("MEZO_CUDA_ARCHS") or DEFAULT_CUDA_ARCHS
             configure += [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DMEZO_CUDA_ARCHS={archs}"]
         run(configure, nvcc)
-        run(["cmake", "--build", str(build_dir)], nvcc)
+        run([cmake, "--build", str(build_dir)], nvcc)
 
 
 def run(command: list[str], nvcc: str | None) -> None:
