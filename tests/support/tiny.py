@@ -36,10 +36,11 @@ def save_tiny_model(architecture: str, directory: str) -> None:
         tie_word_embeddings=False,
     )
     model_class(config).float().eval().save_pretrained(directory)
-    _tokenizer().save_pretrained(directory)
+    make_tokenizer().save_pretrained(directory)
 
 
-def _tokenizer():
+def make_tokenizer():
+    """A word-level tokenizer: "w5" is token 5."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCAB)}}

@@ -1,0 +1,5 @@
+"""`python -m mezo`."""
+
+from mezo.cli import app
+
+app()

@@ -1,0 +1,102 @@
+"""The command line: arguments -> settings -> `mezo.train_task`; what is usable here."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+import mezo
+import mezo_kernels
+from mezo.assets import AssetError
+from mezo.config import MezoConfig
+from mezo.engines import available
+from mezo.train_task import TaskSettings, train_task
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Train LoRA adapters with forward passes only (MeZO), inside the engine that serves them.",
+)
+
+
+@app.command()
+def train(
+    output: Annotated[Path, typer.Option(help="Directory for adapter, summary, log and plot.")],
+    task: Annotated[str, typer.Option(help="Task to train on.")] = "rotten_tomatoes",
+    engine: Annotated[str, typer.Option(help="sglang or transformers.")] = "sglang",
+    model: Annotated[str | None, typer.Option(help="Model; default SmolLM2-135M-Instruct.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Data file; default the task's own.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps to take.")] = 400,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
+    lr: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 3e-3,
+    schedule: Annotated[str, typer.Option(help="constant, linear or cosine.")] = "linear",
+    eps: Annotated[float, typer.Option(help="Perturbation scale.")] = 1e-3,
+    clip: Annotated[float | None, typer.Option(help="Bound on abs(projected_grad).")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Seed of the directions and of the data order.")] = 0,
+    rank: Annotated[int, typer.Option(help="LoRA rank.")] = 8,
+    alpha: Annotated[float, typer.Option(help="LoRA alpha.")] = 16.0,
+    target_modules: Annotated[
+        str, typer.Option(help="Comma-separated module names.")
+    ] = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+    num_directions: Annotated[int, typer.Option(help="Directions a step.")] = 1,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(help="Leave out training examples with longer prompts.")
+    ] = None,
+    eval_examples: Annotated[int, typer.Option(help="Held-out examples.")] = 200,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Steps between evaluations; default before and after only.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="CPU hosts: threads of the engine.")] = 1,
+) -> None:
+    """Train an adapter on a task, and evaluate it before and after."""
+    try:
+        config = MezoConfig(
+            rank=rank,
+            alpha=alpha,
+            target_modules=tuple(name.strip() for name in target_modules.split(",")),
+            lr=lr,
+            eps=eps,
+            clip=clip,
+            seed=seed,
+            num_directions=num_directions,
+            name=task,
+        )
+        settings = TaskSettings(
+            task=task,
+            output=output,
+            config=config,
+            engine=engine,
+            model=model,
+            data=data,
+            num_steps=steps,
+            batch_size=batch_size,
+            schedule=schedule,
+            max_prompt_tokens=max_prompt_tokens,
+            eval_examples=eval_examples,
+            eval_every=eval_every,
+            threads=threads,
+        )
+        train_task(settings)
+    except (ValueError, NotImplementedError, ImportError, AssetError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, which engines and kernel backends are usable here, and why not."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    typer.echo(f"mezo-sglang {mezo.__version__}, Python {platform.python_version()}")
+    typer.echo(f"torch {torch.__version__}, GPU {gpu}")
+    for title, table in (("engine", available()), ("backend", mezo_kernels.backends())):
+        for name, reason in table.items():
+            typer.echo(f"{title} {name}: {'usable' if reason is None else reason}")
+
+
+if __name__ == "__main__":
+    sys.exit(app())
