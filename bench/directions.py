@@ -66,24 +66,22 @@ class Case:
         mk.add_directions_(self.plan, directions=directions, coefficients=[-1e-6], backend="cpu")
 
 
-def generation(isa: str) -> Callable[[], object]:
-    """z of a 2^20 tensor, 64 directions added in registers: generation and one fma."""
+def generation() -> Callable[[], object]:
+    """64 directions of one L2-resident tensor, accumulated: generation and one fma each."""
     plan = mk.AdapterPlan([torch.zeros(256, 1024)], [mk.TensorSpec("hot", (256, 1024))])
     directions = [mk.Direction(0, step) for step in range(64)]
-
-    def call() -> None:
-        _native.module().set_isa(isa)
-        coefficients = [1e-6] * len(directions)
-        mk.add_directions_(plan, directions=directions, coefficients=coefficients, backend="cpu")
-        _native.module().set_isa("auto")
-
-    return call
+    coefficients = [1e-6] * len(directions)
+    return lambda: mk.add_directions_(
+        plan, directions=directions, coefficients=coefficients, backend="cpu"
+    )
 
 
 GENERATION_ELEMENTS = 64 * 256 * 1024
 
 
 def on_isa(isa: str, call: Callable[[], object]) -> Callable[[], object]:
+    """The call on one code path."""
+
     def run() -> None:
         _native.module().set_isa(isa)
         call()
@@ -145,7 +143,9 @@ def measure_generation(rounds: int) -> list[dict[str, object]]:
         for _ in range(64):
             buffer.normal_()
 
-    calls = {"torch.normal_": torch_randn} | {isa: generation(isa) for isa in vector_isas()}
+    calls = {"torch.normal_": torch_randn} | {
+        isa: on_isa(isa, generation()) for isa in vector_isas()
+    }
     what = "generation: one normal (ours with its fma)"
     return [
         row(what, "-", "torch.float32", timing, GENERATION_ELEMENTS)
@@ -171,7 +171,7 @@ def report(rows: list[dict[str, object]], where: dict[str, object]) -> str:
     return (
         "# Directions on the CPU\n\n"
         "Ratios first: the torch loop's time over ours, median of per-round ratios, interleaved in "
-        "one process on one thread. The loop is MeZO's: reseed, `torch.normal` per tensor, add in "
+        "one process on one thread, in CPU time of that thread. The loop is MeZO's: reseed, `torch.normal` per tensor, add in "
         "place; two passes for a pair, four for a step (both signs, restore, update). Ours writes "
         "both signs to two slots from one z, and the step applies the last update in the same "
         "call. Written by `python -m bench.directions`.\n\n"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.directions import GENERATION_ELEMENTS, Case, generation, vector_isas
+from bench.directions import GENERATION_ELEMENTS, Case, generation, on_isa, vector_isas
 from mezo_kernels import _native
 
 pytestmark = pytest.mark.skipif(
@@ -42,4 +42,4 @@ def test_case(benchmark, case, name):
 @pytest.mark.parametrize("isa", vector_isas() if _native.import_error is None else [])
 def test_generation(benchmark, isa):
     benchmark.extra_info["elements"] = GENERATION_ELEMENTS
-    benchmark(generation(isa))
+    benchmark(on_isa(isa, generation()))

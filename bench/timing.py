@@ -58,9 +58,9 @@ def interleave(calls: dict[str, Callable[[], object]], rounds: int = 30) -> dict
 
 def environment() -> dict[str, object]:
     """What a number depends on: date, commit, versions, CPU."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude", "*"], capture_output=True, text=True
-    ).stdout.strip()
+    commit = _git("rev-parse", "--short", "HEAD")
+    if _git("status", "--porcelain", "--", "csrc", "mezo_kernels", "bench/*.py"):
+        commit += "-dirty"
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "commit": commit,
@@ -77,6 +77,10 @@ def environment() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
     }
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout.strip()
 
 
 def cpu_field(name: str) -> str:
