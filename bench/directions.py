@@ -103,11 +103,27 @@ def vector_isas() -> list[str]:
     return [isa for isa in found if isa != "portable"]
 
 
+def check(case: Case, isas: list[str]) -> None:
+    """Refuse to time a path whose bits are not those of the reference (first layer's tensors)."""
+    some = slice(0, 14)
+    slots = [slot[some] for slot in case.outputs]
+    plan = mk.AdapterPlan(case.masters[some], case.specs[some], slots)
+    pair, scales = case.pair(), [EPS, -EPS]
+    mk.perturb_into(plan, directions=pair, scales=scales, backend="reference")
+    expected = [tensor.clone() for slot in slots for tensor in slot]
+    for isa in isas:
+        on_isa(isa, lambda: mk.perturb_into(plan, directions=pair, scales=scales, backend="cpu"))()
+        written = [tensor for slot in slots for tensor in slot]
+        if not all(map(torch.equal, written, expected)):
+            raise SystemExit(f"FAIL: {isa} does not give the bits of the reference")
+
+
 def measure(model: str, dtype: torch.dtype, rounds: int) -> list[dict[str, object]]:
     """Rows of the table: the torch loop against each code path, for the pair and for the step."""
     case = Case(model, dtype)
     rows = []
     isas = vector_isas()
+    check(case, isas)
     for what, baseline, ours in (
         ("pair: +eps and -eps of one z", case.torch_pair, case.pair_into_slots),
         ("step: update, then the next pair", case.torch_step, case.update_and_pair),
@@ -171,10 +187,12 @@ def report(rows: list[dict[str, object]], where: dict[str, object]) -> str:
     return (
         "# Directions on the CPU\n\n"
         "Ratios first: the torch loop's time over ours, median of per-round ratios, interleaved in "
-        "one process on one thread, in CPU time of that thread. The loop is MeZO's: reseed, `torch.normal` per tensor, add in "
-        "place; two passes for a pair, four for a step (both signs, restore, update). Ours writes "
-        "both signs to two slots from one z, and the step applies the last update in the same "
-        "call. Written by `python -m bench.directions`.\n\n"
+        "one process on one thread, in CPU time of that thread. The loop is MeZO's: reseed, "
+        "`torch.normal` per tensor, add in place, all in the dtype of the row; two passes for a "
+        "pair, four for a step (both signs, restore, update). Ours keeps fp32 masters: the pair "
+        "goes from one z to two slots in the dtype of the row, the step applies the last update in "
+        "the same call, and one pass adds to the masters. Written by `python -m bench.directions`."
+        "\n\n"
         f"{table(rows)}\n\n"
         f"Measured with: {facts}; flags {' '.join(map(str, where['cpu_flags']))}.\n"
     )
