@@ -138,7 +138,7 @@ def encode(
 
     Raises:
         ValueError: an empty prompt or completion, a row that is too long, a token id outside the
-            vocabulary, text without a tokenizer.
+            vocabulary, two options of a prompt with the same tokens, text without a tokenizer.
     """
     rows, prompt_lens = [], []
     for i, (prompt, completion) in enumerate(batch.pairs()):
@@ -166,10 +166,23 @@ def encode(
             )
         rows.append(row)
         prompt_lens.append(len(prompt_ids))
+    _check_distinct(rows, batch.num_options())
     counts = tuple(len(r) - p for r, p in zip(rows, prompt_lens, strict=True))
     labels = None if batch.labels is None else tuple(int(x) for x in batch.labels)
     targets = Targets(counts=counts, num_options=batch.num_options(), labels=labels)
     return EncodedBatch(rows=tuple(rows), prompt_lens=tuple(prompt_lens), targets=targets)
+
+
+def _check_distinct(rows: Sequence[tuple[int, ...]], num_options: tuple[int, ...] | None) -> None:
+    """Raise when two options of a prompt are one token row: they could never be told apart."""
+    start = 0
+    for i, size in enumerate(num_options or ()):
+        if len(set(rows[start : start + size])) < size:
+            raise ValueError(
+                f"Batch: options of prompt {i} must have different tokens, got one twice; "
+                "choose words that the tokenizer knows."
+            )
+        start += size
 
 
 def _encode_row(

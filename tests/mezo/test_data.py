@@ -97,5 +97,8 @@ def test_bad_rows_raise(tokenizer):
     ):
         with pytest.raises(ValueError, match=message):
             encode(mezo.Batch(**fields), tokenizer, max_row_tokens=8, vocab_size=100)
+    unknown = mezo.Batch(prompts=["w5"], options=["awful", "great"], labels=[0])
+    with pytest.raises(ValueError, match="options of prompt 0 must have different tokens"):
+        encode(unknown, tokenizer)
     with pytest.raises(ValueError, match="text needs a tokenizer, got none"):
         encode(mezo.Batch(prompts=["a"], completions=["b"]), None)

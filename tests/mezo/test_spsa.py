@@ -16,7 +16,7 @@ SHAPE = (6, 10)
 @pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
 def test_mean_of_g_z_is_the_gradient_of_a_quadratic(distribution):
     torch.manual_seed(0)
-    d, n, eps = SHAPE[0] * SHAPE[1], 4000, 1e-2
+    d, n, eps = SHAPE[0] * SHAPE[1], 2000, 1e-2
     root = torch.randn(d, d, dtype=torch.float64)
     hessian, offset = root @ root.T / d, torch.randn(d, dtype=torch.float64)
     theta = torch.randn(d, dtype=torch.float64)
@@ -41,7 +41,7 @@ def test_mean_of_g_z_is_the_gradient_of_a_quadratic(distribution):
     relative = (mean - gradient).norm() / gradient.norm()
     assert relative == pytest.approx(math.sqrt(d / n), rel=0.4)
     cosine = mean @ gradient / (mean.norm() * gradient.norm())
-    assert cosine > 0.98
+    assert cosine > 0.97
 
 
 def test_scalars():

@@ -43,7 +43,8 @@ def make_tokenizer():
     """A word-level tokenizer: "w5" is token 5."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCAB)}}
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, "bad": 3, "good": 4}
+    words |= {f"w{i}": i for i in range(len(words), VOCAB)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.WordPiece()
