@@ -57,7 +57,7 @@ lint: $(STAMPS)/installed
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks $(STAMPS)/installed
 	rm -f mezo_kernels/_C*.so
-	find mezo mezo_kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMPS)/venv:
 	@need=10; $(has_gpu) || need=11; \
