@@ -25,7 +25,7 @@ class StepStatus(enum.Enum):
     """How a step ended; the value is a sentence."""
 
     OK = "The step was taken."
-    NONFINITE_LOSS = "A loss was not finite, so the weights were left as they were."
+    NONFINITE_LOSS = "A loss or its update was not finite, so the weights were left as they were."
 
 
 class NonfiniteLossError(RuntimeError):
@@ -121,8 +121,8 @@ class Run:
         self.steps += 1
         if throw and result.status is not StepStatus.OK:
             raise NonfiniteLossError(
-                f"step {result.step}: loss_plus and loss_minus must be finite, got "
-                f"{result.loss_plus} and {result.loss_minus}; lower lr or eps."
+                f"step {result.step}: losses and their update must be finite, got losses "
+                f"{result.loss_plus} and {result.loss_minus}; lower lr or change eps."
             )
         return result
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mezo.objectives import Targets, batch_loss
 from mezo.spsa import clip_projected_grad, projected_grad, update_coefficient
-from mezo.state import AdapterState
+from mezo.state import AdapterState, is_fp32
 
 THETA = "theta"
 BASE = "base"
@@ -85,7 +85,7 @@ class StepReply:
         losses_minus: L(theta - eps z) of each direction, nats.
         projected_grads: (clipped) estimates; empty when eps is 0.
         coefficients: c of each direction's update; empty when nothing was updated.
-        is_finite: whether all losses are finite; if not, nothing was updated.
+        is_finite: whether losses and coefficients are finite in fp32; if not, nothing was updated.
         tokens: tokens the engine computed.
         forwards: forward batches it took.
         weights_s: seconds spent on perturbation and update.
@@ -132,7 +132,11 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
         ]
     if grads and request.lr is not None:
         coefficients = [update_coefficient(g, request.lr, len(grads)) for g in grads]
-        state.defer_update(request.step, coefficients)
+        is_finite = all(map(is_fp32, coefficients))
+        if is_finite:
+            state.defer_update(request.step, coefficients)
+        else:
+            coefficients = []
     return StepReply(
         losses_plus=plus,
         losses_minus=minus,

@@ -13,6 +13,11 @@ from mezo_kernels import AdapterPlan, Direction, TensorSpec, add_directions_, pe
 Slot = Sequence[torch.Tensor]
 
 
+def is_fp32(value: float) -> bool:
+    """Whether a number is finite once it is rounded to fp32."""
+    return abs(value) <= torch.finfo(torch.float32).max  # False for NaN
+
+
 class AdapterState:
     """fp32 masters of all adapter tensors of one rank, with their update and their slots.
 
@@ -76,7 +81,17 @@ class AdapterState:
         self._pending = None
 
     def defer_update(self, step: int, coefficients: Sequence[float]) -> None:
-        """Take theta <- fma(c, z, theta) over the directions of ``step``, to be applied later."""
+        """Take theta <- fma(c, z, theta) over the directions of ``step``, to be applied later.
+
+        Raises:
+            ValueError: a coefficient that is not finite in fp32; nothing has changed then.
+        """
+        for c in coefficients:
+            if not is_fp32(c):
+                raise ValueError(
+                    f"defer_update: coefficients must be finite in fp32, got {c!r}; lower lr or "
+                    "raise eps."
+                )
         self.flush()
         self._pending = (self.directions(step)[: len(coefficients)], list(coefficients))
         self._is_theta_current = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,7 +51,10 @@ def launch_engine(
     config = config or MezoConfig()
     prepare_import()
     try:
-        from sglang.srt.entrypoints.engine import Engine
+        with warnings.catch_warnings():
+            if is_cpu_host():
+                warnings.simplefilter("ignore")
+            from sglang.srt.entrypoints.engine import Engine
     except ImportError as error:
         raise ImportError(
             "launch_engine: SGLang must be installed, got "
@@ -85,6 +89,8 @@ def _launch_on_cpu(engine_class: Any, args: dict[str, Any], threads: int) -> Any
         cores = [range(rank * threads, (rank + 1) * threads) for rank in range(ranks)]
         binding = "|".join(",".join(str(c % (os.cpu_count() or 1)) for c in cs) for cs in cores)
         variables["SGLANG_CPU_OMP_THREADS_BIND"] = binding
+    # SGLang's processes warn about every GPU kernel that this host cannot have.
+    variables["PYTHONWARNINGS"] = "ignore"
     with _environment(variables):
         return CpuEngine(**args)
 

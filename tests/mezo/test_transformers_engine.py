@@ -196,8 +196,21 @@ def test_a_nonfinite_loss_skips_the_step(model_dir):
         assert result.coefficients == ()
         after = run.weights()
         assert all(torch.equal(before[name], after[name]) for name in before)
-        with pytest.raises(mezo.NonfiniteLossError, match=r"step 1: .* lower lr or eps"):
+        with pytest.raises(mezo.NonfiniteLossError, match=r"step 1: .* lower lr or change eps"):
             run.step(random_batch(rng), throw=True)
+
+
+def test_an_update_beyond_fp32_skips_the_step(model_dir):
+    config = mezo.MezoConfig(rank=2, target_modules=LINEARS, lr=1e300)
+    with mezo.attach(load_model(model_dir), config) as run:
+        before = run.weights()
+        result = run.step(random_batch(random.Random(10)))
+        assert result.status is mezo.StepStatus.NONFINITE_LOSS
+        assert math.isfinite(result.loss)
+        with pytest.raises(ValueError, match="must be finite in fp32, got inf"):
+            run.apply_update([float("inf")])
+        after = run.weights()
+        assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_clip_bounds_the_projected_grad(model_dir):
