@@ -8,7 +8,6 @@ import math
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +68,7 @@ class ProgressBar:
 
     Example:
         >>> with ProgressBar(100) as bar:
-        ...     bar.update(step=1, loss=0.69, projected_grad=-0.2, tokens_per_s=300.0)
+        ...     bar.update(step=1, seconds=0.5, loss=0.69, projected_grad=-0.2, tokens_per_s=300.0)
     """
 
     def __init__(
@@ -88,7 +87,6 @@ class ProgressBar:
             )
         self.total, self.start, self.every, self.label = total, start, every, label
         self.stream = sys.stdout if stream is None else stream
-        self._began = time.perf_counter()
         self._has_line = False
         self._bar: Progress | None = None
         self._task = TaskID(0)
@@ -103,7 +101,6 @@ class ProgressBar:
             self._task = self._bar.add_task(label, total=total, completed=start, numbers="")
 
     def __enter__(self) -> ProgressBar:
-        self._began = time.perf_counter()
         if self._bar is not None:
             self._bar.start()
         return self
@@ -112,18 +109,22 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, *, step: int, loss: float, projected_grad: float, tokens_per_s: float) -> None:
+    def update(
+        self, *, step: int, seconds: float, loss: float, projected_grad: float, tokens_per_s: float
+    ) -> None:
         """Show a step.
 
         Args:
             step: steps taken so far, this one included.
+            seconds: spent in this run's steps so far; the time left is judged by it.
             loss: nats.
             projected_grad: the estimate, mean over directions.
             tokens_per_s: tokens the engine computed per second.
         """
+        left = seconds / max(step - self.start, 1) * (self.total - step)
         numbers = (
             f"loss {loss:.4f}  projected_grad {projected_grad:+.3g}  {tokens_per_s:.0f} tokens/s  "
-            f"{_duration(self._seconds_left(step))} left"
+            f"{_duration(left)} left"
         )
         if self._bar is not None:
             self._bar.update(self._task, completed=step, numbers=numbers)
@@ -138,11 +139,6 @@ class ProgressBar:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
             print(line, file=self.stream, flush=True)
-
-    def _seconds_left(self, step: int) -> float:
-        """Time the remaining steps take at the pace so far."""
-        taken = max(step - self.start, 1)
-        return (time.perf_counter() - self._began) / taken * (self.total - step)
 
 
 def _duration(seconds: float) -> str:

@@ -206,6 +206,7 @@ class _Log:
             self._steps.append(StepPoint(progress.step, progress.seconds, result.loss, grad))
             self._bar.update(
                 step=progress.step,
+                seconds=progress.seconds,
                 loss=result.loss,
                 projected_grad=grad,
                 tokens_per_s=result.tokens / result.timings["total"],

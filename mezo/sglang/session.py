@@ -92,11 +92,12 @@ class SglangSession:
         return ranks
 
     def close(self) -> None:
-        """See `Session.close`; does nothing when the engine is shut down already."""
-        if self.engine.send_to_rpc is None:
+        """See `Session.close`; does nothing when the engine is gone already."""
+        # SGLang's own calls would wait for a dead scheduler without end.
+        if self.engine.send_to_rpc is None or self._dead():
             return
-        self.engine.unload_lora_adapter(self._name)
         self.call("detach", name=self._name)
+        self.engine.unload_lora_adapter(self._name)
 
     def free_memory(self) -> dict[str, int]:
         """Free KV tokens and request slots in the engine."""
@@ -124,13 +125,16 @@ class SglangSession:
         parameters = {"op": op, "payload": json.dumps(payload)}
         compat.send(socket, RpcReqInput(method=METHOD, parameters=parameters))
         while not socket.poll(_POLL_MS):
-            dead = [p for p in self._processes if not p.is_alive()]
-            if dead:
+            if dead := self._dead():
                 raise RuntimeError(
                     f"{op}: SGLang's processes must be alive, got {len(dead)} dead "
                     f"(exit code {dead[0].exitcode}); see the engine's log and start it again."
                 )
         return compat.receive(socket)
+
+    def _dead(self) -> list[Any]:
+        """The engine's processes that have ended."""
+        return [p for p in self._processes if not p.is_alive()]
 
     def _hello(self) -> dict[str, Any]:
         """Check that the plugin is there and speaks our protocol."""
