@@ -67,8 +67,15 @@ def random_batch(rng: random.Random, *, size: int = 4, kind: str = "completion")
     prompts = [[1, *ids(1, 9)] for _ in range(size)]
     if kind == "completion":
         return mezo.Batch(prompts=prompts, completions=[ids(1, 4) for _ in prompts])
+
+    def options() -> list[list[int]]:
+        distinct: dict[tuple[int, ...], None] = {}
+        while len(distinct) < 3:
+            distinct[tuple(ids(1, 3))] = None
+        return [list(option) for option in distinct]
+
     return mezo.Batch(
         prompts=prompts,
-        options=[[ids(1, 3) for _ in range(3)] for _ in prompts],
+        options=[options() for _ in prompts],
         labels=[rng.randrange(3) for _ in prompts],
     )
