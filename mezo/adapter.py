@@ -117,7 +117,7 @@ def save_peft(
         The directory.
     """
     from peft import LoraConfig
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def save_peft(
         for name, value in weights.items()
     }
     temporary = target / "adapter_model.safetensors.tmp"
-    save_file(tensors, str(temporary), metadata={"format": "pt"})
+    temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
     temporary.replace(target / "adapter_model.safetensors")
     lora: Any = LoraConfig(
         r=config.rank,

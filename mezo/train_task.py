@@ -103,7 +103,7 @@ def train_task(settings: TaskSettings) -> dict[str, Any]:
             "raise max_prompt_tokens.",
         )
         held_out = splits.test[: settings.eval_examples]
-        log = _Log(settings, task)
+        log = _Log(settings, task, model)
         trainer = MeZOTrainer(
             run,
             batches(task, train, settings.batch_size, settings.config.seed),
@@ -173,13 +173,16 @@ def _engine(settings: TaskSettings, model: str) -> Iterator[tuple[Any, Any]]:
 class _Log:
     """Shows progress, writes steps.jsonl and keeps the points of the plot."""
 
-    def __init__(self, settings: TaskSettings, task: Task) -> None:
+    def __init__(self, settings: TaskSettings, task: Task, model: str) -> None:
         self._settings = settings
         self._bar = ProgressBar(settings.num_steps)
         self._file = (settings.output / "steps.jsonl").open("w", encoding="utf-8")
         self._steps: list[StepPoint] = []
         self._evals: list[EvalPoint] = []
-        self._label = f"{task.name}, {settings.engine}, prefix={settings.config.prefix}"
+        self._label = (
+            f"{Path(model).name} on {task.name}, engine {settings.engine}, "
+            f"prefix {settings.config.prefix}, seed {settings.config.seed}"
+        )
 
     def __enter__(self) -> _Log:
         self._bar.__enter__()
@@ -240,7 +243,7 @@ def _record(
         }
 
     return {
-        "accuracy_and_loss": {"before": scores(summary.before), "after": scores(summary.after)},
+        "held_out": {"before": scores(summary.before), "after": scores(summary.after)},
         "batch_size": settings.batch_size,
         "config": dataclasses.asdict(settings.config),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -263,7 +266,7 @@ def _record(
 
 def _closing_words(record: dict[str, Any], output: Path) -> str:
     """Two lines on what was reached and where it lies."""
-    scores = record["accuracy_and_loss"]
+    scores = record["held_out"]
     before, after = scores["before"], scores["after"]
     return (
         f"Held-out cross-entropy {before['cross_entropy']:.4f} -> {after['cross_entropy']:.4f} "

@@ -144,7 +144,7 @@ def test_train_command_writes_everything(tiny_model_dir, reviews, tmp_path):
     assert summary["seed"] == 5
     assert summary["seconds_per_step"] > 0
     assert summary["versions"]["torch"] == torch.__version__
-    scores = summary["accuracy_and_loss"]
+    scores = summary["held_out"]
     assert scores["before"]["num_examples"] == scores["after"]["num_examples"] == 12
     assert scores["before"]["cross_entropy"] != scores["after"]["cross_entropy"]
     log = [json.loads(line) for line in (output / "steps.jsonl").read_text().splitlines()]
