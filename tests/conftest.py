@@ -45,13 +45,21 @@ def tiny_model_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def no_engine_noise():
+    """SGLang and torch warn while they are imported; not our warnings, so not our errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.fixture(scope="module")
 def start_engine():
     """A function that starts the module's SGLang engine; it is shut down with the module."""
     engines = []
 
     def start(model_dir: str, config: mezo.MezoConfig, **server_args):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what SGLang and torch say while they are imported
+            warnings.simplefilter("ignore")
             engine = mezo.launch_engine(model_dir, config, **server_args)
         engines.append(engine)
         return engine
