@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -85,7 +84,7 @@ def receive(socket: Any) -> Any:
     try:
         from sglang.srt.managers.io_struct import sock_recv
     except ImportError:
-        return pickle.loads(socket.recv())
+        return socket.recv_pyobj()
     return sock_recv(socket)
 
 
@@ -97,11 +96,11 @@ def fetch_adapters(manager: Any, uids: set[str]) -> None:
 
 
 def free_memory(scheduler: Any) -> dict[str, int]:
-    """Free KV tokens (with what the cache may evict) and request slots."""
+    """KV tokens that are free, that the cache may evict and that it must keep; request slots."""
     tree = scheduler.tree_cache
     return {
-        "kv_tokens": int(scheduler.token_to_kv_pool_allocator.available_size())
-        + int(tree.evictable_size()),
-        "request_slots": int(scheduler.req_to_token_pool.available_size()),
+        "kv_tokens": int(scheduler.token_to_kv_pool_allocator.available_size()),
+        "evictable_tokens": int(tree.evictable_size()),
         "protected_tokens": int(tree.protected_size()),
+        "request_slots": int(scheduler.req_to_token_pool.available_size()),
     }

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mezo.config import MezoConfig
+from mezo.engines import available
 from mezo.sglang.cpu_host import is_cpu_host, prepare_import
 
 # The settings under which SGLang runs on a CPU without AMX; every one may be overridden.
@@ -46,21 +47,16 @@ def launch_engine(
         The engine. Call ``engine.shutdown()`` when done.
 
     Raises:
-        ImportError: SGLang is not installed, or not importable here.
+        ImportError: SGLang is missing here, of another version, or does not see our plugin.
     """
     config = config or MezoConfig()
+    if reason := available()["sglang"]:
+        raise ImportError(f"launch_engine: {reason}")
     prepare_import()
-    try:
-        with warnings.catch_warnings():
-            if is_cpu_host():
-                warnings.simplefilter("ignore")
-            from sglang.srt.entrypoints.engine import Engine
-    except ImportError as error:
-        raise ImportError(
-            "launch_engine: SGLang must be installed, got "
-            f"{type(error).__name__}: {error}; run `make setup` in a clone, or on a GPU host "
-            "`pip install 'mezo-sglang[sglang]'`."
-        ) from error
+    with warnings.catch_warnings():
+        if is_cpu_host():
+            warnings.simplefilter("ignore")
+        from sglang.srt.entrypoints.engine import Engine
 
     args: dict[str, Any] = {
         "model_path": model_path,

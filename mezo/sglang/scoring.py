@@ -65,7 +65,7 @@ def budget(scheduler: Any) -> tuple[int, int]:
     """Tokens and sequences that one scoring batch may have now."""
     free = compat.free_memory(scheduler)
     limit = int(scheduler.server_args.max_prefill_tokens)
-    return min(free["kv_tokens"], limit), free["request_slots"]
+    return min(free["kv_tokens"] + free["evictable_tokens"], limit), free["request_slots"]
 
 
 def _sequences(rows: Sequence[Sequence[int]], prompt_lens: Sequence[int]) -> list[_Sequence]:
@@ -127,16 +127,21 @@ def _score_batch(
         output = compat.model_runner(scheduler).forward(forward_batch).logits_output
         # Of a whole row: one value a scored token, then one that belongs to no token of it.
         lengths = [len(s.tokens) - s.first for _, _, s in copies]
-        pieces = [torch.empty(0)] * len(copies)
         if any(lengths):
-            pieces = list(output.input_token_logprobs.double().cpu().split(lengths))
-        for i, (slot, _, sequence) in enumerate(copies):
-            if sequence.row is not None:
-                sums[slot][sequence.row] = float(pieces[i][:-1].sum())
-                continue
-            logprobs = output.next_token_logits[i].float().log_softmax(-1)
-            for row, token in sequence.next_tokens:
-                sums[slot][row] = float(logprobs[token])
+            pieces = output.input_token_logprobs.double().cpu().split(lengths)
+            for (slot, _, sequence), piece in zip(copies, pieces, strict=True):
+                if sequence.row is not None:
+                    sums[slot][sequence.row] = float(piece[:-1].sum())
+        readers = [
+            (i, slot, row, token)
+            for i, (slot, _, sequence) in enumerate(copies)
+            for row, token in sequence.next_tokens
+        ]
+        if readers:
+            logprobs = output.next_token_logits.float().log_softmax(-1)
+            picked = logprobs[[r[0] for r in readers], [r[3] for r in readers]].tolist()
+            for (_, slot, row, _), value in zip(readers, picked, strict=True):
+                sums[slot][row] = value
         return int(batch.extend_num_tokens)
     finally:
         compat.release(scheduler, batch)

@@ -111,17 +111,12 @@ def _hello(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[st
     """Say what is here."""
     from importlib.metadata import version
 
-    args = scheduler.server_args
-    max_tokens, max_rows = scoring.budget(scheduler)
-    context = int(compat.model_runner(scheduler).model_config.context_len)
+    model_config = compat.model_runner(scheduler).model_config
     return {
         "protocol": PROTOCOL,
         "versions": {"sglang": version("sglang"), "torch": torch.__version__},
-        "tp_size": int(args.tp_size),
-        "max_row_tokens": context,
-        "vocab_size": int(compat.model_runner(scheduler).model_config.vocab_size),
-        "max_batch_tokens": max_tokens,
-        "max_batch_rows": max_rows,
+        "max_row_tokens": int(model_config.context_len),
+        "vocab_size": int(model_config.vocab_size),
     }
 
 

@@ -205,4 +205,6 @@ def test_a_missing_or_foreign_sglang_is_said_in_one_sentence(monkeypatch):
         assert "does not see the mezo plugin" in available()["sglang"]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "SGLang is not installed" in available()["sglang"]
+    with pytest.raises(ImportError, match="launch_engine: SGLang is not installed; on a GPU host"):
+        mezo.launch_engine("a model")
     assert "transformers is not installed" in available()["transformers"]
