@@ -14,7 +14,7 @@ import torch
 from mezo.adapter import save_peft
 from mezo.config import MezoConfig
 from mezo.core import BASE, THETA, StepReply, StepRequest
-from mezo.data import Batch, EncodedBatch, encode
+from mezo.data import Batch, EncodedBatch, encode, encode_invocation
 from mezo.objectives import batch_loss, predictions
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ class StepResult:
         projected_grads: the (clipped) estimate of each direction.
         coefficients: fp32-rounded by the kernels: theta <- fma(c, z, theta) of each direction.
         status: how the step ended.
-        tokens: tokens the engine computed, by its own count.
+        tokens: tokens the engine computed, by its own count, prompts included.
+        prompt_tokens: of ``tokens``, those of prompts that run once on the base model (activated).
+        reused_tokens: prompt tokens that rows took from the cache instead of computing them.
         forwards: forward batches the engine ran.
         timings: seconds: "total", "weights" (perturb and update), "score" (forward passes).
     """
@@ -59,6 +61,8 @@ class StepResult:
     coefficients: tuple[float, ...]
     status: StepStatus
     tokens: int
+    prompt_tokens: int
+    reused_tokens: int
     forwards: int
     timings: dict[str, float]
 
@@ -90,6 +94,7 @@ class Run:
         config: the run's `MezoConfig`.
         steps: steps taken so far; the next step's number.
         session: the engine's side.
+        invocation: the tokens between every prompt and its completion.
     """
 
     def __init__(self, session: Session, config: MezoConfig) -> None:
@@ -97,6 +102,9 @@ class Run:
         self.config = config
         self.name = config.name
         self.steps = 0
+        self.invocation = encode_invocation(
+            config.invocation, session.tokenizer, is_split=config.prefix == "activated"
+        )
         self._is_closed = False
 
     def encode(self, batch: Batch | EncodedBatch) -> EncodedBatch:
@@ -106,6 +114,7 @@ class Run:
         return encode(
             batch,
             self.session.tokenizer,
+            invocation=self.invocation,
             max_row_tokens=self.session.max_row_tokens,
             vocab_size=self.session.vocab_size,
         )
@@ -143,7 +152,7 @@ class Run:
         self._check_open()
         encoded = self.encode(batch)
         slot = BASE if base else THETA
-        scores = self.session.score(encoded.rows, encoded.prompt_lens, slot)
+        scores = self.session.score(encoded.rows, slot)
         sums, targets = scores.logprob_sums[slot], encoded.targets
         loss = batch_loss(targets, sums)
         if not targets.is_classification:
@@ -179,7 +188,11 @@ class Run:
     def save(self, directory: str | Path) -> Path:
         """Write the current adapter as a PEFT adapter; see `mezo.adapter.save_peft`."""
         return save_peft(
-            self.weights(), self.config, directory, base_model=self.session.model_path or None
+            self.weights(),
+            self.config,
+            directory,
+            base_model=self.session.model_path or None,
+            alora_invocation_tokens=self.invocation.tokens if self.invocation.is_split else None,
         )
 
     def close(self) -> None:
@@ -201,7 +214,6 @@ class Run:
             StepRequest(
                 step=self.steps,
                 rows=encoded.rows,
-                prompt_lens=encoded.prompt_lens,
                 counts=encoded.targets.counts,
                 num_options=encoded.targets.num_options,
                 labels=encoded.targets.labels,
@@ -296,6 +308,8 @@ def _result(number: int, reply: StepReply, total_s: float) -> StepResult:
         coefficients=tuple(reply.coefficients),
         status=StepStatus.OK if reply.is_finite else StepStatus.NONFINITE_LOSS,
         tokens=reply.tokens,
+        prompt_tokens=reply.prompt_tokens,
+        reused_tokens=reply.reused_tokens,
         forwards=reply.forwards,
         timings={"total": total_s, "weights": reply.weights_s, "score": reply.score_s},
     )

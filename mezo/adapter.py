@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ def save_peft(
     directory: str | Path,
     *,
     base_model: str | None = None,
+    alora_invocation_tokens: Sequence[int] | None = None,
 ) -> Path:
     """Write a PEFT adapter: adapter_config.json and adapter_model.safetensors.
 
@@ -112,6 +113,7 @@ def save_peft(
         config: rank, alpha and target modules.
         directory: where to; made if needed. Files are replaced one at a time, each atomically.
         base_model: name or path of the base model, recorded in the config.
+        alora_invocation_tokens: makes it an activated LoRA that acts from these tokens on.
 
     Returns:
         The directory.
@@ -135,6 +137,7 @@ def save_peft(
         base_model_name_or_path=base_model,
         task_type="CAUSAL_LM",
         inference_mode=True,
+        alora_invocation_tokens=list(alora_invocation_tokens) if alora_invocation_tokens else None,
     )
     lora.save_pretrained(str(target))
     return target

@@ -12,6 +12,7 @@ import typer
 
 import mezo
 import mezo_kernels
+from mezo import tasks
 from mezo.assets import AssetError
 from mezo.config import MezoConfig
 from mezo.engines import available
@@ -44,6 +45,7 @@ def train(
         str, typer.Option(help="Comma-separated module names.")
     ] = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
     num_directions: Annotated[int, typer.Option(help="Directions a step.")] = 1,
+    prefix: Annotated[str, typer.Option(help="exact or activated.")] = "exact",
     max_prompt_tokens: Annotated[
         int | None, typer.Option(help="Leave out training examples with longer prompts.")
     ] = None,
@@ -64,6 +66,8 @@ def train(
             clip=clip,
             seed=seed,
             num_directions=num_directions,
+            prefix=prefix,
+            invocation=tasks.get(task).invocation,
             name=task,
         )
         settings = TaskSettings(

@@ -30,7 +30,11 @@ class MezoConfig:
         num_directions: directions per step (n of n-SPSA); each takes two adapter slots.
         distribution: "gaussian" or "rademacher".
         clip: bound on ``abs(projected_grad)``, or None.
-        prefix: "exact" (ordinary LoRA). "activated" and "detached" are not available yet.
+        prefix: "exact" (ordinary LoRA), or "activated" (activated LoRA: the adapter acts from the
+            invocation on, the prompt runs on the base model, and its KV is shared by both signs and
+            all directions, options, steps and epochs). "detached" is not available yet.
+        invocation: text or token ids between every prompt and its completion. Needed by
+            "activated", where it begins the adapted part; elsewhere just the end of the prompt.
         name: the adapter's name in the engine; ``engine.generate(..., lora_path=name)`` serves it.
 
     Raises:
@@ -48,6 +52,7 @@ class MezoConfig:
     distribution: str = "gaussian"
     clip: float | None = None
     prefix: str = "exact"
+    invocation: str | tuple[int, ...] | None = None
     name: str = "mezo"
 
     def __post_init__(self) -> None:
@@ -91,11 +96,19 @@ class MezoConfig:
             self.prefix in PREFIX_MODES,
             f"MezoConfig: prefix must be one of {PREFIX_MODES}, got {self.prefix!r}; take 'exact'.",
         )
-        if self.prefix != "exact":
+        if self.prefix == "detached":
             raise NotImplementedError(
-                f"MezoConfig: prefix={self.prefix!r} is not available in this version; "
+                "MezoConfig: prefix='detached' is not available in this version; "
                 "take 'exact', the nearest one that is."
             )
+        if isinstance(self.invocation, list):
+            object.__setattr__(self, "invocation", tuple(self.invocation))
+        require(
+            bool(self.invocation) or (self.invocation is None and self.prefix != "activated"),
+            "MezoConfig: invocation must be a non-empty text or token ids"
+            f"{' with prefix activated' if self.prefix == 'activated' else ''}, got "
+            f"{self.invocation!r}; pass the words between prompt and answer, as ' The movie was'.",
+        )
 
     @property
     def scaling(self) -> float:

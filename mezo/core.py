@@ -6,7 +6,9 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from mezo.data import Rows
 from mezo.objectives import Targets, batch_loss
 from mezo.spsa import clip_projected_grad, projected_grad, update_coefficient
 from mezo.state import AdapterState, is_fp32
@@ -26,17 +28,21 @@ class Scores:
 
     Args:
         logprob_sums: {slot: R sums of completion-token log-likelihoods, nats}.
-        tokens: tokens the engine computed, by its own count.
+        tokens: tokens the engine computed, by its own count, prompts included.
         forwards: forward batches it took.
+        prompt_tokens: of ``tokens``, those computed on the base model for a shared prompt.
+        reused_tokens: prompt tokens that rows took from the cache instead of computing them.
     """
 
     logprob_sums: dict[str, list[float]]
     tokens: int
     forwards: int
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
 
 
-# (rows, prompt_lens, slots) -> Scores; every row runs under every slot.
-ScoreFn = Callable[[Sequence[Sequence[int]], Sequence[int], Sequence[str]], Scores]
+# Every row runs under every slot.
+ScoreFn = Callable[[Rows, Sequence[str]], Scores]
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,6 @@ class StepRequest:
     Args:
         step: names the directions.
         rows: R token rows.
-        prompt_lens: R numbers of unscored leading tokens.
         counts: completion tokens of each row.
         num_options: rows of each example, or None (see `Targets`).
         labels: right option of each example, or None.
@@ -56,14 +61,18 @@ class StepRequest:
     """
 
     step: int
-    rows: Sequence[Sequence[int]]
-    prompt_lens: Sequence[int]
+    rows: Rows
     counts: Sequence[int]
     num_options: Sequence[int] | None
     labels: Sequence[int] | None
     eps: float
     lr: float | None
     clip: float | None = None
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> StepRequest:
+        """Undo ``dataclasses.asdict``."""
+        return cls(**{**fields, "rows": Rows(**fields["rows"])})
 
     @property
     def targets(self) -> Targets:
@@ -86,8 +95,10 @@ class StepReply:
         projected_grads: (clipped) estimates; empty when eps is 0.
         coefficients: c of each direction's update; empty when nothing was updated.
         is_finite: whether losses and coefficients are finite in fp32; if not, nothing was updated.
-        tokens: tokens the engine computed.
+        tokens: tokens the engine computed, prompts included.
         forwards: forward batches it took.
+        prompt_tokens: of ``tokens``, those of shared prompts.
+        reused_tokens: prompt tokens taken from the cache.
         weights_s: seconds spent on perturbation and update.
         score_s: seconds spent on the forward passes.
     """
@@ -99,6 +110,8 @@ class StepReply:
     is_finite: bool
     tokens: int
     forwards: int
+    prompt_tokens: int
+    reused_tokens: int
     weights_s: float
     score_s: float
 
@@ -118,7 +131,7 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
     state.perturb(request.step, request.eps)
     perturbed = time.perf_counter()
     slots = pair_slots(state.num_directions)
-    scores = score(request.rows, request.prompt_lens, slots)
+    scores = score(request.rows, slots)
     scored = time.perf_counter()
     losses = [batch_loss(request.targets, scores.logprob_sums[slot]) for slot in slots]
     plus, minus = losses[: state.num_directions], losses[state.num_directions :]
@@ -145,6 +158,8 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
         is_finite=is_finite,
         tokens=scores.tokens,
         forwards=scores.forwards,
+        prompt_tokens=scores.prompt_tokens,
+        reused_tokens=scores.reused_tokens,
         weights_s=perturbed - started,
         score_s=scored - perturbed,
     )

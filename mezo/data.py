@@ -101,35 +101,94 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class EncodedBatch:
-    """A batch as token rows, the form engines take.
+class Rows:
+    """Token rows as engines take them; plain data.
 
     Args:
-        rows: R rows of token ids, prompt then completion.
-        prompt_lens: R numbers of leading tokens that are not scored, >= 1.
+        tokens: R rows of token ids: prompt, invocation, completion.
+        prefix_lens: R numbers of leading tokens that run on the base model (activated), else 0.
+        prompt_lens: R numbers of leading tokens that are not scored, >= 1 and >= prefix_lens.
+    """
+
+    tokens: Sequence[Sequence[int]]
+    prefix_lens: Sequence[int]
+    prompt_lens: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """A batch as token rows.
+
+    Args:
+        rows: the R rows.
         targets: how the rows make a loss.
     """
 
-    rows: tuple[tuple[int, ...], ...]
-    prompt_lens: tuple[int, ...]
+    rows: Rows
     targets: Targets
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """The tokens between every prompt and its completion.
+
+    Args:
+        text: as text, or None when it was given as token ids.
+        tokens: as token ids; may be empty.
+        is_split: whether the adapter acts from here on (activated).
+    """
+
+    text: str | None = ""
+    tokens: tuple[int, ...] = ()
+    is_split: bool = False
+
+
+def encode_invocation(
+    invocation: str | Sequence[int] | None, tokenizer: Any, *, is_split: bool
+) -> Invocation:
+    """Turn `MezoConfig.invocation` into token ids, once for a run.
+
+    Raises:
+        ValueError: text without a tokenizer, or text without a token.
+    """
+    if invocation is None:
+        return Invocation(is_split=is_split)
+    if not isinstance(invocation, str):
+        return Invocation(None, tuple(invocation), is_split)
+    if tokenizer is None:
+        raise ValueError(
+            "MezoConfig: invocation must be token ids where there is no tokenizer, got text; "
+            "pass token ids, or attach with tokenizer=..."
+        )
+    tokens = tuple(_tokens(tokenizer, invocation, special=False))
+    if not tokens:
+        raise ValueError(
+            f"MezoConfig: invocation must have at least one token, got {invocation!r} with none; "
+            "choose words that the tokenizer knows."
+        )
+    return Invocation(invocation, tokens, is_split)
 
 
 def encode(
     batch: Batch,
     tokenizer: Any,
     *,
+    invocation: Invocation | None = None,
     max_row_tokens: int | None = None,
     vocab_size: int | None = None,
 ) -> EncodedBatch:
-    """Turn a batch into token rows; the split of prompt and completion is made on token ids.
+    """Turn a batch into token rows; every split is made on token ids.
 
-    Text is tokenised as one string, prompt + completion, and split behind the prompt's own tokens.
-    Where the tokeniser merges across the border, both parts are tokenised on their own instead.
+    Text is tokenised as one string, prompt + invocation + completion, and split behind the tokens
+    of the parts. Where the tokeniser merges across a border, the parts are tokenised on their own.
 
     Args:
         batch: N prompts.
         tokenizer: a Hugging Face tokenizer; may be None when the batch holds token ids only.
+        invocation: what stands between prompt and completion.
         max_row_tokens: longest row the engine takes, or None.
         vocab_size: token ids are below it, or None.
 
@@ -140,37 +199,51 @@ def encode(
         ValueError: an empty prompt or completion, a row that is too long, a token id outside the
             vocabulary, two options of a prompt with the same tokens, text without a tokenizer.
     """
-    rows, prompt_lens = [], []
+    middle = invocation or Invocation()
+    rows, prefix_lens, prompt_lens = [], [], []
     for i, (prompt, completion) in enumerate(batch.pairs()):
-        prompt_ids, completion_ids = _encode_row(prompt, completion, tokenizer)
-        if not prompt_ids:
-            raise ValueError(
-                f"Batch: row {i} must have at least one prompt token, got an empty prompt; "
-                "begin it with the tokenizer's bos token."
-            )
-        if not completion_ids:
-            raise ValueError(
-                f"Batch: row {i} must have at least one completion token, got none; "
-                "drop the row or give it a completion."
-            )
-        row = (*prompt_ids, *completion_ids)
-        if max_row_tokens is not None and len(row) > max_row_tokens:
-            raise ValueError(
-                f"Batch: row {i} must have at most {max_row_tokens} tokens (the engine's limit), "
-                f"got {len(row)}; shorten the prompt or start the engine with a larger limit."
-            )
-        if min(row) < 0 or (vocab_size is not None and max(row) >= vocab_size):
-            raise ValueError(
-                f"Batch: token ids of row {i} must lie in the model's vocabulary of {vocab_size}, "
-                f"got {min(row)}..{max(row)}; encode the text with the model's own tokenizer."
-            )
+        prompt_ids, completion_ids = _encode_row(prompt, completion, tokenizer, middle)
+        prompt_len = len(prompt_ids) + len(middle.tokens)
+        row = (*prompt_ids, *middle.tokens, *completion_ids)
+        _check_row(i, row, prompt_len, max_row_tokens, vocab_size)
         rows.append(row)
-        prompt_lens.append(len(prompt_ids))
+        prefix_lens.append(len(prompt_ids) if middle.is_split else 0)
+        prompt_lens.append(prompt_len)
     _check_distinct(rows, batch.num_options())
     counts = tuple(len(r) - p for r, p in zip(rows, prompt_lens, strict=True))
     labels = None if batch.labels is None else tuple(int(x) for x in batch.labels)
     targets = Targets(counts=counts, num_options=batch.num_options(), labels=labels)
-    return EncodedBatch(rows=tuple(rows), prompt_lens=tuple(prompt_lens), targets=targets)
+    return EncodedBatch(Rows(tuple(rows), tuple(prefix_lens), tuple(prompt_lens)), targets)
+
+
+def _check_row(
+    i: int,
+    row: tuple[int, ...],
+    prompt_len: int,
+    max_row_tokens: int | None,
+    vocab_size: int | None,
+) -> None:
+    """Raise for a row that cannot be scored."""
+    if prompt_len == 0:
+        raise ValueError(
+            f"Batch: row {i} must have at least one prompt token, got an empty prompt; "
+            "begin it with the tokenizer's bos token."
+        )
+    if len(row) == prompt_len:
+        raise ValueError(
+            f"Batch: row {i} must have at least one completion token, got none; "
+            "drop the row or give it a completion."
+        )
+    if max_row_tokens is not None and len(row) > max_row_tokens:
+        raise ValueError(
+            f"Batch: row {i} must have at most {max_row_tokens} tokens (the engine's limit), "
+            f"got {len(row)}; shorten the prompt or start the engine with a larger limit."
+        )
+    if min(row) < 0 or (vocab_size is not None and max(row) >= vocab_size):
+        raise ValueError(
+            f"Batch: token ids of row {i} must lie in the model's vocabulary of {vocab_size}, "
+            f"got {min(row)}..{max(row)}; encode the text with the model's own tokenizer."
+        )
 
 
 def _check_distinct(rows: Sequence[tuple[int, ...]], num_options: tuple[int, ...] | None) -> None:
@@ -186,7 +259,7 @@ def _check_distinct(rows: Sequence[tuple[int, ...]], num_options: tuple[int, ...
 
 
 def _encode_row(
-    prompt: Text, completion: Text, tokenizer: Any
+    prompt: Text, completion: Text, tokenizer: Any, invocation: Invocation
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids of one row's prompt and completion."""
     if not isinstance(prompt, str) and not isinstance(completion, str):
@@ -200,10 +273,11 @@ def _encode_row(
     prompt_ids = _tokens(tokenizer, prompt, special=True)
     if not isinstance(completion, str):
         return tuple(prompt_ids), tuple(completion)
-    joint = _tokens(tokenizer, prompt + completion, special=True)
-    n = len(prompt_ids)
-    if joint[:n] == prompt_ids:
-        return tuple(prompt_ids), tuple(joint[n:])
+    if invocation.text is not None:
+        joint = _tokens(tokenizer, prompt + invocation.text + completion, special=True)
+        before = [*prompt_ids, *invocation.tokens]
+        if joint[: len(before)] == before:
+            return tuple(prompt_ids), tuple(joint[len(before) :])
     return tuple(prompt_ids), tuple(_tokens(tokenizer, completion, special=False))
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from mezo.core import Scores, StepReply, StepRequest
+from mezo.data import Rows
 
 
 class Session(Protocol):
@@ -24,7 +25,7 @@ class Session(Protocol):
         """Run one step on every rank and return its scalars."""
         ...
 
-    def score(self, rows: Sequence[Sequence[int]], prompt_lens: Sequence[int], slot: str) -> Scores:
+    def score(self, rows: Rows, slot: str) -> Scores:
         """Score rows under the current adapter (`core.THETA`) or the base model (`core.BASE`)."""
         ...
 

@@ -12,6 +12,7 @@ import transformers
 
 from mezo.config import MezoConfig
 from mezo.core import BASE, THETA, Scores, StepReply, StepRequest, pair_slots, run_step
+from mezo.data import Rows
 from mezo.state import AdapterState
 from mezo_kernels import TensorSpec
 
@@ -26,6 +27,7 @@ class _LoraLinear(torch.nn.Module):
         self.base = base
         self.scaling = config.scaling
         self.active: str = BASE
+        self.gate: torch.Tensor | None = None  # [N, T, 1]: 1 where the adapter acts
         shapes = {"A": (config.rank, base.in_features), "B": (base.out_features, config.rank)}
         self.slots = {
             slot: {
@@ -41,7 +43,8 @@ class _LoraLinear(torch.nn.Module):
         if self.active == BASE:
             return y
         slot = self.slots[self.active]
-        return y + F.linear(F.linear(x, slot["A"]), slot["B"]) * self.scaling
+        delta = F.linear(F.linear(x, slot["A"]), slot["B"]) * self.scaling
+        return y + (delta if self.gate is None else delta * self.gate)
 
 
 class TransformersSession:
@@ -96,11 +99,11 @@ class TransformersSession:
         """See `Session.step`."""
         return run_step(self.state, self._score, request)
 
-    def score(self, rows: Sequence[Sequence[int]], prompt_lens: Sequence[int], slot: str) -> Scores:
+    def score(self, rows: Rows, slot: str) -> Scores:
         """See `Session.score`."""
         if slot == THETA:
             self.state.publish()
-        return self._score(rows, prompt_lens, [slot])
+        return self._score(rows, [slot])
 
     def apply_update(self, step: int, coefficients: Sequence[float]) -> None:
         """See `Session.apply_update`."""
@@ -120,36 +123,40 @@ class TransformersSession:
         self.model.train(self._was_training)
 
     @torch.inference_mode()
-    def _score(
-        self, rows: Sequence[Sequence[int]], prompt_lens: Sequence[int], slots: Sequence[str]
-    ) -> Scores:
-        """Run the rows under each slot, one forward a slot."""
-        width = max(len(row) for row in rows)
-        ids = torch.full((len(rows), width), _PAD, dtype=torch.int64)
-        mask = torch.zeros((len(rows), width), dtype=torch.int64)
-        scored = torch.zeros((len(rows), width), dtype=torch.bool)
-        for i, (row, prompt_len) in enumerate(zip(rows, prompt_lens, strict=True)):
+    def _score(self, rows: Rows, slots: Sequence[str]) -> Scores:
+        """Run the rows under each slot, one forward a slot, nothing shared.
+
+        A prefix runs on the base model because the adapter is gated off there: later tokens then
+        attend to the base model's keys and values, which is what activated LoRA means.
+        """
+        shape = (len(rows), max(map(len, rows.tokens)))
+        ids = torch.full(shape, _PAD, dtype=torch.int64)
+        mask = torch.zeros(shape, dtype=torch.int64)
+        scored = torch.zeros(shape, dtype=torch.bool)
+        gate = torch.ones((*shape, 1), dtype=self.model.dtype)
+        for i, row in enumerate(rows.tokens):
             ids[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = 1
-            scored[i, prompt_len : len(row)] = True
-        ids, mask, scored = (t.to(self.model.device) for t in (ids, mask, scored))
+            scored[i, rows.prompt_lens[i] : len(row)] = True
+            gate[i, : rows.prefix_lens[i]] = 0
+        ids, mask, scored, gate = (t.to(self.model.device) for t in (ids, mask, scored, gate))
         sums: dict[str, list[float]] = {}
         for slot in slots:
-            with self._switched_to(slot):
+            with self._switched_to(slot, gate if any(rows.prefix_lens) else None):
                 logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             sums[slot] = _logprob_sums(logits, ids, scored)
         return Scores(sums, tokens=len(slots) * ids.numel(), forwards=len(slots))
 
     @contextmanager
-    def _switched_to(self, slot: str) -> Iterator[None]:
-        """Let the adapted layers use ``slot``."""
+    def _switched_to(self, slot: str, gate: torch.Tensor | None = None) -> Iterator[None]:
+        """Let the adapted layers use ``slot``, where ``gate`` is 1."""
         for layer in self._layers.values():
-            layer.active = slot
+            layer.active, layer.gate = slot, gate
         try:
             yield
         finally:
             for layer in self._layers.values():
-                layer.active = BASE
+                layer.active, layer.gate = BASE, None
 
 
 def _logprob_sums(logits: torch.Tensor, ids: torch.Tensor, scored: torch.Tensor) -> list[float]:

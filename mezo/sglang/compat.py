@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.mem_cache.base_prefix_cache import InsertParams, MatchPrefixParams
+from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.sampling.sampling_params import SamplingParams
 
@@ -56,12 +60,99 @@ def prepare_extend(scheduler: Any, requests: list[Any]) -> tuple[Any, Any]:
 
 
 def release(scheduler: Any, batch: Any) -> None:
-    """Give back the KV and request slots of a batch without inserting anything in the cache."""
+    """Give back what a batch allocated, its own KV and its request slots, inserting nothing."""
     scheduler.token_to_kv_pool_allocator.free(batch.out_cache_loc)
     for request in batch.reqs:
-        scheduler.req_to_token_pool.free(request)
-        if not _HAS_EXTEND_RANGE:
-            request.kv.mark_kv_released()
+        free_row(scheduler, request)
+
+
+def free_row(scheduler: Any, request: Any) -> None:
+    """Give back a request slot; its KV is somebody else's by now."""
+    scheduler.req_to_token_pool.free(request)
+    if not _HAS_EXTEND_RANGE:
+        request.kv.mark_kv_released()
+
+
+@dataclass(frozen=True)
+class Hit:
+    """The part of a prompt that is in the radix cache under the base model's key.
+
+    Args:
+        length: tokens of it.
+        node: the cache's node that ends it.
+        slots: its KV slots where a request must name them (0.5.17), else None.
+    """
+
+    length: int
+    node: Any
+    slots: torch.Tensor | None
+
+
+def match(tree: Any, tokens: Sequence[int]) -> Hit:
+    """Look tokens up under the base model's key."""
+    found = tree.match_prefix(MatchPrefixParams(key=_key(tokens)))
+    if _HAS_EXTEND_RANGE:
+        return Hit(len(found.device_indices), found.last_device_node, found.device_indices)
+    return Hit(int(found.device_prefix_len), found.last_device_node, None)
+
+
+def insert(scheduler: Any, tokens: Sequence[int], slots: torch.Tensor, shared: int) -> None:
+    """Hand the KV of tokens to the cache under the base model's key.
+
+    Args:
+        scheduler: this rank's scheduler.
+        tokens: the tokens.
+        slots: their KV slots.
+        shared: leading slots that are the cache's own already. Slots behind them whose tokens the
+            cache has got from somebody else meanwhile are freed.
+    """
+    tree = scheduler.tree_cache
+    params = InsertParams(key=_key(tokens), value=slots, prev_prefix_len=shared)
+    known = int(tree.insert(params).prefix_len)
+    if not hasattr(tree, "tree_core"):  # UnifiedRadixCache frees duplicates itself
+        scheduler.token_to_kv_pool_allocator.free(slots[shared:known])
+
+
+def lock(tree: Any, node: Any) -> Any:
+    """Keep a node and its ancestors from eviction; returns what `unlock` takes."""
+    if hasattr(tree, "lock"):
+        return tree.lock(node)
+    tree.inc_lock_ref(node)
+    return node
+
+
+def unlock(tree: Any, handle: Any) -> None:
+    """Undo `lock`."""
+    if hasattr(tree, "unlock"):
+        tree.unlock(handle)
+    else:
+        tree.dec_lock_ref(handle)
+
+
+def set_prefix(request: Any, hit: Hit) -> None:
+    """Let a request take the KV of its first tokens from the cache.
+
+    The request must never be inserted into the cache: its own tokens may be an adapter's.
+    """
+    if _HAS_EXTEND_RANGE:
+        request.prefix_indices = hit.slots
+        request.set_extend_range(hit.length, len(request.origin_input_ids))
+        request.cache_protected_len = hit.length
+    else:
+        request.prefix_len = hit.length
+        request.kv.cache_protected_len = hit.length
+    request.last_node = request.last_host_node = request.best_match_node = hit.node
+
+
+def kv_slots(scheduler: Any, request: Any, length: int) -> torch.Tensor:
+    """KV slots of a request's first tokens."""
+    row = request.req_pool_idx if _HAS_EXTEND_RANGE else request.kv.req_pool_idx
+    slots: torch.Tensor = scheduler.req_to_token_pool.req_to_token[row, :length]
+    return slots.to(torch.int64, copy=True)
+
+
+def _key(tokens: Sequence[int]) -> Any:
+    return RadixKey(array("q", tokens), extra_key=None)
 
 
 def model_runner(scheduler: Any) -> Any:

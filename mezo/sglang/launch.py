@@ -21,7 +21,7 @@ _CPU_ARGS: dict[str, Any] = {
     "sampling_backend": "pytorch",
     "disable_overlap_schedule": True,
     "mem_fraction_static": 0.1,
-    "max_total_tokens": 16384,
+    "max_total_tokens": 32768,
     "max_running_requests": 128,
     "skip_server_warmup": True,
 }

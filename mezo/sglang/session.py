@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from mezo.adapter import assemble
 from mezo.config import MezoConfig
 from mezo.core import THETA, Scores, StepReply, StepRequest, pair_slots
+from mezo.data import Rows
 from mezo.sglang import compat
 from mezo.sglang.launch import slots_needed
 from mezo.sglang.worker import METHOD, PROTOCOL
@@ -58,17 +59,20 @@ class SglangSession:
         slots = [THETA, *pair_slots(config.num_directions)]
         uids = {slot: uuid.uuid4().hex for slot in slots}
         self.info = self.call("attach", config=dataclasses.asdict(config), uids=uids)
-        self._register(uids[THETA])
+        # SGLang would serve an activated adapter as an ordinary one.
+        self._is_served = config.prefix == "exact"
+        if self._is_served:
+            self._register(uids[THETA])
 
     def step(self, request: StepRequest) -> StepReply:
         """See `Session.step`."""
         payload = dataclasses.asdict(request)
         return StepReply(**self.call("step", name=self._name, request=payload))
 
-    def score(self, rows: Sequence[Sequence[int]], prompt_lens: Sequence[int], slot: str) -> Scores:
+    def score(self, rows: Rows, slot: str) -> Scores:
         """See `Session.score`."""
-        reply = self.call("score", name=self._name, rows=rows, prompt_lens=prompt_lens, slot=slot)
-        return Scores(**reply)
+        fields = dataclasses.asdict(rows)
+        return Scores(**self.call("score", name=self._name, rows=fields, slot=slot))
 
     def apply_update(self, step: int, coefficients: Sequence[float]) -> None:
         """See `Session.apply_update`."""
@@ -97,7 +101,8 @@ class SglangSession:
         if self.engine.send_to_rpc is None or self._dead():
             return
         self.call("detach", name=self._name)
-        self.engine.unload_lora_adapter(self._name)
+        if self._is_served:
+            self.engine.unload_lora_adapter(self._name)
 
     def free_memory(self) -> dict[str, int]:
         """Free KV tokens and request slots in the engine."""

@@ -19,7 +19,8 @@ import torch.distributed as dist
 
 from mezo.config import MezoConfig
 from mezo.core import BASE, THETA, Scores, StepRequest, pair_slots, run_step
-from mezo.sglang import compat, scoring
+from mezo.data import Rows
+from mezo.sglang import compat, prefix, scoring
 from mezo.sglang.slots import Part, parts_of
 from mezo.state import AdapterState
 
@@ -62,11 +63,9 @@ class _Adapter:
     state: AdapterState
     uids: dict[str, str]
 
-    def score(
-        self, rows: Sequence[Sequence[int]], prompt_lens: Sequence[int], slots: Sequence[str]
-    ) -> Scores:
+    def score(self, rows: Rows, slots: Sequence[str]) -> Scores:
         uids = {slot: None if slot == BASE else self.uids[slot] for slot in slots}
-        return scoring.score_rows(self.scheduler, rows, prompt_lens, uids)
+        return scoring.score_rows(self.scheduler, rows, uids)
 
 
 def handle(scheduler: Any, request: Any) -> Any:
@@ -125,6 +124,8 @@ def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     config = MezoConfig(**payload["config"])
     manager = compat.model_runner(scheduler).lora_manager
     _check_pool(manager, config)
+    if config.prefix == "activated":
+        prefix.check_cache(scheduler)
     parts = parts_of(manager, config.target_modules, config.rank)
     uids: dict[str, str] = payload["uids"]
     loaded: list[Any] = []
@@ -227,13 +228,12 @@ def _step(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str
     """Take one step; every rank computes its update from rank 0's losses."""
     adapter = _adapter(payload)
 
-    def score(
-        rows: Sequence[Sequence[int]], prompt_lens: Sequence[int], slots: Sequence[str]
-    ) -> Scores:
-        scores: Scores = agree(adapter.score(rows, prompt_lens, slots))
+    def score(rows: Rows, slots: Sequence[str]) -> Scores:
+        scores: Scores = agree(adapter.score(rows, slots))
         return scores
 
-    return dataclasses.asdict(run_step(adapter.state, score, StepRequest(**payload["request"])))
+    request = StepRequest.from_json(payload["request"])
+    return dataclasses.asdict(run_step(adapter.state, score, request))
 
 
 def _score(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
@@ -241,8 +241,7 @@ def _score(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[st
     adapter, slot = _adapter(payload), payload["slot"]
     if slot == THETA:
         adapter.state.publish()
-    scores = adapter.score(payload["rows"], payload["prompt_lens"], [slot])
-    return dataclasses.asdict(scores)
+    return dataclasses.asdict(adapter.score(Rows(**payload["rows"]), [slot]))
 
 
 def _apply_update(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
@@ -270,12 +269,12 @@ def _export(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
 
 
 def _detach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
-    """Take the perturbed slots out of the pool; theta's goes through SGLang's own unloading."""
+    """Take the run's slots out of the pool; one that is served goes through SGLang's unloading."""
     adapter = _adapters.pop(payload["name"], None)
     if adapter is not None:
         manager = compat.model_runner(scheduler).lora_manager
         for slot, uid in adapter.uids.items():
-            if slot != THETA:
+            if slot != THETA or adapter.config.prefix != "exact":
                 manager.unload_lora_adapter(manager.lora_refs[uid])
     return {}
 

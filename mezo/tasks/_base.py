@@ -34,16 +34,18 @@ class Task:
         name: what the command line calls it.
         load: reads the data, from a file or (None) from the cache, which it fills if need be.
         prompt: text of an example -> prompt, without a trailing space.
-        options: the word of each label, as it continues the prompt: with its leading space.
+        invocation: the words behind every prompt, with their leading space.
+        options: the word of each label, as it continues the invocation: with its leading space.
     """
 
     name: str
     load: Callable[[Path | None], Splits]
     prompt: Callable[[str], str]
+    invocation: str
     options: tuple[str, ...]
 
     def batch(self, examples: Sequence[Example]) -> Batch:
-        """Word examples as a batch.
+        """Word examples as a batch, for a run whose config has the task's invocation.
 
         Raises:
             ValueError: no example, or a label that has no option.

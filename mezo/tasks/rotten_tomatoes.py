@@ -60,8 +60,8 @@ def load(csv_path: Path | None = None) -> Splits:
 
 
 def prompt(text: str) -> str:
-    """Word a sentence so that " bad" or " good" is what comes next."""
-    return text.strip() + " The movie was"
+    """Word a sentence: as it is; the invocation asks for " bad" or " good" next."""
+    return text.strip()
 
 
 def _example(row: dict[str, str], where: str) -> Example:
@@ -72,4 +72,10 @@ def _example(row: dict[str, str], where: str) -> Example:
     return Example(row["text"], int(row["label"]))
 
 
-TASK = Task(name="rotten_tomatoes", load=load, prompt=prompt, options=(" bad", " good"))
+TASK = Task(
+    name="rotten_tomatoes",
+    load=load,
+    prompt=prompt,
+    invocation=" The movie was",
+    options=(" bad", " good"),
+)

@@ -42,7 +42,16 @@ def test_bad_values_raise(change, message):
         mezo.MezoConfig(**change)
 
 
-@pytest.mark.parametrize("prefix", ["activated", "detached"])
-def test_prefix_modes_to_come_name_the_nearest_one(prefix):
+def test_prefix_modes_to_come_name_the_nearest_one():
     with pytest.raises(NotImplementedError, match="take 'exact', the nearest"):
-        mezo.MezoConfig(prefix=prefix)
+        mezo.MezoConfig(prefix="detached")
+
+
+def test_activated_needs_an_invocation():
+    config = mezo.MezoConfig(prefix="activated", invocation=[5, 6])
+    assert config.invocation == (5, 6)
+    for invocation in (None, "", ()):
+        with pytest.raises(ValueError, match="invocation must be a non-empty text or token ids"):
+            mezo.MezoConfig(prefix="activated", invocation=invocation)
+    with pytest.raises(ValueError, match="invocation must be a non-empty text"):
+        mezo.MezoConfig(invocation="")

@@ -6,7 +6,7 @@ import pytest
 from tiny import make_tokenizer
 
 import mezo
-from mezo.data import encode
+from mezo.data import encode, encode_invocation
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ class MergingTokenizer:
 
 def test_completions_make_one_row_each():
     encoded = encode(mezo.Batch(prompts=[[5, 6], [7]], completions=[[8], [9, 10]]), None)
-    assert encoded.rows == ((5, 6, 8), (7, 9, 10))
-    assert encoded.prompt_lens == (2, 1)
+    assert encoded.rows.tokens == ((5, 6, 8), (7, 9, 10))
+    assert encoded.rows.prompt_lens == (2, 1)
     assert encoded.targets.counts == (1, 2)
     assert not encoded.targets.is_classification
 
@@ -36,7 +36,7 @@ def test_completions_make_one_row_each():
 def test_shared_and_own_options():
     shared = mezo.Batch(prompts=[[5], [6]], options=[[1], [2, 3]], labels=[1, 0])
     encoded = encode(shared, None)
-    assert encoded.rows == ((5, 1), (5, 2, 3), (6, 1), (6, 2, 3))
+    assert encoded.rows.tokens == ((5, 1), (5, 2, 3), (6, 1), (6, 2, 3))
     assert encoded.targets.num_options == (2, 2)
     own = mezo.Batch(prompts=["a", "b"], options=[["x", "y"], ["z", "x", "y"]], labels=[0, 2])
     assert own.pairs() == [("a", "x"), ("a", "y"), ("b", "z"), ("b", "x"), ("b", "y")]
@@ -47,16 +47,44 @@ def test_shared_and_own_options():
 
 def test_text_is_split_behind_the_prompts_own_tokens(tokenizer):
     encoded = encode(mezo.Batch(prompts=["w5 w6"], completions=[" w7"]), tokenizer)
-    assert encoded.rows == ((5, 6, 7),)
-    assert encoded.prompt_lens == (2,)
+    assert encoded.rows.tokens == ((5, 6, 7),)
+    assert encoded.rows.prompt_lens == (2,)
 
 
 def test_a_token_across_the_border_is_not_made():
     # "abc" + "de" would be ab|cd|e as one string; the prompt is ab|c, so both are cut alone.
     encoded = encode(mezo.Batch(prompts=["abc"], completions=["de"]), MergingTokenizer())
     one_by_one = MergingTokenizer()("abc", True)["input_ids"], MergingTokenizer()("de", False)
-    assert encoded.rows == ((*one_by_one[0], *one_by_one[1]["input_ids"]),)
-    assert encoded.prompt_lens == (3,)
+    assert encoded.rows.tokens == ((*one_by_one[0], *one_by_one[1]["input_ids"]),)
+    assert encoded.rows.prompt_lens == (3,)
+
+
+def test_the_invocation_stands_between_prompt_and_completion(tokenizer):
+    text = mezo.Batch(prompts=["w5 w6", ""], completions=[" w7", " w7 w8"])
+    for is_split in (False, True):
+        invocation = encode_invocation(" w20 w21", tokenizer, is_split=is_split)
+        encoded = encode(text, tokenizer, invocation=invocation)
+        assert encoded.rows.tokens == ((5, 6, 20, 21, 7), (20, 21, 7, 8))
+        assert encoded.rows.prompt_lens == (4, 2)
+        assert encoded.rows.prefix_lens == ((2, 0) if is_split else (0, 0))
+        ids = mezo.Batch(prompts=[[5, 6], []], completions=[[7], [7, 8]])
+        assert encode(ids, None, invocation=invocation) == encoded
+    given = encode_invocation((20, 21), None, is_split=True)
+    assert encode(text, tokenizer, invocation=given) == encoded
+    with pytest.raises(ValueError, match="invocation must be token ids where there is no"):
+        encode_invocation("w5", None, is_split=True)
+
+
+def test_an_invocation_keeps_its_own_tokens_where_the_tokeniser_would_merge():
+    tokenizer = MergingTokenizer()
+    invocation = encode_invocation("xyz", tokenizer, is_split=True)
+    encoded = encode(
+        mezo.Batch(prompts=["abc"], completions=["de"]), tokenizer, invocation=invocation
+    )
+    parts = [tokenizer("abc", True), tokenizer("xyz", False), tokenizer("de", False)]
+    assert encoded.rows.tokens == (tuple(i for part in parts for i in part["input_ids"]),)
+    assert encoded.rows.prefix_lens == (3,)
+    assert encoded.rows.prompt_lens == (5,)
 
 
 @pytest.mark.parametrize(

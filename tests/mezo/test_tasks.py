@@ -59,10 +59,10 @@ def test_too_few_sentences_are_refused(tmp_path):
 def test_a_batch_words_the_examples():
     task = tasks.get("rotten_tomatoes")
     batch = task.batch([Example(" a fine film . ", 1), Example("dull", 0)])
-    assert batch.prompts == ["a fine film . The movie was", "dull The movie was"]
+    assert batch.prompts == ["a fine film .", "dull"]
     assert batch.options == [" bad", " good"]
     assert batch.labels == [1, 0]
-    assert batch.pairs()[1] == ("a fine film . The movie was", " good")
+    assert batch.pairs()[1] == ("a fine film .", " good")
 
 
 def test_a_batch_without_examples_or_with_a_strange_label_is_refused():

@@ -13,6 +13,7 @@ from tiny import LINEARS, load_model, random_batch
 
 import mezo
 from mezo.core import StepRequest
+from mezo.data import Rows
 
 pytestmark = pytest.mark.sglang
 
@@ -129,8 +130,7 @@ def test_no_slot_leaks_over_100_steps_nor_when_a_forward_fails(engine):
         # Token ids are checked before they are sent; sent all the same, they break the forward.
         request = StepRequest(
             step=run.steps,
-            rows=[[1, 10**6, 5]],
-            prompt_lens=[1],
+            rows=Rows([[1, 10**6, 5]], [0], [1]),
             counts=[2],
             num_options=None,
             labels=None,
@@ -164,8 +164,7 @@ def test_a_nonfinite_loss_skips_the_step(engine):
         before = run.weights()
         wild = StepRequest(
             step=run.steps,
-            rows=[[1, 2, 3]],
-            prompt_lens=[1],
+            rows=Rows([[1, 2, 3]], [0], [1]),
             counts=[2],
             num_options=None,
             labels=None,

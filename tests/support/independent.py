@@ -126,3 +126,50 @@ def relative_distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) ->
     assert a.keys() == b.keys()
     difference = math.fsum((a[k].double() - b[k].double()).square().sum().item() for k in b)
     return math.sqrt(difference / math.fsum(b[k].double().square().sum().item() for k in b))
+
+
+@torch.no_grad()
+def activated_row_logprobs(base, adapted, prompt, rest, scored: int) -> torch.Tensor:
+    """Log-likelihoods of the last ``scored`` tokens: prompt on the base model, rest adapted.
+
+    The base model computes keys and values of the prompt; a PEFT model continues from them.
+    """
+    cache = None
+    if prompt:
+        cache = base(torch.tensor([list(prompt)]), use_cache=True).past_key_values
+    ids = torch.tensor([list(rest)])
+    logits = adapted(input_ids=ids, past_key_values=cache, use_cache=True).logits[0]
+    positions = torch.arange(len(rest) - scored - 1, len(rest) - 1)
+    return logits.log_softmax(-1)[positions, ids[0, -scored:]]
+
+
+def activated_loss(base, adapted, batch: mezo.Batch, invocation: Sequence[int]) -> float:
+    """The loss of a batch of token ids under an activated adapter, from the definitions."""
+    scores = [
+        activated_row_logprobs(base, adapted, p, [*invocation, *c], len(c))
+        for p, c in batch.pairs()
+    ]
+    if batch.options is None:
+        return -torch.cat(scores).mean().item()
+    means, losses = [s.mean() for s in scores], []
+    for size, label in zip(batch.num_options(), batch.labels, strict=True):
+        losses.append(-torch.stack(means[:size]).log_softmax(0)[label])
+        means = means[size:]
+    return torch.stack(losses).mean().item()
+
+
+def set_lora(model, weights: dict[str, torch.Tensor]) -> None:
+    """Give a PEFT model these LoRA weights."""
+    for name, parameter in lora_parameters(model).items():
+        parameter.data.copy_(weights[name])
+
+
+def perturbed(weights: dict[str, torch.Tensor], direction, scale: float) -> dict[str, torch.Tensor]:
+    """theta + scale z in float64, rounded once."""
+    return {
+        name: (
+            value.double()
+            + scale * sample(TensorSpec(name, tuple(value.shape)), direction).double()
+        ).float()
+        for name, value in weights.items()
+    }

@@ -15,6 +15,7 @@ VOCAB = 512
 _TINY = {
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
 }
 
 
@@ -28,6 +29,7 @@ def save_tiny_model(architecture: str, directory: str) -> None:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=16,
         vocab_size=VOCAB,
         max_position_embeddings=256,
         initializer_range=0.2,

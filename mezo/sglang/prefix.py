@@ -1,0 +1,111 @@
+"""Prompts shared through SGLang's radix cache: computed once on the base model, locked for a batch.
+
+An activated adapter acts from the invocation on, so a prompt's KV is the base model's and serves
+every row, sign, direction, option, step and epoch - and base-model requests, since it lies in the
+cache under their key. Under memory pressure it is evicted like theirs, and computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mezo.sglang import compat
+
+Prompt = tuple[int, ...]
+
+
+@dataclass
+class Prefixes:
+    """The prompts of a batch, all of them in the cache and locked.
+
+    Args:
+        hits: where each prompt lies.
+        computed: prompt tokens that had to be computed.
+        forwards: forward batches that took.
+    """
+
+    hits: dict[Prompt, compat.Hit]
+    computed: int = 0
+    forwards: int = 0
+
+
+def check_cache(scheduler: Any) -> None:
+    """Raise unless the engine's cache can share prompts token by token.
+
+    Raises:
+        NotImplementedError: the radix cache is off, or its pages hold several tokens.
+    """
+    if scheduler.server_args.disable_radix_cache:
+        raise NotImplementedError(
+            "attach: prefix 'activated' keeps prompts in the radix cache, got "
+            "disable_radix_cache=True; start the engine without it."
+        )
+    if int(scheduler.page_size) != 1:
+        raise NotImplementedError(
+            f"attach: prefix 'activated' must have pages of one token, got page_size "
+            f"{scheduler.page_size}; start the engine with page_size=1."
+        )
+
+
+@contextmanager
+def shared(scheduler: Any, prompts: Sequence[Prompt]) -> Iterator[Prefixes]:
+    """Hold prompts in the cache while a batch uses them, computing those that are not there.
+
+    Args:
+        scheduler: this rank's scheduler.
+        prompts: prompts without duplicates; empty ones are passed over.
+
+    Yields:
+        Where the prompts lie. All locks are given back afterwards, whatever happens.
+    """
+    held: dict[Prompt, tuple[compat.Hit, Any]] = {}
+
+    def hold(prompt: Prompt) -> compat.Hit:
+        hit = compat.match(scheduler.tree_cache, prompt)
+        lock = compat.lock(scheduler.tree_cache, hit.node)
+        if prompt in held:
+            compat.unlock(scheduler.tree_cache, held[prompt][1])
+        held[prompt] = (hit, lock)
+        return hit
+
+    try:
+        wanted = [prompt for prompt in prompts if prompt]
+        missing = [prompt for prompt in wanted if hold(prompt).length < len(prompt)]
+        computed = 0
+        if missing:
+            computed = _compute(scheduler, [(prompt, held[prompt][0]) for prompt in missing])
+            for prompt in missing:
+                hit = hold(prompt)
+                assert hit.length == len(prompt), "an inserted prompt must be found"
+        hits = {prompt: hit for prompt, (hit, _) in held.items()}
+        yield Prefixes(hits, computed=computed, forwards=int(bool(missing)))
+    finally:
+        for _, lock in held.values():
+            compat.unlock(scheduler.tree_cache, lock)
+
+
+@torch.inference_mode()
+def _compute(scheduler: Any, missing: Sequence[tuple[Prompt, compat.Hit]]) -> int:
+    """Run the missing ends of prompts on the base model and insert them; returns their tokens."""
+    requests = []
+    for i, (prompt, hit) in enumerate(missing):
+        request = compat.scoring_request(f"mezo-prompt-{i}", prompt, None, len(prompt))
+        compat.set_prefix(request, hit)
+        requests.append(request)
+    batch, forward_batch = compat.prepare_extend(scheduler, requests)
+    try:
+        compat.model_runner(scheduler).forward(forward_batch)
+    except BaseException:
+        compat.release(scheduler, batch)
+        raise
+    for request, (prompt, hit) in zip(requests, missing, strict=True):
+        # Another prompt of this batch may have brought a common beginning: `insert` sees to it.
+        slots = compat.kv_slots(scheduler, request, len(prompt))
+        compat.insert(scheduler, prompt, slots, hit.length)
+        compat.free_row(scheduler, request)
+    return int(batch.extend_num_tokens)
