@@ -1,7 +1,7 @@
-"""The interleaved timer: baseline and candidates take turns in one process, ratios per round.
+"""The interleaved timer: baseline and candidates take turns in one run, ratios per round.
 
-Seconds are CPU time of the calling thread, so that neighbours on a shared machine do not count;
-calls must therefore run on one thread.
+Seconds are CPU time of the calling thread unless another clock is given, so that neighbours on a
+shared machine do not count; calls must then run on that thread alone.
 """
 
 import os
@@ -38,17 +38,23 @@ class Timing:
         return median(self.ratios)
 
 
-def interleave(calls: dict[str, Callable[[], object]], rounds: int = 30) -> dict[str, Timing]:
+def interleave(
+    calls: dict[str, Callable[[], object]],
+    rounds: int = 30,
+    *,
+    warm_up: int = 3,
+    clock: Callable[[], float] = time.thread_time,
+) -> dict[str, Timing]:
     """Time each call once a round, in turn; the first one is the baseline of the ratios."""
     for call in calls.values():
-        for _ in range(3):
+        for _ in range(warm_up):
             call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.thread_time()
+            start = clock()
             call()
-            seconds[name].append(time.thread_time() - start)
+            seconds[name].append(clock() - start)
     baseline = next(iter(seconds.values()))
     return {
         name: Timing(name, own, [b / o for b, o in zip(baseline, own, strict=True)])
@@ -59,7 +65,7 @@ def interleave(calls: dict[str, Callable[[], object]], rounds: int = 30) -> dict
 def environment() -> dict[str, object]:
     """What a number depends on: date, commit, versions, CPU."""
     commit = _git("rev-parse", "--short", "HEAD")
-    if _git("status", "--porcelain", "--", "csrc", "mezo_kernels", "bench/*.py"):
+    if _git("status", "--porcelain", "--", "csrc", "mezo_kernels", "mezo", "bench/*.py"):
         commit += "-dirty"
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
