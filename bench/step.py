@@ -134,8 +134,8 @@ def report(rows: list[dict[str, object]], where: dict[str, object]) -> str:
     lines = [
         "# A training step on the CPU",
         "",
-        'The batch is 16 Rotten Tomatoes sentences with " The movie was" behind them, the loss',
-        "that of the label word, SmolLM2-135M in fp32, one thread each. Ratios: the plain loop's",
+        'The batch is 16 Rotten Tomatoes sentences with " The movie was" behind them,',
+        "the loss that of the label word, SmolLM2-135M in fp32, one thread each. Ratios: the plain loop's",
         "time over the candidate's, median of per-round ratios, all in one run, in turn. Tokens: of",
         "the last step, by the engine's own count; the transformers engine pads and counts that.",
         "Weights, forward: their shares of the step. Written by `python -m bench.step`.",
