@@ -172,6 +172,15 @@ def encode_invocation(
     return Invocation(invocation, tokens, is_split)
 
 
+def last_occurrence(tokens: Sequence[int], pattern: Sequence[int]) -> int | None:
+    """Index at which ``pattern`` begins last in ``tokens``, or None."""
+    size, wanted = len(pattern), list(pattern)
+    for start in range(len(tokens) - size, -1, -1):
+        if list(tokens[start : start + size]) == wanted:
+            return start
+    return None
+
+
 def encode(
     batch: Batch,
     tokenizer: Any,

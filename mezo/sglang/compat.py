@@ -17,6 +17,9 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 # 0.5.17 keeps an extend range and a row number on the request; later ones a KV record.
 _HAS_EXTEND_RANGE = hasattr(Req, "set_extend_range")
 
+# Requests that stay out of the radix cache, and one place that limits their match.
+CAN_SERVE_ACTIVATED = hasattr(Req, "_compute_max_prefix_len") and not _HAS_EXTEND_RANGE
+
 
 def scoring_request(rid: str, tokens: Sequence[int], lora_id: str | None, first: int) -> Any:
     """Return a request that asks for log-likelihoods of ``tokens[first + 1:]`` and no new token.
@@ -29,8 +32,8 @@ def scoring_request(rid: str, tokens: Sequence[int], lora_id: str | None, first:
         origin_input_ids=array("q", tokens),
         sampling_params=SamplingParams(temperature=0, max_new_tokens=1),
         return_logprob=first < len(tokens),
-        lora_id=lora_id,
     )
+    request.lora_id = lora_id  # named late: what we do to requests from outside is not for ours
     request.full_untruncated_fill_ids = request.origin_input_ids
     request.logprob_start_len = first
     if _HAS_EXTEND_RANGE:

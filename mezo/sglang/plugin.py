@@ -18,8 +18,13 @@ def register() -> None:
         HookType.AROUND,
     )
     HookRegistry.register(
-        "sglang.srt.managers.schedule_batch.Req.__init__", _after_req_init, HookType.AFTER
+        "sglang.srt.managers.scheduler.Scheduler.__init__", _after_scheduler_init, HookType.AFTER
     )
+    request = "sglang.srt.managers.schedule_batch.Req"
+    HookRegistry.register(f"{request}.__init__", _after_req_init, HookType.AFTER)
+    HookRegistry.register(f"{request}.init_next_round_input", _before_match, HookType.BEFORE)
+    if _has_match_limit():
+        HookRegistry.register(f"{request}._compute_max_prefix_len", _after_limit, HookType.AFTER)
     HookRegistry.register(
         "sglang.srt.lora.lora_manager.LoRAManager.prepare_lora_batch",
         _before_lora_batch,
@@ -36,13 +41,41 @@ def _handle_rpc_request(original: Any, scheduler: Any, request: Any) -> Any:
     return worker.handle(scheduler, request)
 
 
-def _after_req_init(_: None, req: Any, *args: Any, **kwargs: Any) -> None:
-    """Keep KV made under one version of a trained adapter apart from the next version's."""
-    from mezo.sglang import worker
+def _has_match_limit() -> bool:
+    from sglang.srt.managers.schedule_batch import Req
 
+    return hasattr(Req, "_compute_max_prefix_len")
+
+
+def _after_scheduler_init(_: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+    """Let requests of activated adapters find their scheduler."""
+    from mezo.sglang import activated
+
+    activated.remember(scheduler)
+
+
+def _after_req_init(_: None, req: Any, *args: Any, **kwargs: Any) -> None:
+    """Keep KV of an adapter in training apart by version; split requests of activated adapters."""
+    from mezo.sglang import activated, worker
+
+    activated.prepare_request(req, kwargs.get("extra_key"))
     version = worker.served_version(req.lora_id)
-    if version is not None:
+    if version is not None and req.mezo_prefix_len is None:
         req.extra_key = f"{req.extra_key or ''}@mezo{version}"
+
+
+def _before_match(req: Any, tree_cache: Any = None, *args: Any, **kwargs: Any) -> None:
+    """Have an activated adapter's prefix in the cache before it is looked up there."""
+    from mezo.sglang import activated
+
+    activated.complete_prefix(req, tree_cache)
+
+
+def _after_limit(length: int, req: Any, *args: Any, **kwargs: Any) -> int:
+    """End an activated adapter's match where its invocation begins."""
+    from mezo.sglang import activated
+
+    return activated.limit_match(length, req)
 
 
 def _before_lora_batch(_: Any, forward_batch: Any) -> None:

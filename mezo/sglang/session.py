@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import multiprocessing
 import tempfile
 import uuid
@@ -17,12 +18,13 @@ from safetensors.torch import load_file
 from mezo.adapter import assemble
 from mezo.config import MezoConfig
 from mezo.core import THETA, Scores, StepReply, StepRequest, pair_slots
-from mezo.data import Rows
+from mezo.data import Rows, encode_invocation
 from mezo.sglang import compat
 from mezo.sglang.launch import slots_needed
 from mezo.sglang.worker import METHOD, PROTOCOL
 from mezo_kernels import TensorSpec
 
+logger = logging.getLogger(__name__)
 _POLL_MS = 1000
 _ERRORS: dict[str, type[Exception]] = {
     "ValueError": ValueError,
@@ -58,11 +60,21 @@ class SglangSession:
         self.vocab_size = int(hello["vocab_size"])
         slots = [THETA, *pair_slots(config.num_directions)]
         uids = {slot: uuid.uuid4().hex for slot in slots}
-        self.info = self.call("attach", config=dataclasses.asdict(config), uids=uids)
-        # SGLang would serve an activated adapter as an ordinary one.
-        self._is_served = config.prefix == "exact"
+        # The tokenizer is here, not in the worker.
+        invocation = encode_invocation(
+            config.invocation, self.tokenizer, is_split=config.prefix == "activated"
+        )
+        self.info = self.call(
+            "attach",
+            config=dataclasses.asdict(config),
+            uids=uids,
+            invocation=invocation.tokens if invocation.is_split else (),
+        )
+        self._is_served = self.info["not_served"] is None
         if self._is_served:
             self._register(uids[THETA])
+        else:
+            logger.warning("requests cannot name run %r: %s", config.name, self.info["not_served"])
 
     def step(self, request: StepRequest) -> StepReply:
         """See `Session.step`."""

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from mezo.config import MezoConfig
 from mezo.core import BASE, THETA, Scores, StepRequest, pair_slots, run_step
 from mezo.data import Rows
-from mezo.sglang import compat, prefix, scoring
+from mezo.sglang import activated, compat, prefix, scoring
 from mezo.sglang.slots import Part, parts_of
 from mezo.state import AdapterState
 
@@ -62,6 +62,7 @@ class _Adapter:
     config: MezoConfig
     state: AdapterState
     uids: dict[str, str]
+    is_served: bool  # whether requests may name it
 
     def score(self, rows: Rows, slots: Sequence[str]) -> Scores:
         uids = {slot: None if slot == BASE else self.uids[slot] for slot in slots}
@@ -128,10 +129,11 @@ def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
         prefix.check_cache(scheduler)
     parts = parts_of(manager, config.target_modules, config.rank)
     uids: dict[str, str] = payload["uids"]
+    invocation: list[int] = payload["invocation"]
     loaded: list[Any] = []
     try:
         for slot, uid in uids.items():
-            loaded.append(_load_empty_adapter(manager, config, parts, slot, uid))
+            loaded.append(_load_empty_adapter(manager, config, parts, slot, uid, invocation))
         compat.fetch_adapters(manager, set(uids.values()))
     except Exception:
         for ref in loaded:
@@ -152,8 +154,9 @@ def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
         device=views[THETA][0].device,
     )
     state.publish()
-    _adapters[config.name] = _Adapter(scheduler, config, state, uids)
-    return {"num_parameters": state.arena.numel(), "slots": dict(pool.uid_to_buffer_id)}
+    why_not = activated.why_not_servable(scheduler) if invocation else None
+    _adapters[config.name] = _Adapter(scheduler, config, state, uids, is_served=why_not is None)
+    return {"num_parameters": state.arena.numel(), "not_served": why_not}
 
 
 def _check_pool(manager: Any, config: MezoConfig) -> None:
@@ -184,9 +187,17 @@ def _check_pool(manager: Any, config: MezoConfig) -> None:
 
 
 def _load_empty_adapter(
-    manager: Any, config: MezoConfig, parts: Sequence[Part], slot: str, uid: str
+    manager: Any,
+    config: MezoConfig,
+    parts: Sequence[Part],
+    slot: str,
+    uid: str,
+    invocation: Sequence[int],
 ) -> Any:
-    """Register an all-zero adapter of the run's shape under ``uid``, pinned."""
+    """Register an all-zero adapter of the run's shape under ``uid``, pinned.
+
+    With ``invocation`` requests for theta's slot are served as an activated adapter's.
+    """
     from sglang.srt.lora.lora_registry import LoRARef
 
     name = config.name if slot == THETA else f"{config.name}/{slot}"
@@ -204,6 +215,7 @@ def _load_empty_adapter(
             "r": config.rank,
             "lora_alpha": config.alpha,
             "target_modules": modules,
+            "alora_invocation_tokens": list(invocation) if slot == THETA else None,
         },
     )
     if not result.success:
@@ -274,7 +286,7 @@ def _detach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     if adapter is not None:
         manager = compat.model_runner(scheduler).lora_manager
         for slot, uid in adapter.uids.items():
-            if slot != THETA or adapter.config.prefix != "exact":
+            if slot != THETA or not adapter.is_served:
                 manager.unload_lora_adapter(manager.lora_refs[uid])
     return {}
 

@@ -1,0 +1,116 @@
+"""Serves activated LoRA adapters in SGLang, which knows none: ours, and any other that is loaded.
+
+An activated adapter (arXiv 2504.12397; PEFT's `alora_invocation_tokens`) acts from the last
+occurrence of its invocation in the prompt on. Everything before runs on the base model, and its KV
+lies in the radix cache under the base model's key. A request for such an adapter
+
+- takes its first tokens from there, and nothing behind the invocation's beginning;
+- has the missing part of them computed on the base model when it is about to be scheduled;
+- never puts KV of its own into the cache;
+- is a base-model request when its prompt holds no invocation, as in PEFT.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mezo.data import last_occurrence
+from mezo.sglang import compat, prefix
+
+_scheduler: Any = None
+
+
+def remember(scheduler: Any) -> None:
+    """Keep the process's scheduler: requests do not know it."""
+    global _scheduler
+    _scheduler = scheduler
+
+
+def check_servable(scheduler: Any) -> None:
+    """Raise unless activated adapters can be served by this engine.
+
+    Raises:
+        NotImplementedError: an older SGLang, the overlap scheduler, or an unsuitable cache.
+    """
+    prefix.check_cache(scheduler)
+    if not compat.CAN_SERVE_ACTIVATED:
+        raise NotImplementedError(
+            "serving an activated adapter must have an SGLang whose requests can stay out of the "
+            "radix cache, got an older one; use 0.5.23."
+        )
+    if scheduler.enable_overlap:
+        raise NotImplementedError(
+            "serving an activated adapter must have the overlap scheduler off, got it on; start "
+            "the engine with disable_overlap_schedule=True."
+        )
+
+
+def why_not_servable(scheduler: Any) -> str | None:
+    """Return what `check_servable` would say, or None."""
+    try:
+        check_servable(scheduler)
+    except NotImplementedError as error:
+        return str(error)
+    return None
+
+
+def prepare_request(request: Any, extra_key: str | None) -> None:
+    """Split a new request of an activated adapter at its invocation.
+
+    Args:
+        request: a `Req` that was just made.
+        extra_key: what its caller gave; SGLang has added the adapter's id to it.
+    """
+    request.mezo_prefix_len = None
+    invocation = _invocation(request.lora_id)
+    if invocation is None:
+        return
+    start = last_occurrence(request.origin_input_ids, invocation)
+    request.extra_key = extra_key
+    if start is None:
+        request.lora_id = None
+        return
+    if reason := why_not_servable(_scheduler):
+        request.set_finish_with_abort(reason)
+        return
+    request.mezo_prefix_len = start
+    request.skip_radix_cache_insert = True
+
+
+def limit_match(length: int, request: Any) -> int:
+    """Keep a cache match from going beyond the invocation's beginning."""
+    limit = getattr(request, "mezo_prefix_len", None)
+    return length if limit is None else min(length, limit)
+
+
+def complete_prefix(request: Any, tree_cache: Any) -> None:
+    """Compute what the cache lacks of a request's prefix, on the base model."""
+    length = getattr(request, "mezo_prefix_len", None)
+    if not length or tree_cache is None:
+        return
+    if request.return_logprob and 0 <= request.logprob_start_len < length:
+        # Log-likelihoods of the prefix would have it computed again, under the adapter.
+        request.logprob_start_len = length
+    tokens = tuple(request.origin_input_ids[:length])
+    missing = length - compat.match(tree_cache, tokens).length
+    if missing == 0:
+        return
+    free = compat.free_memory(_scheduler)
+    if missing > free["kv_tokens"] + free["evictable_tokens"] or not free["request_slots"]:
+        request.mezo_prefix_len = None
+        request.set_finish_with_abort(
+            f"the prompt of an activated adapter must fit into the KV cache, got {missing} tokens "
+            f"for {free['kv_tokens'] + free['evictable_tokens']} free ones; send it again later."
+        )
+        return
+    with prefix.shared(_scheduler, [tokens]):
+        pass  # computed and inserted; the request's own match locks it next
+
+
+def _invocation(lora_id: str | None) -> list[int] | None:
+    """The invocation tokens of a loaded adapter, if it is an activated one."""
+    if lora_id is None or _scheduler is None:
+        return None
+    config = compat.model_runner(_scheduler).lora_manager.configs.get(lora_id)
+    tokens = config.hf_config.get("alora_invocation_tokens") if config is not None else None
+    return list(tokens) if tokens else None

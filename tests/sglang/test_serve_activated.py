@@ -1,0 +1,211 @@
+"""Activated adapters in SGLang's own serving: equal to PEFT, cold and warm, beside the others."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+from independent import activated_row_logprobs, load_peft, lora_parameters, row_logprobs
+from peft import LoraConfig, get_peft_model
+from tiny import LINEARS, load_model, random_batch
+
+import mezo
+from mezo.data import last_occurrence
+
+pytestmark = pytest.mark.sglang
+
+OURS, THEIRS = (77, 8, 200), (300, 301)
+CONFIG = mezo.MezoConfig(
+    rank=4,
+    alpha=8,
+    target_modules=LINEARS,
+    lr=2e-3,
+    seed=3,
+    prefix="activated",
+    invocation=OURS,
+    name="trained",
+)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tiny_model_dir):
+    return tiny_model_dir("llama")
+
+
+@pytest.fixture(scope="module")
+def adapters(model_dir, tmp_path_factory):
+    """Directories of an activated and an ordinary PEFT adapter that others have made."""
+    made = {}
+    for name, tokens in (("foreign", list(THEIRS)), ("ordinary", None)):
+        lora = LoraConfig(
+            r=3,
+            lora_alpha=6,
+            target_modules=["q_proj", "v_proj", "down_proj"],
+            task_type="CAUSAL_LM",
+            alora_invocation_tokens=tokens,
+        )
+        model = get_peft_model(load_model(model_dir), lora)
+        generator = torch.Generator().manual_seed(len(made))
+        for parameter in lora_parameters(model).values():
+            parameter.data.normal_(0, 0.1, generator=generator)
+        made[name] = tmp_path_factory.mktemp(name)
+        model.save_pretrained(str(made[name]))
+    return made
+
+
+@pytest.fixture(scope="module")
+def engine(model_dir, adapters, start_engine):
+    engine = start_engine(model_dir, CONFIG, max_loras_per_batch=6, max_total_tokens=2048)
+    for name, directory in adapters.items():
+        assert engine.load_lora_adapter(name, str(directory)).success
+    return engine
+
+
+@pytest.fixture(scope="module")
+def run(engine):
+    rng = random.Random(0)
+    with mezo.attach(engine, CONFIG) as run:
+        for _ in range(20):
+            run.step(random_batch(rng))
+        yield run
+
+
+def generate(engine, prompts, names, **logprobs):
+    outputs = engine.generate(
+        input_ids=prompts,
+        lora_path=names,
+        sampling_params={"temperature": 0, "max_new_tokens": 5, "ignore_eos": True},
+        return_logprob=True,
+        **logprobs,
+    )
+    return [(o["output_ids"], o["meta_info"]) for o in outputs]
+
+
+def output_logprobs(meta):
+    return torch.tensor([t[0] for t in meta["output_token_logprobs"]])
+
+
+def prompt_of(rng, invocation, size=12):
+    """Random tokens, the invocation among them twice, and some more behind it."""
+    words = [rng.randrange(3, 76) for _ in range(size)]
+    return [1, *words[:4], *invocation, *words[4:], *invocation, *words[:2]]
+
+
+def as_ordinary(directory, target):
+    """A copy of an activated adapter that acts on every token it is given."""
+    shutil.copytree(directory, target)
+    path = target / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "alora_invocation_tokens": None}))
+    return target
+
+
+@torch.no_grad()
+def test_base_ordinary_and_activated_in_one_batch_equal_peft(
+    engine, run, model_dir, adapters, tmp_path
+):
+    rng = random.Random(1)
+    invocations = {"foreign": THEIRS, "trained": OURS}
+    directories = {**adapters, "trained": run.save(tmp_path / "trained")}
+    models = {name: load_peft(model_dir, d) for name, d in directories.items()}
+    models[None] = load_model(model_dir)
+    on_all_tokens = {
+        name: load_peft(model_dir, as_ordinary(directories[name], tmp_path / f"{name}_all"))
+        for name in invocations
+    }
+    names = [None, "ordinary", "foreign", "trained", "trained"]
+    prompts = [prompt_of(rng, invocations.get(name, OURS)) for name in names]
+    engine.flush_cache()
+    for is_warm in (False, True):
+        answers = generate(engine, prompts, names)
+        for name, prompt, (tokens, meta) in zip(names, prompts, answers, strict=True):
+            row = [*prompt, *tokens]
+            if name in invocations:
+                start = last_occurrence(prompt, invocations[name])
+                expected = activated_row_logprobs(
+                    models[None], on_all_tokens[name], prompt[:start], row[start:], len(tokens)
+                )
+                # PEFT finds the invocation itself.
+                theirs = models[name].generate(
+                    input_ids=torch.tensor([prompt]),
+                    max_new_tokens=len(tokens),
+                    min_new_tokens=len(tokens),
+                    do_sample=False,
+                    pad_token_id=0,
+                )
+                assert tokens == theirs[0, len(prompt) :].tolist()
+                assert meta["cached_tokens"] == start  # also when cold: computed just before
+            else:
+                expected = row_logprobs(models[name], row, len(prompt))
+                assert meta["cached_tokens"] == (len(prompt) - 1 if is_warm else 0)
+            torch.testing.assert_close(output_logprobs(meta), expected, atol=1e-5, rtol=0)
+    free = run.session.free_memory()
+    assert free["protected_tokens"] == 0
+    assert free["kv_tokens"] + free["evictable_tokens"] == 2048
+
+
+def test_the_prefix_is_the_base_models_for_everybody(engine, run):
+    rng = random.Random(2)
+    prompt = prompt_of(rng, OURS, size=30)
+    start = last_occurrence(prompt, OURS)
+    engine.flush_cache()
+    ((_, meta),) = generate(engine, [prompt[: start + 1]], [None])
+    assert meta["cached_tokens"] == 0
+    ((first, meta),) = generate(engine, [prompt], ["trained"])
+    assert meta["cached_tokens"] == start  # a base request had computed it
+    held = run.session.free_memory()
+    assert generate(engine, [prompt], ["trained"])[0][0] == first
+    assert run.session.free_memory() == held  # nothing of the adapter's own has been kept
+    # Training on the same prompt finds it too.
+    batch = mezo.Batch(prompts=[prompt[:start]], completions=[[5, 6]])
+    assert run.pair_losses(batch).prompt_tokens == 0
+
+
+def test_requests_follow_training(engine, run):
+    rng = random.Random(3)
+    prompt = prompt_of(rng, OURS)
+    seen = []
+    for _ in range(3):
+        ((_, meta),) = generate(engine, [prompt], ["trained"])
+        seen.append(output_logprobs(meta))
+        run.step(random_batch(rng))
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+def test_a_prompt_without_the_invocation_is_the_base_models(engine, run):
+    prompt = [1, 50, 51, 52, *OURS[:2], 53]
+    ((base, meta),) = generate(engine, [prompt], [None])
+    ((adapted, other),) = generate(engine, [prompt], ["trained"])
+    assert adapted == base
+    torch.testing.assert_close(output_logprobs(other), output_logprobs(meta), atol=1e-5, rtol=0)
+
+
+def test_log_likelihoods_begin_behind_the_prefix(engine, run):
+    prompt = prompt_of(random.Random(4), OURS)
+    start = last_occurrence(prompt, OURS)
+    ((_, meta),) = generate(engine, [prompt], ["trained"], logprob_start_len=0)
+    scored = [t[0] for t in meta["input_token_logprobs"]]
+    assert len(scored) == len(prompt) - start
+    loss = run.evaluate(
+        mezo.Batch(prompts=[prompt[:start]], completions=[prompt[start + len(OURS) :]])
+    ).loss
+    tail = scored[len(OURS) :]
+    assert -sum(tail) / len(tail) == pytest.approx(loss, abs=1e-5)
+
+
+def test_an_invocation_at_the_beginning(engine, run):
+    ((_, meta),) = generate(engine, [[*OURS, 40, 41]], ["trained"])
+    assert meta["cached_tokens"] == 0
+    loss = run.evaluate(mezo.Batch(prompts=[[]], completions=[[40, 41]])).loss
+    ((_, meta),) = generate(engine, [[*OURS, 40, 41]], ["trained"], logprob_start_len=0)
+    scored = [t[0] for t in meta["input_token_logprobs"]][-2:]
+    assert -sum(scored) / 2 == pytest.approx(loss, abs=1e-5)
+
+
+def test_last_occurrence():
+    assert last_occurrence([1, 2, 1, 2, 3], [1, 2]) == 2
+    assert last_occurrence([1, 2], [1, 2, 3]) is None
+    assert last_occurrence([5, 6, 7], [6, 8]) is None
