@@ -46,6 +46,9 @@ def train(
     ] = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
     num_directions: Annotated[int, typer.Option(help="Directions a step.")] = 1,
     prefix: Annotated[str, typer.Option(help="exact or activated.")] = "exact",
+    train_examples: Annotated[
+        int | None, typer.Option(help="Training examples; default all of them.")
+    ] = None,
     max_prompt_tokens: Annotated[
         int | None, typer.Option(help="Leave out training examples with longer prompts.")
     ] = None,
@@ -80,6 +83,7 @@ def train(
             num_steps=steps,
             batch_size=batch_size,
             schedule=schedule,
+            train_examples=train_examples,
             max_prompt_tokens=max_prompt_tokens,
             eval_examples=eval_examples,
             eval_every=eval_every,

@@ -38,6 +38,8 @@ class TaskSettings:
         num_steps: steps to take.
         batch_size: examples a step.
         schedule: learning rate: "constant", "linear" or "cosine".
+        train_examples: examples to train on, the first of the split; None takes all. With prefix
+            "activated" a set whose prompts fit into the engine's cache is computed only once.
         max_prompt_tokens: training examples with longer prompts are left out; None keeps all.
         eval_examples: held-out examples (of any length) to evaluate on.
         eval_every: steps between evaluations, or None for before and after only.
@@ -56,6 +58,7 @@ class TaskSettings:
     num_steps: int = 400
     batch_size: int = 16
     schedule: str = "linear"
+    train_examples: int | None = None
     max_prompt_tokens: int | None = None
     eval_examples: int = 200
     eval_every: int | None = None
@@ -67,9 +70,12 @@ class TaskSettings:
             self.engine in ENGINES,
             f"train: engine must be one of {ENGINES}, got {self.engine!r}; take 'sglang'.",
         )
-        for name in ("num_steps", "batch_size", "eval_examples", "threads"):
+        for name in ("num_steps", "batch_size", "train_examples", "eval_examples", "threads"):
             value = getattr(self, name)
-            require(value >= 1, f"train: {name} must be at least 1, got {value}; raise it.")
+            require(
+                value is None or value >= 1,
+                f"train: {name} must be at least 1, got {value}; raise it.",
+            )
 
 
 def train_task(settings: TaskSettings) -> dict[str, Any]:
@@ -95,12 +101,13 @@ def train_task(settings: TaskSettings) -> dict[str, Any]:
         _engine(settings, model) as (engine, tokenizer),
         attach(engine, settings.config, tokenizer=tokenizer) as run,
     ):
-        train = _short_enough(splits.train, task, run, settings.max_prompt_tokens)
+        train = _short_enough(splits.train, task, run, settings.max_prompt_tokens)[
+            : settings.train_examples
+        ]
         require(
             len(train) >= settings.batch_size,
-            f"train: {settings.batch_size} training examples must have at most "
-            f"{settings.max_prompt_tokens} prompt tokens, got {len(train)}; "
-            "raise max_prompt_tokens.",
+            f"train: there must be a batch of {settings.batch_size} training examples, got "
+            f"{len(train)}; raise train_examples or max_prompt_tokens.",
         )
         held_out = splits.test[: settings.eval_examples]
         log = _Log(settings, task, model)
@@ -258,6 +265,8 @@ def _record(
         "steps": summary.steps,
         "task": settings.task,
         "tokens_computed": summary.tokens,
+        "prompt_tokens_computed": summary.prompt_tokens,
+        "prompt_tokens_reused": summary.reused_tokens,
         "tokens_per_second": summary.tokens / summary.seconds,
         "train_examples": num_train,
         "versions": {"mezo-sglang": __version__, **run.session.versions},

@@ -44,7 +44,9 @@ class TrainSummary:
         steps: steps taken.
         skipped: steps whose loss was not finite.
         seconds: spent in steps.
-        tokens: computed by the engine in steps.
+        tokens: computed by the engine in steps, prompts included.
+        prompt_tokens: of these, tokens of prompts that run once on the base model (activated).
+        reused_tokens: prompt tokens that rows took from the cache.
         before: held-out scores before the first step, or None.
         after: held-out scores after the last step, or None.
     """
@@ -53,6 +55,8 @@ class TrainSummary:
     skipped: int
     seconds: float
     tokens: int
+    prompt_tokens: int
+    reused_tokens: int
     before: EvalResult | None
     after: EvalResult | None
 
@@ -104,7 +108,7 @@ class MeZOTrainer:
         Raises:
             ValueError: a bad batch, or a stream that ends early.
         """
-        seconds, tokens, skipped = 0.0, 0, 0
+        seconds, tokens, prompt_tokens, reused, skipped = 0.0, 0, 0, 0, 0
         before = after = self.evaluate(0, seconds)
         stream = iter(self.batches)
         for number in range(self.num_steps):
@@ -119,12 +123,23 @@ class MeZOTrainer:
             result = self.run.step(batch, lr=lr)
             seconds += time.perf_counter() - started
             tokens += result.tokens
+            prompt_tokens += result.prompt_tokens
+            reused += result.reused_tokens
             skipped += result.status is not StepStatus.OK
             self._call(Progress(number + 1, self.num_steps, seconds, result=result))
             is_last = number + 1 == self.num_steps
             if is_last or (self.eval_every and (number + 1) % self.eval_every == 0):
                 after = self.evaluate(number + 1, seconds)
-        return TrainSummary(self.num_steps, skipped, seconds, tokens, before, after)
+        return TrainSummary(
+            steps=self.num_steps,
+            skipped=skipped,
+            seconds=seconds,
+            tokens=tokens,
+            prompt_tokens=prompt_tokens,
+            reused_tokens=reused,
+            before=before,
+            after=after,
+        )
 
     def evaluate(self, step: int, seconds: float) -> EvalResult | None:
         """Score the held-out batches, pooled over their examples; None without any."""

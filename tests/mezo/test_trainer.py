@@ -163,8 +163,10 @@ def test_train_command_writes_everything(tiny_model_dir, reviews, tmp_path):
         ("--engine vllm", "engine must be one of .* got 'vllm'"),
         ("--eps 0", "eps must be a finite number > 0"),
         ("--steps 0", "num_steps must be at least 1, got 0"),
+        ("--train-examples 3", "there must be a batch of 4 training examples, got 3"),
+        ("--prefix detached", "prefix='detached' is not available"),
         ("--target-modules q_proj,q_proj", "distinct module names"),
-        ("--max-prompt-tokens 2", "4 training examples must have at most 2 prompt tokens, got 0"),
+        ("--max-prompt-tokens 2", "there must be a batch of 4 training examples, got 0"),
     ],
 )
 def test_bad_arguments_are_one_sentence(tiny_model_dir, reviews, tmp_path, arguments, message):
