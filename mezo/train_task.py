@@ -127,6 +127,7 @@ def train_task(settings: TaskSettings) -> dict[str, Any]:
             summary = trainer.train()
         run.save(settings.output / "adapter")
         record = _record(settings, run, summary, num_train=len(train), model=model)
+        record["evaluations"] = log.evaluations
     write_json(settings.output / "summary.json", record)
     log.plot()
     print(_closing_words(record, settings.output))
@@ -185,7 +186,7 @@ class _Log:
         self._bar = ProgressBar(settings.num_steps)
         self._file = (settings.output / "steps.jsonl").open("w", encoding="utf-8")
         self._steps: list[StepPoint] = []
-        self._evals: list[EvalPoint] = []
+        self.evaluations: list[EvalPoint] = []
         self._label = (
             f"{Path(model).name} on {task.name}, engine {settings.engine}, "
             f"prefix {settings.config.prefix}, seed {settings.config.seed}"
@@ -202,7 +203,7 @@ class _Log:
     def __call__(self, progress: Progress) -> None:
         if progress.evaluation is not None:
             scores = progress.evaluation
-            self._evals.append(
+            self.evaluations.append(
                 EvalPoint(progress.step, progress.seconds, scores.loss, scores.accuracy)
             )
             self._bar.write(
@@ -230,7 +231,7 @@ class _Log:
         plot_losses(
             self._settings.output / "loss.png",
             self._steps,
-            self._evals,
+            self.evaluations,
             title=f"MeZO, {self._settings.num_steps} steps",
             label_text=self._label,
         )

@@ -147,6 +147,8 @@ def test_train_command_writes_everything(tiny_model_dir, reviews, tmp_path):
     scores = summary["held_out"]
     assert scores["before"]["num_examples"] == scores["after"]["num_examples"] == 12
     assert scores["before"]["cross_entropy"] != scores["after"]["cross_entropy"]
+    assert [e["step"] for e in summary["evaluations"]] == [0, 3, 6]
+    assert summary["evaluations"][-1]["loss"] == scores["after"]["cross_entropy"]
     log = [json.loads(line) for line in (output / "steps.jsonl").read_text().splitlines()]
     assert [record["step"] for record in log] == list(range(6))
     assert all(record["status"] == "OK" for record in log)
