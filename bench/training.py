@@ -1,0 +1,113 @@
+"""Tables and a plot of training runs, made from the summaries that `mezo train` writes.
+
+`python -m bench.training DIRECTORY...` reads DIRECTORY/summary.json of each run, copies what it
+needs into bench/results/cpu/training.json and writes docs/training.md and docs/training.png:
+held-out accuracy and cross-entropy against steps and against wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results" / "cpu" / "training.json"
+DOCS = ROOT / "docs"
+_KEPT = (
+    "batch_size",
+    "config",
+    "date",
+    "engine",
+    "evaluations",
+    "held_out",
+    "max_prompt_tokens",
+    "model",
+    "prompt_tokens_computed",
+    "prompt_tokens_reused",
+    "schedule",
+    "seconds_per_step",
+    "seed",
+    "steps",
+    "task",
+    "tokens_computed",
+    "train_examples",
+    "versions",
+)
+
+
+def label(run: dict[str, Any]) -> str:
+    return f"{run['config']['prefix']}, seed {run['seed']}"
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """One row an evaluation point, one column a run."""
+    lines = [
+        "| run | lr, clip | training sentences | step: accuracy (cross-entropy) | tokens a step |",
+        "|---|---|---|---|---|",
+    ]
+    for run in runs:
+        points = " / ".join(
+            f"{e['step']}: {e['accuracy']:.3f} ({e['loss']:.3f})" for e in run["evaluations"]
+        )
+        config, n = run["config"], run["held_out"]["after"]["num_examples"]
+        tokens = run["tokens_computed"] / run["steps"]
+        lines.append(
+            f"| {label(run)} | {config['lr']:g}, {config['clip']:g} | {run['train_examples']} | "
+            f"{points}, {n} held out | {tokens:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(runs: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 6.0), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 2, sharex="col", sharey="row")
+    for run in runs:
+        style = {"marker": "o", "markersize": 4, "label": label(run)}
+        style["linestyle"] = "-" if run["config"]["prefix"] == "activated" else "--"
+        points = run["evaluations"]
+        for column, xs in enumerate(
+            ([p["step"] for p in points], [p["seconds"] / 60 for p in points])
+        ):
+            axes[0][column].plot(xs, [p["loss"] for p in points], **style)
+            axes[1][column].plot(xs, [100 * p["accuracy"] for p in points], **style)
+    axes[0][0].set_ylabel("held-out cross-entropy (nats)")
+    axes[1][0].set_ylabel("held-out accuracy (%)")
+    axes[1][0].set_xlabel("step")
+    axes[1][1].set_xlabel("minutes of training, one thread")
+    for row in axes:
+        for panel in row:
+            panel.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8.5)
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directories", type=Path, nargs="+")
+    arguments = parser.parse_args()
+    runs = []
+    for directory in arguments.directories:
+        summary = json.loads((directory / "summary.json").read_text())
+        runs.append({key: summary[key] for key in _KEPT})
+    RESULTS.write_text(json.dumps(runs, indent=1) + "\n")
+    plot(runs, DOCS / "training.png")
+    text = table(runs)
+    (DOCS / "training.md").write_text(
+        "# Training runs on the CPU\n\n"
+        f"{runs[0]['model']} on {runs[0]['task']}, SGLang {runs[0]['versions']['sglang']}, fp32, "
+        f"batch {runs[0]['batch_size']}, LoRA rank {runs[0]['config']['rank']} on all linears, "
+        f"eps {runs[0]['config']['eps']:g}, learning rate linear to 0. Written by "
+        "`python -m bench.training` from `bench/results/cpu/training.json`.\n\n"
+        f"{text}\n\n![Accuracy and cross-entropy against steps and minutes](training.png)\n"
+    )
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
