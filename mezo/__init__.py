@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from mezo._host import declare_torchvision_schemas
@@ -10,6 +11,7 @@ from mezo._host import declare_torchvision_schemas
 declare_torchvision_schemas()
 
 from mezo._step import EvalResult, NonfiniteLossError, Run, StepResult, StepStatus, attach, step
+from mezo.bias import PrefixBias, prefix_bias
 from mezo.config import MezoConfig
 from mezo.data import Batch
 from mezo.trainer import MeZOTrainer, TrainSummary, finetune
@@ -19,12 +21,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# SGLang puts the root logger's level to that of its server; warnings of ours are still to be seen.
+logging.getLogger("mezo").setLevel(logging.WARNING)
+
 __all__ = [
     "Batch",
     "EvalResult",
     "MeZOTrainer",
     "MezoConfig",
     "NonfiniteLossError",
+    "PrefixBias",
     "Run",
     "StepResult",
     "StepStatus",
@@ -32,6 +38,7 @@ __all__ = [
     "attach",
     "finetune",
     "launch_engine",
+    "prefix_bias",
     "step",
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +14,15 @@ import torch
 
 from mezo.adapter import save_peft
 from mezo.config import MezoConfig
-from mezo.core import BASE, THETA, StepReply, StepRequest
-from mezo.data import Batch, EncodedBatch, encode, encode_invocation
+from mezo.core import StepReply, StepRequest
+from mezo.data import BASE, THETA, Batch, EncodedBatch, encode, encode_invocation
 from mezo.objectives import batch_loss, predictions
 
 if TYPE_CHECKING:
     from mezo.engines.base import Session
+
+
+logger = logging.getLogger(__name__)
 
 
 class StepStatus(enum.Enum):
@@ -103,9 +107,15 @@ class Run:
         self.name = config.name
         self.steps = 0
         self.invocation = encode_invocation(
-            config.invocation, session.tokenizer, is_split=config.prefix == "activated"
+            config.invocation, session.tokenizer, prefix=config.prefix
         )
         self._is_closed = False
+        if config.prefix == "detached":
+            logger.warning(
+                "run %r: prefix 'detached' is an approximation, it drops the prompt's part of the "
+                "derivative; mezo.prefix_bias(run, batches) measures by how much",
+                config.name,
+            )
 
     def encode(self, batch: Batch | EncodedBatch) -> EncodedBatch:
         """Turn a batch into token rows, checking it against the engine's limits."""
@@ -125,7 +135,7 @@ class Run:
         """Take one step; see `mezo.step`."""
         started = time.perf_counter()
         rate = self.config.lr if lr is None else lr
-        reply = self._pair(batch, self.config.eps, rate)
+        reply = self._pair(batch, self.config.eps, rate, self.steps)
         result = _result(self.steps, reply, time.perf_counter() - started)
         self.steps += 1
         if throw and result.status is not StepStatus.OK:
@@ -143,9 +153,16 @@ class Run:
             eps: perturbation scale, default ``config.eps``; at 0 both losses are those of theta,
                 and their difference is the engine's noise floor.
         """
+        return self.measure(batch, eps=eps)
+
+    def measure(
+        self, batch: Batch | EncodedBatch, *, eps: float | None = None, offset: int = 0
+    ) -> StepResult:
+        """`pair_losses` along the directions of the step ``offset`` behind the next one."""
         started = time.perf_counter()
-        reply = self._pair(batch, self.config.eps if eps is None else eps, None)
-        return _result(self.steps, reply, time.perf_counter() - started)
+        number = self.steps + offset
+        reply = self._pair(batch, self.config.eps if eps is None else eps, None, number)
+        return _result(number, reply, time.perf_counter() - started)
 
     def evaluate(self, batch: Batch | EncodedBatch, *, base: bool = False) -> EvalResult:
         """Score a batch under the current adapter, or under the base model alone."""
@@ -192,7 +209,9 @@ class Run:
             self.config,
             directory,
             base_model=self.session.model_path or None,
-            alora_invocation_tokens=self.invocation.tokens if self.invocation.is_split else None,
+            alora_invocation_tokens=(
+                self.invocation.tokens if self.config.prefix == "activated" else None
+            ),
         )
 
     def close(self) -> None:
@@ -207,12 +226,14 @@ class Run:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _pair(self, batch: Batch | EncodedBatch, eps: float, lr: float | None) -> StepReply:
+    def _pair(
+        self, batch: Batch | EncodedBatch, eps: float, lr: float | None, number: int
+    ) -> StepReply:
         self._check_open()
         encoded = self.encode(batch)
         return self.session.step(
             StepRequest(
-                step=self.steps,
+                step=number,
                 rows=encoded.rows,
                 counts=encoded.targets.counts,
                 num_options=encoded.targets.num_options,

@@ -45,7 +45,9 @@ def train(
         str, typer.Option(help="Comma-separated module names.")
     ] = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
     num_directions: Annotated[int, typer.Option(help="Directions a step.")] = 1,
-    prefix: Annotated[str, typer.Option(help="exact or activated.")] = "exact",
+    prefix: Annotated[
+        str, typer.Option(help="exact, activated or detached (approximate).")
+    ] = "exact",
     train_examples: Annotated[
         int | None, typer.Option(help="Training examples; default all of them.")
     ] = None,

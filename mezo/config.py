@@ -32,14 +32,15 @@ class MezoConfig:
         clip: bound on ``abs(projected_grad)``, or None.
         prefix: "exact" (ordinary LoRA), or "activated" (activated LoRA: the adapter acts from the
             invocation on, the prompt runs on the base model, and its KV is shared by both signs and
-            all directions, options, steps and epochs). "detached" is not available yet.
+            all directions, options, steps and epochs), or "detached" (ordinary LoRA whose prompts
+            run once a step under theta for both signs: an approximation that drops the prompt's
+            part of the derivative; `mezo.prefix_bias` measures by how much).
         invocation: text or token ids between every prompt and its completion. Needed by
             "activated", where it begins the adapted part; elsewhere just the end of the prompt.
         name: the adapter's name in the engine; ``engine.generate(..., lora_path=name)`` serves it.
 
     Raises:
         ValueError: a value is out of range.
-        NotImplementedError: a prefix mode that does not exist yet.
     """
 
     rank: int = 8
@@ -96,11 +97,6 @@ class MezoConfig:
             self.prefix in PREFIX_MODES,
             f"MezoConfig: prefix must be one of {PREFIX_MODES}, got {self.prefix!r}; take 'exact'.",
         )
-        if self.prefix == "detached":
-            raise NotImplementedError(
-                "MezoConfig: prefix='detached' is not available in this version; "
-                "take 'exact', the nearest one that is."
-            )
         if isinstance(self.invocation, list):
             object.__setattr__(self, "invocation", tuple(self.invocation))
         require(

@@ -8,13 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mezo.data import Rows
+from mezo.data import THETA, Rows
 from mezo.objectives import Targets, batch_loss
 from mezo.spsa import clip_projected_grad, projected_grad, update_coefficient
 from mezo.state import AdapterState, is_fp32
-
-THETA = "theta"
-BASE = "base"
 
 
 def pair_slots(num_directions: int) -> list[str]:
@@ -129,6 +126,8 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
     """
     started = time.perf_counter()
     state.perturb(request.step, request.eps)
+    if request.rows.prefix_adapter == THETA:
+        state.publish()
     perturbed = time.perf_counter()
     slots = pair_slots(state.num_directions)
     scores = score(request.rows, slots)

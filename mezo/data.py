@@ -10,6 +10,10 @@ from mezo.objectives import Targets
 
 Text = str | Sequence[int]
 
+# Names of adapter slots besides the perturbed ones.
+THETA = "theta"
+BASE = "base"
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -106,13 +110,15 @@ class Rows:
 
     Args:
         tokens: R rows of token ids: prompt, invocation, completion.
-        prefix_lens: R numbers of leading tokens that run on the base model (activated), else 0.
+        prefix_lens: R numbers of leading tokens that run under the prefix's adapter, else 0.
         prompt_lens: R numbers of leading tokens that are not scored, >= 1 and >= prefix_lens.
+        prefix_adapter: what prefixes run under: `BASE` (activated) or `THETA` (detached).
     """
 
     tokens: Sequence[Sequence[int]]
     prefix_lens: Sequence[int]
     prompt_lens: Sequence[int]
+    prefix_adapter: str = BASE
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -130,6 +136,11 @@ class EncodedBatch:
     rows: Rows
     targets: Targets
 
+    def undivided(self) -> EncodedBatch:
+        """The same rows without prefixes: every token runs under the row's own adapter."""
+        rows = Rows(self.rows.tokens, (0,) * len(self.rows), self.rows.prompt_lens)
+        return EncodedBatch(rows, self.targets)
+
 
 @dataclass(frozen=True)
 class Invocation:
@@ -138,16 +149,28 @@ class Invocation:
     Args:
         text: as text, or None when it was given as token ids.
         tokens: as token ids; may be empty.
-        is_split: whether the adapter acts from here on (activated).
+        prefix: the run's prefix mode: "activated" and "detached" split rows before these tokens.
     """
 
     text: str | None = ""
     tokens: tuple[int, ...] = ()
-    is_split: bool = False
+    prefix: str = "exact"
+
+    @property
+    def prefix_adapter(self) -> str:
+        """What prefixes run under."""
+        return THETA if self.prefix == "detached" else BASE
+
+    def prefix_len(self, num_prompt_tokens: int) -> int:
+        """Leading tokens of a row that run under `prefix_adapter`."""
+        if self.prefix == "exact":
+            return 0
+        # The first completion token is scored by a token that runs under the row's own adapter.
+        return num_prompt_tokens if self.tokens else max(num_prompt_tokens - 1, 0)
 
 
 def encode_invocation(
-    invocation: str | Sequence[int] | None, tokenizer: Any, *, is_split: bool
+    invocation: str | Sequence[int] | None, tokenizer: Any, *, prefix: str = "exact"
 ) -> Invocation:
     """Turn `MezoConfig.invocation` into token ids, once for a run.
 
@@ -155,9 +178,9 @@ def encode_invocation(
         ValueError: text without a tokenizer, or text without a token.
     """
     if invocation is None:
-        return Invocation(is_split=is_split)
+        return Invocation(prefix=prefix)
     if not isinstance(invocation, str):
-        return Invocation(None, tuple(invocation), is_split)
+        return Invocation(None, tuple(invocation), prefix)
     if tokenizer is None:
         raise ValueError(
             "MezoConfig: invocation must be token ids where there is no tokenizer, got text; "
@@ -169,7 +192,7 @@ def encode_invocation(
             f"MezoConfig: invocation must have at least one token, got {invocation!r} with none; "
             "choose words that the tokenizer knows."
         )
-    return Invocation(invocation, tokens, is_split)
+    return Invocation(invocation, tokens, prefix)
 
 
 def last_occurrence(tokens: Sequence[int], pattern: Sequence[int]) -> int | None:
@@ -216,13 +239,15 @@ def encode(
         row = (*prompt_ids, *middle.tokens, *completion_ids)
         _check_row(i, row, prompt_len, max_row_tokens, vocab_size)
         rows.append(row)
-        prefix_lens.append(len(prompt_ids) if middle.is_split else 0)
+        prefix_lens.append(middle.prefix_len(len(prompt_ids)))
         prompt_lens.append(prompt_len)
     _check_distinct(rows, batch.num_options())
     counts = tuple(len(r) - p for r, p in zip(rows, prompt_lens, strict=True))
     labels = None if batch.labels is None else tuple(int(x) for x in batch.labels)
     targets = Targets(counts=counts, num_options=batch.num_options(), labels=labels)
-    return EncodedBatch(Rows(tuple(rows), tuple(prefix_lens), tuple(prompt_lens)), targets)
+    return EncodedBatch(
+        Rows(tuple(rows), tuple(prefix_lens), tuple(prompt_lens), middle.prefix_adapter), targets
+    )
 
 
 def _check_row(

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 import transformers
 
 from mezo.config import MezoConfig
-from mezo.core import BASE, THETA, Scores, StepReply, StepRequest, pair_slots, run_step
-from mezo.data import Rows
+from mezo.core import Scores, StepReply, StepRequest, pair_slots, run_step
+from mezo.data import BASE, THETA, Rows
 from mezo.state import AdapterState
 from mezo_kernels import TensorSpec
 
@@ -27,7 +27,8 @@ class _LoraLinear(torch.nn.Module):
         self.base = base
         self.scaling = config.scaling
         self.active: str = BASE
-        self.gate: torch.Tensor | None = None  # [N, T, 1]: 1 where the adapter acts
+        self.prefix: str = BASE  # the slot that prefix tokens run under
+        self.is_prefix: torch.Tensor | None = None  # [N, T, 1] bool, or None: no prefixes
         shapes = {"A": (config.rank, base.in_features), "B": (base.out_features, config.rank)}
         self.slots = {
             slot: {
@@ -40,11 +41,18 @@ class _LoraLinear(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D_in] -> [..., D_out]."""
         y: torch.Tensor = self.base(x)
-        if self.active == BASE:
-            return y
-        slot = self.slots[self.active]
-        delta = F.linear(F.linear(x, slot["A"]), slot["B"]) * self.scaling
-        return y + (delta if self.gate is None else delta * self.gate)
+        if self.is_prefix is None:
+            return y + self._delta(x, self.active)
+        return y + torch.where(
+            self.is_prefix, self._delta(x, self.prefix), self._delta(x, self.active)
+        )
+
+    def _delta(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        """The adapter's part of the output; nothing for the base model."""
+        if name == BASE:
+            return torch.zeros((), dtype=x.dtype, device=x.device)
+        slot = self.slots[name]
+        return F.linear(F.linear(x, slot["A"]), slot["B"]) * self.scaling
 
 
 class TransformersSession:
@@ -126,37 +134,43 @@ class TransformersSession:
     def _score(self, rows: Rows, slots: Sequence[str]) -> Scores:
         """Run the rows under each slot, one forward a slot, nothing shared.
 
-        A prefix runs on the base model because the adapter is gated off there: later tokens then
-        attend to the base model's keys and values, which is what activated LoRA means.
+        A prefix runs under an adapter of its own (none, for an activated one), token by token in
+        one forward: later tokens then attend to the keys and values that this gives.
         """
         shape = (len(rows), max(map(len, rows.tokens)))
         ids = torch.full(shape, _PAD, dtype=torch.int64)
         mask = torch.zeros(shape, dtype=torch.int64)
         scored = torch.zeros(shape, dtype=torch.bool)
-        gate = torch.ones((*shape, 1), dtype=self.model.dtype)
+        is_prefix = torch.zeros((*shape, 1), dtype=torch.bool)
         for i, row in enumerate(rows.tokens):
             ids[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = 1
             scored[i, rows.prompt_lens[i] : len(row)] = True
-            gate[i, : rows.prefix_lens[i]] = 0
-        ids, mask, scored, gate = (t.to(self.model.device) for t in (ids, mask, scored, gate))
+            is_prefix[i, : rows.prefix_lens[i]] = True
+        ids, mask, scored, is_prefix = (
+            t.to(self.model.device) for t in (ids, mask, scored, is_prefix)
+        )
         sums: dict[str, list[float]] = {}
         for slot in slots:
-            with self._switched_to(slot, gate if any(rows.prefix_lens) else None):
+            with self._switched_to(
+                slot, rows.prefix_adapter, is_prefix if any(rows.prefix_lens) else None
+            ):
                 logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             sums[slot] = _logprob_sums(logits, ids, scored)
         return Scores(sums, tokens=len(slots) * ids.numel(), forwards=len(slots))
 
     @contextmanager
-    def _switched_to(self, slot: str, gate: torch.Tensor | None = None) -> Iterator[None]:
-        """Let the adapted layers use ``slot``, where ``gate`` is 1."""
+    def _switched_to(
+        self, slot: str, prefix: str = BASE, is_prefix: torch.Tensor | None = None
+    ) -> Iterator[None]:
+        """Let the adapted layers use ``slot``, and ``prefix`` for prefix tokens."""
         for layer in self._layers.values():
-            layer.active, layer.gate = slot, gate
+            layer.active, layer.prefix, layer.is_prefix = slot, prefix, is_prefix
         try:
             yield
         finally:
             for layer in self._layers.values():
-                layer.active, layer.gate = BASE, None
+                layer.active, layer.prefix, layer.is_prefix = BASE, BASE, None
 
 
 def _logprob_sums(logits: torch.Tensor, ids: torch.Tensor, scored: torch.Tensor) -> list[float]:

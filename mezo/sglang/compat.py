@@ -43,6 +43,20 @@ def scoring_request(rid: str, tokens: Sequence[int], lora_id: str | None, first:
     return request
 
 
+class _NamedSlots:
+    """The radix cache, but for requests that name their prefix's KV slots themselves (0.5.23)."""
+
+    def __init__(self, tree: Any) -> None:
+        self._tree = tree
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tree, name)
+
+    def prefix_device_indices(self, request: Any) -> torch.Tensor:
+        slots: torch.Tensor | None = getattr(request, "mezo_slots", None)
+        return self._tree.prefix_device_indices(request) if slots is None else slots
+
+
 def prepare_extend(scheduler: Any, requests: list[Any]) -> tuple[Any, Any]:
     """Allocate KV and request slots for whole requests; returns (ScheduleBatch, ForwardBatch)."""
     runner = model_runner(scheduler)
@@ -50,7 +64,7 @@ def prepare_extend(scheduler: Any, requests: list[Any]) -> tuple[Any, Any]:
         reqs=requests,
         req_to_token_pool=scheduler.req_to_token_pool,
         token_to_kv_pool_allocator=scheduler.token_to_kv_pool_allocator,
-        tree_cache=scheduler.tree_cache,
+        tree_cache=_NamedSlots(scheduler.tree_cache),
         model_config=runner.model_config,
         enable_overlap=False,
         spec_algorithm=scheduler.spec_algorithm,
@@ -145,6 +159,13 @@ def set_prefix(request: Any, hit: Hit) -> None:
         request.prefix_len = hit.length
         request.kv.cache_protected_len = hit.length
     request.last_node = request.last_host_node = request.best_match_node = hit.node
+
+
+def set_slots(scheduler: Any, request: Any, slots: torch.Tensor) -> None:
+    """Let a request take the KV of its first tokens from slots that somebody else keeps."""
+    root = match(scheduler.tree_cache, ()).node
+    set_prefix(request, Hit(len(slots), root, slots))
+    request.mezo_slots = slots
 
 
 def kv_slots(scheduler: Any, request: Any, length: int) -> torch.Tensor:

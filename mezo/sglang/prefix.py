@@ -17,6 +17,7 @@ import torch
 from mezo.sglang import compat
 
 Prompt = tuple[int, ...]
+Owned = tuple[str | None, Prompt]
 
 
 @dataclass
@@ -109,3 +110,34 @@ def _compute(scheduler: Any, missing: Sequence[tuple[Prompt, compat.Hit]]) -> in
         compat.insert(scheduler, prompt, slots, hit.length)
         compat.free_row(scheduler, request)
     return int(batch.extend_num_tokens)
+
+
+@contextmanager
+@torch.inference_mode()
+def private(scheduler: Any, wanted: Sequence[Owned]) -> Iterator[tuple[dict[Owned, Any], int]]:
+    """Run prompts under adapters and keep their KV while a batch uses it, out of the cache.
+
+    Args:
+        scheduler: this rank's scheduler.
+        wanted: (adapter's uid or None, prompt) pairs without duplicates.
+
+    Yields:
+        ({pair: KV slots of the prompt}, tokens computed). Everything is given back afterwards.
+    """
+    if not wanted:
+        yield {}, 0
+        return
+    requests = [
+        compat.scoring_request(f"mezo-private-{i}", prompt, uid, len(prompt))
+        for i, (uid, prompt) in enumerate(wanted)
+    ]
+    batch, forward_batch = compat.prepare_extend(scheduler, requests)
+    try:
+        compat.model_runner(scheduler).forward(forward_batch)
+        slots = {
+            pair: compat.kv_slots(scheduler, request, len(pair[1]))
+            for pair, request in zip(wanted, requests, strict=True)
+        }
+        yield slots, int(batch.extend_num_tokens)
+    finally:
+        compat.release(scheduler, batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import torch
 
 from mezo.core import Scores
-from mezo.data import Rows
+from mezo.data import BASE, Rows
 from mezo.sglang import compat
-from mezo.sglang.prefix import Prefixes, shared
+from mezo.sglang.prefix import Owned, Prefixes, private, shared
+
+# A prefix that runs under the row's own adapter, once for all rows that begin with it.
+_OWN = "own"
 
 
 @dataclass
@@ -23,7 +27,8 @@ class _Sequence:
     """
 
     tokens: tuple[int, ...]
-    prefix_len: int  # leading tokens whose KV is the base model's
+    prefix_len: int  # leading tokens whose KV is shared
+    owner: str  # what they run under: BASE (kept in the radix cache), THETA or _OWN
     first: int  # log-likelihoods are wanted of tokens[first + 1:]
     row: int | None = None
     next_tokens: list[tuple[int, int]] = field(default_factory=list)  # (row, token)
@@ -33,18 +38,22 @@ class _Sequence:
         return self.tokens[: self.prefix_len]
 
 
-def score_rows(scheduler: Any, rows: Rows, adapters: dict[str, str | None]) -> Scores:
+def score_rows(
+    scheduler: Any, rows: Rows, adapters: dict[str, str | None], *, theta: str
+) -> Scores:
     """Score every row under every adapter, all of them in one batch where they fit.
 
-    Prefixes are taken from the radix cache, or computed once on the base model and left there;
-    all rows and adapters share their KV. A batch that exceeds the engine's token budget is cut into
-    chunks of whole sequences; all adapters' copies of one stay in one batch, so that both signs
-    always see the same batch.
+    Prefixes of the base model are taken from the radix cache, or computed once and left there; all
+    rows and adapters share their KV. Prefixes under theta, and prompts that several rows have in
+    common, are computed first and shared by the rows of this call alone. A batch that exceeds the
+    engine's token budget is cut into chunks of whole sequences; all adapters' copies of one stay
+    in one batch, so that both signs always see the same batch.
 
     Args:
         scheduler: this rank's scheduler.
         rows: R token rows.
         adapters: {slot name: lora uid, or None for the base model}.
+        theta: uid of the adapter that detached prefixes run under.
 
     Returns:
         The sums of the completion tokens' log-likelihoods, and what was computed.
@@ -60,13 +69,23 @@ def score_rows(scheduler: Any, rows: Rows, adapters: dict[str, str | None]) -> S
     tokens = forwards = prompt_tokens = reused = 0
     for first, last in _chunks(scheduler, sequences, len(adapters)):
         chunk = sequences[first:last]
-        prompts = list(dict.fromkeys(s.prefix for s in chunk))
-        with shared(scheduler, prompts) as prefixes:
-            computed, taken = _score_batch(scheduler, chunk, adapters, prefixes, sums)
-        tokens += computed + prefixes.computed
-        prompt_tokens += prefixes.computed
+        cached = [s.prefix for s in chunk if s.owner == BASE and s.prefix_len]
+        owned = [
+            (_owner(s, uid, theta), s.prefix)
+            for uid in adapters.values()
+            for s in chunk
+            if s.owner != BASE and s.prefix_len
+        ]
+        with (
+            shared(scheduler, list(dict.fromkeys(cached))) as prefixes,
+            private(scheduler, list(dict.fromkeys(owned))) as (slots, computed),
+        ):
+            batch = _Batch(scheduler, chunk, adapters, prefixes, slots, theta)
+            own, taken = batch.score(sums)
+        tokens += own + prefixes.computed + computed
+        prompt_tokens += prefixes.computed + computed
         reused += taken
-        forwards += 1 + prefixes.forwards
+        forwards += 1 + prefixes.forwards + bool(slots)
     return Scores(sums, tokens, forwards, prompt_tokens, reused)
 
 
@@ -77,19 +96,34 @@ def budget(scheduler: Any) -> tuple[int, int]:
     return min(free["kv_tokens"] + free["evictable_tokens"], limit), free["request_slots"]
 
 
+def _owner(sequence: _Sequence, uid: str | None, theta: str) -> str | None:
+    """The uid that a prefix outside of the cache runs under."""
+    return uid if sequence.owner == _OWN else theta
+
+
 def _sequences(rows: Rows) -> list[_Sequence]:
     """The distinct sequences to run."""
+    longer = Counter(
+        tuple(row[:n])
+        for row, n in zip(rows.tokens, rows.prompt_lens, strict=True)
+        if len(row) - n > 1
+    )
     sequences: list[_Sequence] = []
     by_prompt: dict[tuple[tuple[int, ...], int], _Sequence] = {}
     for i, (row, prefix_len, prompt_len) in enumerate(
         zip(rows.tokens, rows.prefix_lens, rows.prompt_lens, strict=True)
     ):
+        prompt = tuple(row[:prompt_len])
         if len(row) - prompt_len > 1:
-            sequences.append(_Sequence(tuple(row), prefix_len, prompt_len - 1, row=i))
+            shared_len, owner = prefix_len, rows.prefix_adapter
+            if prefix_len == 0 and longer[prompt] > 1:
+                # The prompt's last token runs in each row: it scores the first completion token.
+                shared_len, owner = prompt_len - 1, _OWN
+            sequences.append(_Sequence(tuple(row), shared_len, owner, prompt_len - 1, row=i))
             continue
-        key = (tuple(row[:prompt_len]), prefix_len)
+        key = (prompt, prefix_len)
         if key not in by_prompt:
-            by_prompt[key] = _Sequence(key[0], prefix_len, prompt_len)
+            by_prompt[key] = _Sequence(prompt, prefix_len, rows.prefix_adapter, prompt_len)
             sequences.append(by_prompt[key])
         by_prompt[key].next_tokens.append((i, row[-1]))
     return sequences
@@ -102,52 +136,67 @@ def _chunks(
     max_tokens, max_sequences = budget(scheduler)
     page = int(scheduler.page_size)
     first = tokens = 0
-    prefixes: set[tuple[int, ...]] = set()
+    prefixes: set[tuple[str, tuple[int, ...]]] = set()
     for i, sequence in enumerate(sequences):
+        key = (sequence.owner, sequence.prefix)
+        prefix = sequence.prefix_len * (copies if sequence.owner == _OWN else 1)
         own = copies * (-(-(len(sequence.tokens) - sequence.prefix_len) // page) * page)
-        if own + sequence.prefix_len > max_tokens or copies > max_sequences:
+        if own + prefix > max_tokens or copies > max_sequences:
             raise ValueError(
                 f"step: {copies} copies of a row of {len(sequence.tokens)} tokens "
                 f"({sequence.prefix_len} of them shared) must fit into the engine, got "
                 f"{max_tokens} free KV tokens and {max_sequences} free request slots; shorten the "
                 "row or start the engine with larger max_total_tokens and max_running_requests."
             )
-        need = own + (0 if sequence.prefix in prefixes else sequence.prefix_len)
+        need = own + (0 if key in prefixes else prefix)
         is_full = tokens + need > max_tokens or (i - first + 1) * copies > max_sequences
         if i > first and is_full:
             yield first, i
             first, tokens = i, 0
             prefixes.clear()
-            need = own + sequence.prefix_len
-        prefixes.add(sequence.prefix)
+            need = own + prefix
+        prefixes.add(key)
         tokens += need
     yield first, len(sequences)
 
 
-@torch.inference_mode()
-def _score_batch(
-    scheduler: Any,
-    sequences: Sequence[_Sequence],
-    adapters: dict[str, str | None],
-    prefixes: Prefixes,
-    sums: dict[str, list[float]],
-) -> tuple[int, int]:
-    """Score one batch into ``sums``; returns the tokens computed and those taken from the cache."""
-    # Adapter by adapter: neighbours under one adapter share their LoRA matmuls.
-    copies = [(slot, uid, sequence) for slot, uid in adapters.items() for sequence in sequences]
-    requests = []
-    for i, (slot, uid, sequence) in enumerate(copies):
-        request = compat.scoring_request(f"mezo-{slot}-{i}", sequence.tokens, uid, sequence.first)
-        if sequence.prefix_len:
-            compat.set_prefix(request, prefixes.hits[sequence.prefix])
-        requests.append(request)
-    batch, forward_batch = compat.prepare_extend(scheduler, requests)
-    try:
-        output = compat.model_runner(scheduler).forward(forward_batch).logits_output
-        _read(output, copies, sums)
-        return int(batch.extend_num_tokens), int(sum(batch.prefix_lens))
-    finally:
-        compat.release(scheduler, batch)
+@dataclass
+class _Batch:
+    """Sequences under every adapter, in one extend batch."""
+
+    scheduler: Any
+    sequences: Sequence[_Sequence]
+    adapters: dict[str, str | None]
+    prefixes: Prefixes
+    slots: dict[Owned, Any]
+    theta: str
+
+    @torch.inference_mode()
+    def score(self, sums: dict[str, list[float]]) -> tuple[int, int]:
+        """Score into ``sums``; returns the tokens computed and the prefix tokens reused."""
+        # Adapter by adapter: neighbours under one adapter share their LoRA matmuls.
+        copies = [
+            (slot, uid, sequence)
+            for slot, uid in self.adapters.items()
+            for sequence in self.sequences
+        ]
+        requests = [self._request(f"mezo-{i}", uid, s) for i, (_, uid, s) in enumerate(copies)]
+        batch, forward_batch = compat.prepare_extend(self.scheduler, requests)
+        try:
+            output = compat.model_runner(self.scheduler).forward(forward_batch).logits_output
+            _read(output, copies, sums)
+            return int(batch.extend_num_tokens), int(sum(batch.prefix_lens))
+        finally:
+            compat.release(self.scheduler, batch)
+
+    def _request(self, rid: str, uid: str | None, sequence: _Sequence) -> Any:
+        request = compat.scoring_request(rid, sequence.tokens, uid, sequence.first)
+        if sequence.prefix_len and sequence.owner == BASE:
+            compat.set_prefix(request, self.prefixes.hits[sequence.prefix])
+        elif sequence.prefix_len:
+            owned = (_owner(sequence, uid, self.theta), sequence.prefix)
+            compat.set_slots(self.scheduler, request, self.slots[owned])
+        return request
 
 
 def _read(

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from mezo.adapter import assemble
 from mezo.config import MezoConfig
-from mezo.core import THETA, Scores, StepReply, StepRequest, pair_slots
-from mezo.data import Rows, encode_invocation
+from mezo.core import Scores, StepReply, StepRequest, pair_slots
+from mezo.data import THETA, Rows, encode_invocation
 from mezo.sglang import compat
 from mezo.sglang.launch import slots_needed
 from mezo.sglang.worker import METHOD, PROTOCOL
@@ -61,14 +61,12 @@ class SglangSession:
         slots = [THETA, *pair_slots(config.num_directions)]
         uids = {slot: uuid.uuid4().hex for slot in slots}
         # The tokenizer is here, not in the worker.
-        invocation = encode_invocation(
-            config.invocation, self.tokenizer, is_split=config.prefix == "activated"
-        )
+        invocation = encode_invocation(config.invocation, self.tokenizer, prefix=config.prefix)
         self.info = self.call(
             "attach",
             config=dataclasses.asdict(config),
             uids=uids,
-            invocation=invocation.tokens if invocation.is_split else (),
+            invocation=invocation.tokens if config.prefix == "activated" else (),
         )
         self._is_served = self.info["not_served"] is None
         if self._is_served:

@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 from mezo.config import MezoConfig
-from mezo.core import BASE, THETA, Scores, StepRequest, pair_slots, run_step
-from mezo.data import Rows
+from mezo.core import Scores, StepRequest, pair_slots, run_step
+from mezo.data import BASE, THETA, Rows
 from mezo.sglang import activated, compat, prefix, scoring
 from mezo.sglang.slots import Part, parts_of
 from mezo.state import AdapterState
@@ -66,7 +66,7 @@ class _Adapter:
 
     def score(self, rows: Rows, slots: Sequence[str]) -> Scores:
         uids = {slot: None if slot == BASE else self.uids[slot] for slot in slots}
-        return scoring.score_rows(self.scheduler, rows, uids)
+        return scoring.score_rows(self.scheduler, rows, uids, theta=self.uids[THETA])
 
 
 def handle(scheduler: Any, request: Any) -> Any:

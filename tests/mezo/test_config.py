@@ -42,11 +42,6 @@ def test_bad_values_raise(change, message):
         mezo.MezoConfig(**change)
 
 
-def test_prefix_modes_to_come_name_the_nearest_one():
-    with pytest.raises(NotImplementedError, match="take 'exact', the nearest"):
-        mezo.MezoConfig(prefix="detached")
-
-
 def test_activated_needs_an_invocation():
     config = mezo.MezoConfig(prefix="activated", invocation=[5, 6])
     assert config.invocation == (5, 6)

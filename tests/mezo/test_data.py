@@ -61,23 +61,23 @@ def test_a_token_across_the_border_is_not_made():
 
 def test_the_invocation_stands_between_prompt_and_completion(tokenizer):
     text = mezo.Batch(prompts=["w5 w6", ""], completions=[" w7", " w7 w8"])
-    for is_split in (False, True):
-        invocation = encode_invocation(" w20 w21", tokenizer, is_split=is_split)
+    for prefix in ("exact", "activated", "detached"):
+        invocation = encode_invocation(" w20 w21", tokenizer, prefix=prefix)
         encoded = encode(text, tokenizer, invocation=invocation)
         assert encoded.rows.tokens == ((5, 6, 20, 21, 7), (20, 21, 7, 8))
         assert encoded.rows.prompt_lens == (4, 2)
-        assert encoded.rows.prefix_lens == ((2, 0) if is_split else (0, 0))
+        assert encoded.rows.prefix_lens == ((0, 0) if prefix == "exact" else (2, 0))
         ids = mezo.Batch(prompts=[[5, 6], []], completions=[[7], [7, 8]])
         assert encode(ids, None, invocation=invocation) == encoded
-    given = encode_invocation((20, 21), None, is_split=True)
+    given = encode_invocation((20, 21), None, prefix="detached")
     assert encode(text, tokenizer, invocation=given) == encoded
     with pytest.raises(ValueError, match="invocation must be token ids where there is no"):
-        encode_invocation("w5", None, is_split=True)
+        encode_invocation("w5", None, prefix="detached")
 
 
 def test_an_invocation_keeps_its_own_tokens_where_the_tokeniser_would_merge():
     tokenizer = MergingTokenizer()
-    invocation = encode_invocation("xyz", tokenizer, is_split=True)
+    invocation = encode_invocation("xyz", tokenizer, prefix="activated")
     encoded = encode(
         mezo.Batch(prompts=["abc"], completions=["de"]), tokenizer, invocation=invocation
     )

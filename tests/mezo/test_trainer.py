@@ -166,7 +166,6 @@ def test_train_command_writes_everything(tiny_model_dir, reviews, tmp_path):
         ("--eps 0", "eps must be a finite number > 0"),
         ("--steps 0", "num_steps must be at least 1, got 0"),
         ("--train-examples 3", "there must be a batch of 4 training examples, got 3"),
-        ("--prefix detached", "prefix='detached' is not available"),
         ("--target-modules q_proj,q_proj", "distinct module names"),
         ("--max-prompt-tokens 2", "there must be a batch of 4 training examples, got 0"),
     ],
