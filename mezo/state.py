@@ -48,12 +48,9 @@ class AdapterState:
         self.seed = seed
         self.distribution = distribution
         self.num_directions = len(pairs)
-        sizes = [math.prod(s.shape) for s in self.specs]
-        self.arena = torch.empty(sum(sizes), dtype=torch.float32, device=device)
-        self.masters = [
-            part.view(spec.shape)
-            for part, spec in zip(self.arena.split(sizes), self.specs, strict=True)
-        ]
+        size = sum(math.prod(spec.shape) for spec in self.specs)
+        self.arena = torch.empty(size, dtype=torch.float32, device=device)
+        self.masters = [master for _, master in self.unpack(self.specs, self.arena)]
         for master, spec in zip(self.masters, self.specs, strict=True):
             master.copy_(initial_values(spec, seed))
         slots = [slot for pair in pairs for slot in pair]
@@ -103,6 +100,23 @@ class AdapterState:
             directions, coefficients = self._pending
             add_directions_(self._plan, directions=directions, coefficients=coefficients)
             self._pending = None
+
+    def pack(self) -> tuple[tuple[TensorSpec, ...], torch.Tensor]:
+        """Return the places of the tensors and their values, one flat fp32 tensor on the CPU.
+
+        To be sent: a master is a view of the arena, and pickling it would take the whole arena
+        along, once for each tensor.
+        """
+        self.flush()
+        return self.specs, self.arena.cpu()
+
+    @staticmethod
+    def unpack(
+        specs: Sequence[TensorSpec], arena: torch.Tensor
+    ) -> list[tuple[TensorSpec, torch.Tensor]]:
+        """Undo `pack`: (place, values) of each tensor."""
+        parts = arena.split([math.prod(spec.shape) for spec in specs])
+        return [(s, part.view(s.shape)) for s, part in zip(specs, parts, strict=True)]
 
     def publish(self) -> None:
         """Bring the theta slot up to date; does nothing when it is."""

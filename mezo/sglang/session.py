@@ -22,6 +22,7 @@ from mezo.data import THETA, Rows, encode_invocation
 from mezo.sglang import compat
 from mezo.sglang.launch import slots_needed
 from mezo.sglang.worker import METHOD, PROTOCOL
+from mezo.state import AdapterState
 from mezo_kernels import TensorSpec
 
 logger = logging.getLogger(__name__)
@@ -97,12 +98,14 @@ class SglangSession:
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "shards.safetensors"
             reply = self.call("export", name=self._name, path=str(path))
-            tensors = {key: value.clone() for key, value in load_file(path).items()}
-        ranks: list[list[tuple[TensorSpec, torch.Tensor]]] = [[] for _ in set(reply["ranks"])]
-        for i, (rank, place) in enumerate(zip(reply["ranks"], reply["places"], strict=True)):
-            name, shape, row0, col0, global_shape = place
-            spec = TensorSpec(name, tuple(shape), row0, col0, tuple(global_shape))
-            ranks[rank].append((spec, tensors[str(i)]))
+            arenas = {key: value.clone() for key, value in load_file(path).items()}
+        ranks = []
+        for rank, places in enumerate(reply["places"]):
+            specs = [
+                TensorSpec(name, tuple(shape), row0, col0, tuple(global_shape))
+                for name, shape, row0, col0, global_shape in places
+            ]
+            ranks.append(AdapterState.unpack(specs, arenas[str(rank)]))
         return ranks
 
     def close(self) -> None:

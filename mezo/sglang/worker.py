@@ -266,18 +266,17 @@ def _export(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     """Gather the fp32 masters of all ranks; rank 0 writes them to a file and says what they are."""
     from safetensors.torch import save_file
 
-    state = _adapter(payload).state
-    state.flush()
     group = scheduler.tp_group.cpu_group
-    shards = [(s, m.cpu()) for s, m in zip(state.specs, state.masters, strict=True)]
     everyone: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everyone, shards, group=group)
-    flat = [(rank, *shard) for rank, ranks_shards in enumerate(everyone) for shard in ranks_shards]
+    dist.all_gather_object(everyone, _adapter(payload).state.pack(), group=group)
     if dist.get_rank(group) == 0:
-        tensors = {str(i): values.contiguous() for i, (_, _, values) in enumerate(flat)}
-        save_file(tensors, payload["path"])
-    places = [(s.name, s.shape, s.row0, s.col0, s.global_shape) for _, s, _ in flat]
-    return {"ranks": [rank for rank, _, _ in flat], "places": places}
+        save_file({str(rank): arena for rank, (_, arena) in enumerate(everyone)}, payload["path"])
+    return {
+        "places": [
+            [(s.name, s.shape, s.row0, s.col0, s.global_shape) for s in specs]
+            for specs, _ in everyone
+        ]
+    }
 
 
 def _detach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
