@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mezo.core import Scores
-from mezo.data import BASE, Rows
+from mezo.data import BASE, THETA, Rows
 from mezo.sglang import compat
 from mezo.sglang.prefix import Owned, Prefixes, private, shared
 
@@ -133,30 +133,35 @@ def _chunks(
     scheduler: Any, sequences: Sequence[_Sequence], copies: int
 ) -> Iterator[tuple[int, int]]:
     """Cut sequences into runs that fit into one batch: their prefixes once, the rest per copy."""
-    max_tokens, max_sequences = budget(scheduler)
+    max_tokens, max_requests = budget(scheduler)
     page = int(scheduler.page_size)
-    first = tokens = 0
+    first = tokens = requests = 0
     prefixes: set[tuple[str, tuple[int, ...]]] = set()
     for i, sequence in enumerate(sequences):
         key = (sequence.owner, sequence.prefix)
-        prefix = sequence.prefix_len * (copies if sequence.owner == _OWN else 1)
         own = copies * (-(-(len(sequence.tokens) - sequence.prefix_len) // page) * page)
-        if own + prefix > max_tokens or copies > max_sequences:
+        # A prefix outside of the cache keeps its request while the rows run.
+        runs = {BASE: 0, THETA: 1, _OWN: copies}[sequence.owner] if sequence.prefix_len else 0
+        prefix = sequence.prefix_len * max(runs, 1)
+        if own + prefix > max_tokens or copies + runs > max_requests:
             raise ValueError(
                 f"step: {copies} copies of a row of {len(sequence.tokens)} tokens "
                 f"({sequence.prefix_len} of them shared) must fit into the engine, got "
-                f"{max_tokens} free KV tokens and {max_sequences} free request slots; shorten the "
+                f"{max_tokens} free KV tokens and {max_requests} free request slots; shorten the "
                 "row or start the engine with larger max_total_tokens and max_running_requests."
             )
-        need = own + (0 if key in prefixes else prefix)
-        is_full = tokens + need > max_tokens or (i - first + 1) * copies > max_sequences
+        is_new = key not in prefixes
+        is_full = (
+            tokens + own + is_new * prefix > max_tokens
+            or requests + copies + is_new * runs > max_requests
+        )
         if i > first and is_full:
             yield first, i
-            first, tokens = i, 0
+            first, tokens, requests, is_new = i, 0, 0, True
             prefixes.clear()
-            need = own + prefix
         prefixes.add(key)
-        tokens += need
+        tokens += own + is_new * prefix
+        requests += copies + is_new * runs
     yield first, len(sequences)
 
 

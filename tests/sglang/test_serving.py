@@ -155,6 +155,12 @@ def test_a_batch_beyond_the_budget_is_cut_and_gives_the_same_loss(engine, model_
         assert ours.forwards == 2
         assert ours.loss_plus == pytest.approx(theirs.loss_plus, abs=1e-5)
         assert ours.loss_minus == pytest.approx(theirs.loss_minus, abs=1e-5)
+        # Prompts that options share take request slots of their own beside the rows.
+        batch = random_batch(rng, size=40, kind="classification")
+        ours, theirs = run.step(batch), truth.step(batch)
+        assert ours.forwards > 2
+        assert ours.loss_plus == pytest.approx(theirs.loss_plus, abs=1e-5)
+        assert ours.loss_minus == pytest.approx(theirs.loss_minus, abs=1e-5)
 
 
 def test_a_nonfinite_loss_skips_the_step(engine):
