@@ -15,10 +15,6 @@ from mezo_kernels import TensorSpec, philox4x32
 # DESIGN section 2 gives domains 0 to 2 of the Philox counter to directions; initial values are 3.
 _INIT_DOMAIN = 3
 
-ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
-LINEAR_MODULES = (*ATTENTION_MODULES, *MLP_MODULES)
-
 
 def initial_values(spec: TensorSpec, seed: int) -> torch.Tensor:
     """Return theta_0 of one adapter tensor, or of a shard of one.

@@ -17,11 +17,9 @@ from independent import (
     relative_distance,
     set_lora,
 )
-from tiny import LINEARS, VOCAB, load_model, random_batch
+from tiny import LINEARS, VOCAB, load_model, random_batch, raw_request
 
 import mezo
-from mezo.core import StepRequest
-from mezo.data import Rows
 from mezo_kernels import Direction
 
 pytestmark = pytest.mark.sglang
@@ -188,15 +186,7 @@ def test_locks_and_slots_balance_over_200_steps_and_a_failure(run, engine):
         run.step(batches[number % len(batches)])
     assert run.session.free_memory() == held
     for tokens in ([1, 5, 10**6, 7, 8], [1, 10**6, 5, 7, 8]):  # in the suffix, in the prompt
-        request = StepRequest(
-            step=run.steps,
-            rows=Rows([tokens], [2], [3]),
-            counts=[2],
-            num_options=None,
-            labels=None,
-            eps=1e-2,
-            lr=1e-3,
-        )
+        request = raw_request(run.steps, tokens, prefix_len=2)
         with pytest.raises(RuntimeError, match="index out of range"):
             run.session.step(request)
         memory = run.session.free_memory()

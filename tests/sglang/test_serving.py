@@ -9,11 +9,9 @@ import random
 import pytest
 import torch
 from independent import load_peft, lora_parameters, peft_model, row_logprobs
-from tiny import LINEARS, load_model, random_batch
+from tiny import LINEARS, load_model, random_batch, raw_request
 
 import mezo
-from mezo.core import StepRequest
-from mezo.data import Rows
 
 pytestmark = pytest.mark.sglang
 
@@ -128,15 +126,7 @@ def test_no_slot_leaks_over_100_steps_nor_when_a_forward_fails(engine):
             run.step(random_batch(rng, kind=("completion", "classification")[number % 2]))
         assert run.session.free_memory() == free  # and nothing has entered the radix cache
         # Token ids are checked before they are sent; sent all the same, they break the forward.
-        request = StepRequest(
-            step=run.steps,
-            rows=Rows([[1, 10**6, 5]], [0], [1]),
-            counts=[2],
-            num_options=None,
-            labels=None,
-            eps=1e-2,
-            lr=1e-3,
-        )
+        request = raw_request(run.steps, [1, 10**6, 5])
         with pytest.raises(RuntimeError, match="index out of range"):
             run.session.step(request)
         assert run.session.free_memory() == free
@@ -168,15 +158,7 @@ def test_a_nonfinite_loss_skips_the_step(engine):
     with mezo.attach(engine, CONFIG) as run:
         run.step(random_batch(rng))
         before = run.weights()
-        wild = StepRequest(
-            step=run.steps,
-            rows=Rows([[1, 2, 3]], [0], [1]),
-            counts=[2],
-            num_options=None,
-            labels=None,
-            eps=1e30,
-            lr=1e-3,
-        )
+        wild = raw_request(run.steps, [1, 2, 3], eps=1e30)
         reply = run.session.step(wild)
         assert not reply.is_finite
         assert reply.coefficients == []

@@ -8,6 +8,8 @@ import torch
 import transformers
 
 import mezo
+from mezo.core import StepRequest
+from mezo.data import Rows
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 VOCAB = 512
@@ -80,4 +82,17 @@ def random_batch(rng: random.Random, *, size: int = 4, kind: str = "completion")
         prompts=prompts,
         options=[options() for _ in prompts],
         labels=[rng.randrange(3) for _ in prompts],
+    )
+
+
+def raw_request(step: int, tokens: list[int], *, prefix_len: int = 0, eps: float = 1e-2):
+    """A step on one row, past the checks that batches go through."""
+    return StepRequest(
+        step=step,
+        rows=Rows([tokens], [prefix_len], [prefix_len + 1]),
+        counts=[len(tokens) - prefix_len - 1],
+        num_options=None,
+        labels=None,
+        eps=eps,
+        lr=1e-3,
     )
