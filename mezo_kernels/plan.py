@@ -4,6 +4,7 @@ The tables hold one row of int64 per tensor or slot; csrc/table.h declares the s
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -11,6 +12,31 @@ from mezo_kernels.philox import TensorSpec
 
 # Codes of csrc/table.h.
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+# Elements of one entry of the work list; a tensor's last entry may have fewer.
+WORK_BLOCK = 2048
+# Elements that a GPU thread takes at once: 16 bytes of fp16 or bf16.
+VECTOR = 8
+
+
+@dataclass(frozen=True)
+class DeviceTables:
+    """What a GPU kernel needs of a plan, in the memory of the plan's device.
+
+    Args:
+        tensors: `[N, 9]` int64, the TensorRow of csrc/table.h of each master.
+        outputs: `[K * N, 3]` int64, the OutputRow of each slot and tensor, slot by slot.
+        work: `[W, 2]` int32, (tensor, block): block b of a tensor is its positions
+            b * WORK_BLOCK ... in the shard at hand, row * cols + col.
+        num_vector: the first so many entries are of tensors whose runs of `VECTOR` positions lie in
+            one row, begin at an element index that `VECTOR` divides, and are aligned to 16 bytes
+            in the master and in every slot.
+    """
+
+    tensors: torch.Tensor
+    outputs: torch.Tensor
+    work: torch.Tensor
+    num_vector: int
 
 
 class AdapterPlan:
@@ -46,7 +72,7 @@ class AdapterPlan:
         self.specs = tuple(specs)
         self.outputs = None if outputs is None else tuple(tuple(slot) for slot in outputs)
         self.device = self.masters[0].device if self.masters else torch.device("cpu")
-        self._device_output_table: torch.Tensor | None = None
+        self._device_tables: DeviceTables | None = None
         self._check_lengths()
         self._check_uids()
         for i, (master, spec) in enumerate(zip(self.masters, self.specs, strict=True)):
@@ -63,11 +89,42 @@ class AdapterPlan:
         self.tensor_table = _table([tensor_row(*p) for p in zip(masters, specs, strict=True)], 9)
         self.output_table = _table([_memory(t) for slot in self.outputs or () for t in slot], 3)
 
-    def device_output_table(self) -> torch.Tensor:
-        """The output table in the memory of the plan's device, copied there once."""
-        if self._device_output_table is None:
-            self._device_output_table = self.output_table.to(self.device)
-        return self._device_output_table
+    def device_tables(self) -> DeviceTables:
+        """The tables in the memory of the plan's device, made once."""
+        if self._device_tables is None:
+            work, num_vector = self._work_list()
+            self._device_tables = DeviceTables(
+                self.tensor_table.to(self.device),
+                self.output_table.to(self.device),
+                work.to(self.device),
+                num_vector,
+            )
+        return self._device_tables
+
+    def _work_list(self) -> tuple[torch.Tensor, int]:
+        """(tensor, block) pairs, those of vector tensors first, and how many these are."""
+        is_vector = [self._is_vector(i) for i in range(len(self.masters))]
+        parts = [
+            torch.stack((torch.full_like(blocks, i), blocks), dim=1)
+            for wanted in (True, False)
+            for i, master in enumerate(self.masters)
+            if is_vector[i] == wanted
+            for blocks in [torch.arange(-(-master.numel() // WORK_BLOCK), dtype=torch.int32)]
+        ]
+        num_vector = sum(len(part) for part in parts[: sum(is_vector)])
+        return torch.cat(parts) if parts else torch.empty(0, 2, dtype=torch.int32), num_vector
+
+    def _is_vector(self, i: int) -> bool:
+        """Whether the tensor's runs of `VECTOR` positions can be taken as a whole."""
+        spec = self.specs[i]
+        counts = [spec.shape[1], spec.col0, spec.row0 * spec.whole_shape[1]]
+        counts += [spec.whole_shape[1]] if spec.shape[0] > 1 else []
+        for tensor in (self.masters[i], *(slot[i] for slot in self.outputs or ())):
+            address, row_stride, _ = _memory(tensor)
+            if address % 16:
+                return False
+            counts.append(row_stride)
+        return all(count % VECTOR == 0 for count in counts)
 
     def _check_lengths(self) -> None:
         if len(self.specs) != len(self.masters):

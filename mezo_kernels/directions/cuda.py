@@ -64,7 +64,7 @@ def perturb_into(
         len(distinct),
         indices.data_ptr(),
         factors.data_ptr(),
-        plan.device_output_table().data_ptr(),
+        plan.device_tables().outputs.data_ptr(),
         len(directions),
         *_target(plan.device),
     )
