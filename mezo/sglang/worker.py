@@ -21,6 +21,7 @@ from mezo.config import MezoConfig
 from mezo.core import Scores, StepRequest, pair_slots, run_step
 from mezo.data import BASE, THETA, Rows
 from mezo.sglang import activated, compat, prefix, scoring
+from mezo.sglang.breakdown import Stopwatch, watched
 from mezo.sglang.slots import Part, parts_of
 from mezo.state import AdapterState
 
@@ -248,6 +249,14 @@ def _step(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str
     return dataclasses.asdict(run_step(adapter.state, score, request))
 
 
+def _breakdown(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+    """Take a step under a stopwatch; seconds of each part of it, on rank 0."""
+    watch = Stopwatch(compat.model_runner(scheduler).device)
+    with watched(scheduler, watch), watch.part("engine"):
+        _step(scheduler, payload, agree)
+    return dict(watch.seconds)
+
+
 def _score(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Score rows under theta or the base model."""
     adapter, slot = _adapter(payload), payload["slot"]
@@ -321,6 +330,7 @@ _OPERATIONS: dict[str, Callable[[Any, dict[str, Any], Agreement], dict[str, Any]
     "hello": _hello,
     "attach": _attach,
     "step": _step,
+    "breakdown": _breakdown,
     "score": _score,
     "apply_update": _apply_update,
     "export": _export,

@@ -1,0 +1,91 @@
+"""Where the time of a step goes: a stopwatch around SGLang's own parts, for benchmarks."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from mezo.sglang import compat
+
+# The calls of SGLang's LoRA backends.
+_LORA_CALLS = ("run_lora_a_sgemm", "run_lora_b_sgemm", "run_qkv_lora", "run_gate_up_lora")
+
+
+class Stopwatch:
+    """Seconds spent in named parts, each without the parts inside it.
+
+    Args:
+        device: where the parts run; an accelerator is waited for at every border, which keeps the
+            parts apart and makes the whole slower than it is without the watch.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._is_accelerated = torch.device(device).type != "cpu"
+        self._open: list[str] = []
+        self._last = 0.0
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the time inside as ``name``'s."""
+        self._turn()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._turn()
+            self._open.pop()
+
+    def _turn(self) -> None:
+        """Give the time since the last border to the innermost open part."""
+        if self._is_accelerated:
+            torch.accelerator.synchronize()
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._last
+        self._last = now
+
+
+@contextmanager
+def watched(scheduler: Any, watch: Stopwatch) -> Iterator[None]:
+    """Count the time of attention, linear layers, LoRA, lm_head and the rest of the model.
+
+    "layers" is what is left of the model's own forward: norms, rotary embedding, activations,
+    embedding, and Python between them.
+    """
+    runner = compat.model_runner(scheduler)
+    linears = {
+        id(method): method
+        for module in runner.model.modules()
+        if (method := getattr(module, "quant_method", None)) is not None
+        and hasattr(module, "output_size")
+    }
+    calls = [(runner.model, "forward", "layers"), (runner.attn_backend, "forward", "attention")]
+    calls += [(method, "apply", "linear") for method in linears.values()]
+    calls += [(runner.lora_manager.lora_backend, name, "lora") for name in _LORA_CALLS]
+    calls.append((runner.model.logits_processor, "forward", "lm_head"))
+    with ExitStack() as stack:
+        for owner, name, part in calls:
+            stack.enter_context(_timed(owner, name, watch, part))
+        yield
+
+
+@contextmanager
+def _timed(owner: Any, name: str, watch: Stopwatch, part: str) -> Iterator[None]:
+    """Have ``owner.name`` count its time; an attribute of the instance hides the method."""
+    original: Callable[..., Any] = getattr(owner, name)
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        with watch.part(part):
+            return original(*args, **kwargs)
+
+    object.__setattr__(owner, name, timed)
+    try:
+        yield
+    finally:
+        object.__delattr__(owner, name)
