@@ -33,6 +33,11 @@ def check_servable(scheduler: Any) -> None:
         NotImplementedError: an older SGLang, the overlap scheduler, or an unsuitable cache.
     """
     prefix.check_cache(scheduler)
+    if int(scheduler.page_size) != 1:
+        raise NotImplementedError(
+            f"serving an activated adapter must have pages of one token, got page_size "
+            f"{scheduler.page_size}; start the engine with page_size=1."
+        )
     if not compat.CAN_SERVE_ACTIVATED:
         raise NotImplementedError(
             "serving an activated adapter must have an SGLang whose requests can stay out of the "

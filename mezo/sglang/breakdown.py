@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -25,7 +25,7 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device | str) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._is_accelerated = torch.device(device).type != "cpu"
         self._open: list[str] = []
         self._last = 0.0

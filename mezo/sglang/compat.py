@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.mem_cache.base_prefix_cache import InsertParams, MatchPrefixParams
+from sglang.srt.mem_cache.common import evict_from_tree_cache
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.sampling.sampling_params import SamplingParams
@@ -95,7 +96,7 @@ class Hit:
     """The part of a prompt that is in the radix cache under the base model's key.
 
     Args:
-        length: tokens of it.
+        length: tokens of it; whole pages.
         node: the cache's node that ends it.
         slots: its KV slots where a request must name them (0.5.17), else None.
     """
@@ -111,6 +112,14 @@ def match(tree: Any, tokens: Sequence[int]) -> Hit:
     if _HAS_EXTEND_RANGE:
         return Hit(len(found.device_indices), found.last_device_node, found.device_indices)
     return Hit(int(found.device_prefix_len), found.last_device_node, None)
+
+
+def slots_of(tree: Any, hit: Hit) -> torch.Tensor:
+    """KV slots of what was found."""
+    if hit.slots is not None:
+        return hit.slots
+    slots: torch.Tensor = tree.path_device_indices(hit.node)[: hit.length]
+    return slots
 
 
 def insert(scheduler: Any, tokens: Sequence[int], slots: torch.Tensor, shared: int) -> None:
@@ -177,6 +186,39 @@ def kv_slots(scheduler: Any, request: Any, length: int) -> torch.Tensor:
 
 def _key(tokens: Sequence[int]) -> Any:
     return RadixKey(array("q", tokens), extra_key=None)
+
+
+def alloc_pages(scheduler: Any, count: int) -> torch.Tensor:
+    """Take whole pages of KV slots, evicting what the cache may lose; `[count, page_size]`.
+
+    Raises:
+        RuntimeError: there are not that many.
+    """
+    page = int(scheduler.page_size)
+    evict_from_tree_cache(scheduler.tree_cache, count * page)
+    slots: torch.Tensor | None = scheduler.token_to_kv_pool_allocator.alloc(count * page)
+    if slots is None:
+        raise RuntimeError(
+            f"a batch must have {count} free pages of {page} KV slots, got fewer; "
+            "start the engine with a larger max_total_tokens."
+        )
+    return slots.reshape(count, page)
+
+
+def free_slots(scheduler: Any, slots: torch.Tensor) -> None:
+    """Give back KV slots, whole pages of them."""
+    scheduler.token_to_kv_pool_allocator.free(slots)
+
+
+def copy_kv(scheduler: Any, to: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy the KV of every layer from slots to other slots."""
+    pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
+    if to.device.type != "cpu":
+        pool.move_kv_cache(to, source)
+        return
+    for name in ("k_buffer", "v_buffer", "kv_buffer"):  # SGLang's own has no kernel there
+        for buffer in getattr(pool, name, ()):
+            buffer[to] = buffer[source]
 
 
 def model_runner(scheduler: Any) -> Any:

@@ -3,6 +3,10 @@
 An activated adapter acts from the invocation on, so a prompt's KV is the base model's and serves
 every row, sign, direction, option, step and epoch - and base-model requests, since it lies in the
 cache under their key. Under memory pressure it is evicted like theirs, and computed again.
+
+With pages of several tokens the cache keeps whole pages only. A prompt's last page is then kept
+under a key that is filled up with `_FILLER`, which no request can have, and each row that continues
+the prompt gets a copy of that page's tokens in a page of its own: rows write behind them.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import torch
 from mezo.sglang import compat
 
 Prompt = tuple[int, ...]
+_FILLER = -1
 Owned = tuple[str | None, Prompt]
 
 
@@ -36,20 +41,15 @@ class Prefixes:
 
 
 def check_cache(scheduler: Any) -> None:
-    """Raise unless the engine's cache can share prompts token by token.
+    """Raise unless the engine has a cache that can keep prompts.
 
     Raises:
-        NotImplementedError: the radix cache is off, or its pages hold several tokens.
+        NotImplementedError: the radix cache is off.
     """
     if scheduler.server_args.disable_radix_cache:
         raise NotImplementedError(
             "attach: prefix 'activated' keeps prompts in the radix cache, got "
             "disable_radix_cache=True; start the engine without it."
-        )
-    if int(scheduler.page_size) != 1:
-        raise NotImplementedError(
-            f"attach: prefix 'activated' must have pages of one token, got page_size "
-            f"{scheduler.page_size}; start the engine with page_size=1."
         )
 
 
@@ -67,7 +67,7 @@ def shared(scheduler: Any, prompts: Sequence[Prompt]) -> Iterator[Prefixes]:
     held: dict[Prompt, tuple[compat.Hit, Any]] = {}
 
     def hold(prompt: Prompt) -> compat.Hit:
-        hit = compat.match(scheduler.tree_cache, prompt)
+        hit = compat.match(scheduler.tree_cache, _filled(scheduler, prompt))
         lock = compat.lock(scheduler.tree_cache, hit.node)
         if prompt in held:
             compat.unlock(scheduler.tree_cache, held[prompt][1])
@@ -82,7 +82,7 @@ def shared(scheduler: Any, prompts: Sequence[Prompt]) -> Iterator[Prefixes]:
             computed = _compute(scheduler, [(prompt, held[prompt][0]) for prompt in missing])
             for prompt in missing:
                 hit = hold(prompt)
-                assert hit.length == len(prompt), "an inserted prompt must be found"
+                assert hit.length >= len(prompt), "an inserted prompt must be found"
         hits = {prompt: hit for prompt, (hit, _) in held.items()}
         yield Prefixes(hits, computed=computed, forwards=int(bool(missing)))
     finally:
@@ -107,9 +107,48 @@ def _compute(scheduler: Any, missing: Sequence[tuple[Prompt, compat.Hit]]) -> in
     for request, (prompt, hit) in zip(requests, missing, strict=True):
         # Another prompt of this batch may have brought a common beginning: `insert` sees to it.
         slots = compat.kv_slots(scheduler, request, len(prompt))
-        compat.insert(scheduler, prompt, slots, hit.length)
+        key = _filled(scheduler, prompt)
+        if len(key) > len(prompt):
+            rest = torch.arange(1, len(key) - len(prompt) + 1, device=slots.device)
+            slots = torch.cat((slots, slots[-1] + rest))
+        compat.insert(scheduler, key, slots, hit.length)
         compat.free_row(scheduler, request)
     return int(batch.extend_num_tokens)
+
+
+def _filled(scheduler: Any, prompt: Prompt) -> Prompt:
+    """The prompt's key in the cache, whole pages long."""
+    return (*prompt, *[_FILLER] * (-len(prompt) % int(scheduler.page_size)))
+
+
+def own_last_pages(
+    scheduler: Any, prefixes: Sequence[tuple[torch.Tensor, int]]
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Give each row that continues a prefix in the middle of a page a copy of that page's tokens.
+
+    Args:
+        scheduler: this rank's scheduler.
+        prefixes: of each row: KV slots of its prefix, and their number; shared with other rows.
+
+    Returns:
+        KV slots of each row's prefix; the last page, if it is not full, is the row's own. And the
+        slots of these pages: SGLang puts the rows' next tokens into them, and they go back with
+        these, unless the batch comes to nothing before that.
+    """
+    page = int(scheduler.page_size)
+    cut = [i for i, (_, length) in enumerate(prefixes) if length % page]
+    slots = [shared[:length] for shared, length in prefixes]
+    if not cut:
+        return slots, torch.empty(0, dtype=torch.int64)
+    to, source = [], []
+    pages = compat.alloc_pages(scheduler, len(cut))
+    for i, own in zip(cut, pages, strict=True):
+        size = len(slots[i]) % page
+        source.append(slots[i][-size:])
+        to.append(own[:size])
+        slots[i] = torch.cat((slots[i][:-size], own[:size]))
+    compat.copy_kv(scheduler, torch.cat(to), torch.cat(source))
+    return slots, pages.reshape(-1)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from mezo.core import Scores
 from mezo.data import BASE, THETA, Rows
 from mezo.sglang import compat
-from mezo.sglang.prefix import Owned, Prefixes, private, shared
+from mezo.sglang.prefix import Owned, Prefixes, own_last_pages, private, shared
 
 # A prefix that runs under the row's own adapter, once for all rows that begin with it.
 _OWN = "own"
@@ -139,10 +139,11 @@ def _chunks(
     prefixes: set[tuple[str, tuple[int, ...]]] = set()
     for i, sequence in enumerate(sequences):
         key = (sequence.owner, sequence.prefix)
-        own = copies * (-(-(len(sequence.tokens) - sequence.prefix_len) // page) * page)
+        # A row's own pages, with the one that it continues.
+        own = copies * page * (-(-len(sequence.tokens) // page) - sequence.prefix_len // page)
         # A prefix outside of the cache keeps its request while the rows run.
         runs = {BASE: 0, THETA: 1, _OWN: copies}[sequence.owner] if sequence.prefix_len else 0
-        prefix = sequence.prefix_len * max(runs, 1)
+        prefix = -(-sequence.prefix_len // page) * page * max(runs, 1)
         if own + prefix > max_tokens or copies + runs > max_requests:
             raise ValueError(
                 f"step: {copies} copies of a row of {len(sequence.tokens)} tokens "
@@ -185,8 +186,12 @@ class _Batch:
             for slot, uid in self.adapters.items()
             for sequence in self.sequences
         ]
-        requests = [self._request(f"mezo-{i}", uid, s) for i, (_, uid, s) in enumerate(copies)]
-        batch, forward_batch = compat.prepare_extend(self.scheduler, requests)
+        requests, pages = self._requests([(uid, sequence) for _, uid, sequence in copies])
+        try:
+            batch, forward_batch = compat.prepare_extend(self.scheduler, requests)
+        except BaseException:
+            compat.free_slots(self.scheduler, pages)
+            raise
         try:
             output = compat.model_runner(self.scheduler).forward(forward_batch).logits_output
             _read(output, copies, sums)
@@ -194,14 +199,33 @@ class _Batch:
         finally:
             compat.release(self.scheduler, batch)
 
-    def _request(self, rid: str, uid: str | None, sequence: _Sequence) -> Any:
-        request = compat.scoring_request(rid, sequence.tokens, uid, sequence.first)
-        if sequence.prefix_len and sequence.owner == BASE:
-            compat.set_prefix(request, self.prefixes.hits[sequence.prefix])
-        elif sequence.prefix_len:
-            owned = (_owner(sequence, uid, self.theta), sequence.prefix)
-            compat.set_slots(self.scheduler, request, self.slots[owned])
-        return request
+    def _requests(
+        self, copies: Sequence[tuple[str | None, _Sequence]]
+    ) -> tuple[list[Any], torch.Tensor]:
+        """A request for each copy, with the KV of its prefix; and the pages that took."""
+        requests = [
+            compat.scoring_request(f"mezo-{i}", sequence.tokens, uid, sequence.first)
+            for i, (uid, sequence) in enumerate(copies)
+        ]
+        named = []
+        for request, (uid, sequence) in zip(requests, copies, strict=True):
+            if not sequence.prefix_len:
+                continue
+            if sequence.owner != BASE:
+                slots = self.slots[_owner(sequence, uid, self.theta), sequence.prefix]
+            else:
+                hit = self.prefixes.hits[sequence.prefix]
+                if hit.length == sequence.prefix_len:
+                    compat.set_prefix(request, hit)
+                    continue
+                slots = compat.slots_of(self.scheduler.tree_cache, hit)
+            named.append((request, slots, sequence.prefix_len))
+        owned, pages = own_last_pages(
+            self.scheduler, [(slots, length) for _, slots, length in named]
+        )
+        for (request, _, _), slots in zip(named, owned, strict=True):
+            compat.set_slots(self.scheduler, request, slots)
+        return requests, pages
 
 
 def _read(

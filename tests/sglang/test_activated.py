@@ -8,19 +8,15 @@ import random
 import pytest
 import torch
 from independent import (
-    activated_loss,
-    check_projected_grad,
+    activated_pair,
+    check_activated_step,
     check_replay,
     load_peft,
-    peft_model,
-    perturbed,
     relative_distance,
-    set_lora,
 )
 from tiny import LINEARS, VOCAB, load_model, random_batch, raw_request
 
 import mezo
-from mezo_kernels import Direction
 
 pytestmark = pytest.mark.sglang
 
@@ -55,35 +51,14 @@ def run(engine):
 
 
 @pytest.fixture
-def independent_losses(model_dir):
-    """A function (weights, step, batch) -> loss_plus, loss_minus by an independent path."""
-    base, adapted = load_model(model_dir), peft_model(model_dir, CONFIG)
-
-    def losses(weights, step, batch, eps=CONFIG.eps):
-        values = []
-        for scale in (eps, -eps):
-            set_lora(adapted, perturbed(weights, Direction(CONFIG.seed, step), scale))
-            values.append(activated_loss(base, adapted, batch, INVOCATION))
-        return values
-
-    return losses
-
-
-def check(run, independent_losses, batch):
-    """One step equals the independent computation."""
-    weights = run.weights()
-    result = run.step(batch)
-    plus, minus = independent_losses(weights, result.step, batch)
-    assert result.loss_plus == pytest.approx(plus, abs=1e-5)
-    assert result.loss_minus == pytest.approx(minus, abs=1e-5)
-    check_projected_grad(result.projected_grads[0], (plus - minus) / (2 * CONFIG.eps))
-    return result
+def pair(model_dir):
+    return activated_pair(model_dir, CONFIG)
 
 
 @pytest.mark.parametrize("kind", ["completion", "classification"])
-def test_steps_equal_base_keys_and_values_with_peft(run, independent_losses, kind):
+def test_steps_equal_base_keys_and_values_with_peft(run, pair, kind):
     rng = random.Random(kind)
-    results = [check(run, independent_losses, random_batch(rng, kind=kind)) for _ in range(6)]
+    results = [check_activated_step(run, pair, random_batch(rng, kind=kind)) for _ in range(6)]
     check_replay(results, run.weights(), CONFIG.seed)
 
 
@@ -121,37 +96,37 @@ def test_a_prompt_is_computed_once_and_shared_by_all_rows(run):
         assert run.session.free_memory() == held
 
 
-def test_prompts_that_begin_each_other_and_empty_ones(run, independent_losses):
+def test_prompts_that_begin_each_other_and_empty_ones(run, pair):
     rng = random.Random(3)
     long = [rng.randrange(3, VOCAB) for _ in range(40)]
     prompts = [long, long[:17], [], long[:17], [*long[:20], 9, 9]]
     batch = mezo.Batch(prompts=prompts, completions=[[5], [6, 7], [8, 9], [10], [11]])
-    result = check(run, independent_losses, batch)
+    result = check_activated_step(run, pair, batch)
     # 40 and 17 are one run in the cache once both are there, the last differs behind 20 tokens.
     assert run.session.free_memory()["evictable_tokens"] == 42
     assert result.prompt_tokens == 40 + 17 + 22  # found missing together, computed together
-    assert check(run, independent_losses, batch).prompt_tokens == 0
+    assert check_activated_step(run, pair, batch).prompt_tokens == 0
 
 
-def test_eviction_other_requests_and_slot_writes_in_between(run, engine, independent_losses):
+def test_eviction_other_requests_and_slot_writes_in_between(run, engine, pair):
     rng = random.Random(4)
     batch = random_batch(rng, size=3)
-    check(run, independent_losses, batch)
+    check_activated_step(run, pair, batch)
     before = engine.generate(
         input_ids=[batch.prompts[0]], sampling_params={"temperature": 0, "max_new_tokens": 4}
     )[0]
     # The base model's request takes the prompt that training left in the cache.
     assert before["meta_info"]["cached_tokens"] == len(batch.prompts[0]) - 1
-    assert check(run, independent_losses, batch).prompt_tokens == 0
+    assert check_activated_step(run, pair, batch).prompt_tokens == 0
     engine.flush_cache()
-    result = check(run, independent_losses, batch)
+    result = check_activated_step(run, pair, batch)
     assert result.prompt_tokens == sum(len(p) for p in batch.prompts)
     # Longer prompts than the cache holds together: some are evicted, none is wrong.
     for number in range(6):
         prompt = [[rng.randrange(3, VOCAB) for _ in range(240)] for _ in range(2)]
         long = mezo.Batch(prompts=prompt, completions=[[5, 6], [7]])
-        assert check(run, independent_losses, long).prompt_tokens == 480, number
-    assert check(run, independent_losses, batch).prompt_tokens > 0
+        assert check_activated_step(run, pair, long).prompt_tokens == 480, number
+    assert check_activated_step(run, pair, batch).prompt_tokens > 0
     engine.flush_cache()
     after = engine.generate(
         input_ids=[batch.prompts[0]], sampling_params={"temperature": 0, "max_new_tokens": 4}
@@ -159,11 +134,11 @@ def test_eviction_other_requests_and_slot_writes_in_between(run, engine, indepen
     assert after["output_ids"] == before["output_ids"]
 
 
-def test_a_batch_beyond_the_budget_is_cut(run, independent_losses):
+def test_a_batch_beyond_the_budget_is_cut(run, pair):
     rng = random.Random(5)
     prompts = [[rng.randrange(3, VOCAB) for _ in range(200)] for _ in range(16)]
     batch = mezo.Batch(prompts=prompts, completions=[[5, 6] for _ in prompts])
-    result = check(run, independent_losses, batch)  # 3,200 prompt tokens, 2,048 in the pool
+    result = check_activated_step(run, pair, batch)  # 3,200 prompt tokens, 2,048 in the pool
     assert result.forwards > 2
     assert result.prompt_tokens == 3200
 

@@ -173,3 +173,28 @@ def perturbed(weights: dict[str, torch.Tensor], direction, scale: float) -> dict
         ).float()
         for name, value in weights.items()
     }
+
+
+def activated_pair(model_dir: str, config: mezo.MezoConfig):
+    """A function (weights, step, batch) -> loss_plus, loss_minus of an activated adapter."""
+    base, adapted = load_model(model_dir), peft_model(model_dir, config)
+
+    def losses(weights, step, batch):
+        values = []
+        for scale in (config.eps, -config.eps):
+            set_lora(adapted, perturbed(weights, Direction(config.seed, step), scale))
+            values.append(activated_loss(base, adapted, batch, config.invocation))
+        return values
+
+    return losses
+
+
+def check_activated_step(run: mezo.Run, pair, batch) -> mezo.StepResult:
+    """One step equals the independent computation, ``pair``."""
+    weights = run.weights()
+    result = run.step(batch)
+    plus, minus = pair(weights, result.step, batch)
+    assert result.loss_plus == pytest.approx(plus, abs=1e-5)
+    assert result.loss_minus == pytest.approx(minus, abs=1e-5)
+    check_projected_grad(result.projected_grads[0], (plus - minus) / (2 * run.config.eps))
+    return result
