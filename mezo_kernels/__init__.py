@@ -1,10 +1,11 @@
-"""Kernels that regenerate random directions from a Philox counter, for lists of torch tensors.
+"""Kernels for training with forward passes: random directions, paired attention, label losses.
 
 Importing this package compiles nothing and touches no GPU.
 """
 
 from mezo_kernels.backends import backends
 from mezo_kernels.directions import add_directions_, perturb_into, sample
+from mezo_kernels.nll import label_logits, label_nll, label_nll_from_parts
 from mezo_kernels.philox import Direction, TensorSpec, philox4x32
 from mezo_kernels.plan import AdapterPlan
 
@@ -14,6 +15,9 @@ __all__ = [
     "TensorSpec",
     "add_directions_",
     "backends",
+    "label_logits",
+    "label_nll",
+    "label_nll_from_parts",
     "perturb_into",
     "philox4x32",
     "sample",

@@ -1,0 +1,251 @@
+"""Negative log-likelihood of labels from hidden states, without a row of logits in memory."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from mezo_kernels._dispatch import resolve_torch
+from mezo_kernels.nll import cpu, reference
+from mezo_kernels.nll.logits import LogitsRule
+
+Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class _Backend(Protocol):
+    def label_nll_parts(
+        self,
+        hidden: torch.Tensor,
+        lm_head: torch.Tensor,
+        targets: torch.Tensor,
+        bias: torch.Tensor | None,
+        rule: LogitsRule,
+        vocab_start: int,
+    ) -> Parts: ...
+
+    def label_logits(
+        self,
+        hidden: torch.Tensor,
+        lm_head: torch.Tensor,
+        bias: torch.Tensor | None,
+        rule: LogitsRule,
+    ) -> torch.Tensor: ...
+
+
+def label_nll(
+    hidden: torch.Tensor,
+    lm_head: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    soft_cap: float = 0.0,
+    logit_scale: float = 1.0,
+    vocab_start: int = 0,
+    partial: bool = False,
+    backend: str | None = None,
+) -> torch.Tensor | Parts:
+    """Compute the negative log-likelihood of one token per row, without `[T, V]` logits.
+
+        x[t, v] = cap(logit_scale * (hidden[t] . lm_head[v] + bias[v]))
+        nll[t]  = log sum_v exp(x[t, v]) - x[t, targets[t]],  cap(x) = soft_cap tanh(x / soft_cap)
+
+    Args:
+        hidden: `[T, D_in]` fp32 | fp16 | bf16, the final hidden states at the loss positions, after
+            the last norm.
+        lm_head: `[V, D_in]`, dtype and device of ``hidden``, last dim contiguous; a vocabulary
+            shard where the vocabulary is split. Cut the rows that pad the vocabulary away before.
+        targets: `[T]` int64, token ids of the whole vocabulary.
+        bias: `[V]` or None, of the rows of ``lm_head``.
+        soft_cap: the model's cap on final logits; 0 is none.
+        logit_scale: the model's factor on the logits.
+        vocab_start: token id of row 0 of ``lm_head``.
+        partial: return the parts of a shard, to be merged by `label_nll_from_parts`.
+        backend: "reference" | "cpu" | "triton" | None (the best one for the device).
+
+    Returns:
+        `[T]` fp32, nats; inf where the target is not among the rows of ``lm_head``. With
+        ``partial`` three `[T]` fp32 tensors (max, sum_exp, target_logit): the largest logit of the
+        shard, the sum of exp(logit - max), and the target's logit, -inf where the shard lacks it.
+
+    Raises:
+        ValueError: a wrong rank, shape, dtype, stride or device, a negative soft cap, or an unknown
+            backend name.
+        NotImplementedError: backend "cuda", which this operation does not have.
+        RuntimeError: the requested backend is not usable here, with the reason.
+
+    Numerics: products accumulated and everything after them in fp32 (the reference multiplies in
+    the dtype of the inputs, fp64 too, and returns fp64 for it). Deterministic. The tiles, their
+    order and the shape of each product are fixed by V, D_in and dtype, never by T: a row's result
+    does not depend on which rows are beside it, so that a plus and a minus row of one content get
+    the same bits. Backends agree within rounding, not in bits.
+    Graph-safe: triton yes (it allocates its output and three floats per row and split); cpu no.
+    Cost: lm_head is read once (per 64 rows in triton, mostly from L2); memory T * 1024 floats on
+    the CPU, T * 3 * 128 on a GPU.
+    Source: Milakov and Gimelshein 2018 (arXiv 1805.02867) for the running log-sum-exp.
+    """
+    function = "label_nll"
+    name = resolve_torch(function, backend, hidden.device.type)
+    _check(function, hidden, lm_head, bias, soft_cap, name)
+    _check_targets(function, hidden, targets)
+    rule = LogitsRule(float(logit_scale), float(soft_cap))
+    parts = _backend_of(name).label_nll_parts(hidden, lm_head, targets, bias, rule, vocab_start)
+    return parts if partial else label_nll_from_parts([parts])
+
+
+def label_nll_from_parts(parts: Sequence[Parts]) -> torch.Tensor:
+    """Merge the parts of vocabulary shards to the negative log-likelihood.
+
+        nll = log sum_i sum_exp_i * exp(max_i - max) + max - target_logit,   max = max_i max_i
+
+    Args:
+        parts: (max, sum_exp, target_logit) of each shard as `label_nll` returns them with
+            ``partial``, `[T]` each, in the order of the shards on every rank.
+
+    Returns:
+        `[T]` in the dtype of the parts, nats.
+
+    Raises:
+        ValueError: no parts.
+
+    Numerics: deterministic; the sum runs in the order given, so ranks that gather the parts in one
+    order get the same bits. Graph-safe: yes. Cost: a few operations on `[T]`.
+    Source: none.
+    """
+    if not parts:
+        raise ValueError(
+            "label_nll_from_parts: parts must hold at least one shard's (max, sum_exp, "
+            "target_logit), got none; pass what label_nll returns with partial=True."
+        )
+    maximum, sum_exp, target_logit = parts[0]
+    for other_maximum, other_sum_exp, other_logit in parts[1:]:
+        merged = torch.maximum(maximum, other_maximum)
+        # Two shards of -inf alone keep sum 0 instead of NaN.
+        shift = merged.clamp(min=torch.finfo(merged.dtype).min)
+        sum_exp = sum_exp * (maximum - shift).exp() + other_sum_exp * (other_maximum - shift).exp()
+        target_logit = torch.maximum(target_logit, other_logit)
+        maximum = merged
+    return sum_exp.log() + (maximum - target_logit)
+
+
+def label_logits(
+    hidden: torch.Tensor,
+    lm_head: torch.Tensor,
+    label_rows: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    soft_cap: float = 0.0,
+    logit_scale: float = 1.0,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Compute the logits of a few tokens only, for options of one token.
+
+        x[t, l] = cap(logit_scale * (hidden[t] . lm_head[label_rows[l]] + bias[label_rows[l]]))
+
+    The normaliser over the whole vocabulary cancels between the options of one position, so
+    `log_softmax(x, 1)` is the classification loss over options of one token.
+
+    Args:
+        hidden: `[T, D_in]` fp32 | fp16 | bf16, the final hidden states, after the last norm.
+        lm_head: `[V, D_in]`, dtype and device of ``hidden``, last dim contiguous.
+        label_rows: `[L]` int64, rows of ``lm_head``.
+        bias: `[V]` or None, of the rows of ``lm_head``.
+        soft_cap: the model's cap on final logits; 0 is none.
+        logit_scale: the model's factor on the logits.
+        backend: "reference" | "cpu" | "triton" | None (the best one for the device).
+
+    Returns:
+        `[T, L]` fp32; the caller owns it.
+
+    Raises:
+        ValueError: a wrong rank, shape, dtype, stride or device, a negative soft cap, or an unknown
+            backend name.
+        IndexError: a label row outside ``lm_head``; on a GPU torch's own device-side assertion.
+        NotImplementedError: backend "cuda", which this operation does not have.
+        RuntimeError: the requested backend is not usable here, with the reason.
+
+    Numerics: as `label_nll`: fp32 accumulation, a row's result does not depend on the other rows.
+    Graph-safe: triton yes; cpu no. Cost: L rows of lm_head are read, nothing of the others.
+    Source: Malladi et al. 2023 (arXiv 2305.17333) for the loss over options.
+    """
+    function = "label_logits"
+    name = resolve_torch(function, backend, hidden.device.type)
+    _check(function, hidden, lm_head, bias, soft_cap, name)
+    if label_rows.dtype != torch.int64 or label_rows.dim() != 1:
+        raise ValueError(
+            f"{function}: label_rows must be [L] torch.int64, got {tuple(label_rows.shape)} "
+            f"{label_rows.dtype}; pass one row of lm_head per option."
+        )
+    rule = LogitsRule(float(logit_scale), float(soft_cap))
+    rows = lm_head.index_select(0, label_rows)
+    own_bias = None if bias is None else bias.index_select(0, label_rows)
+    return _backend_of(name).label_logits(hidden, rows, own_bias, rule)
+
+
+def _backend_of(name: str) -> _Backend:
+    if name == "triton":
+        # Imported here because importing the package must not import triton.
+        from mezo_kernels.nll import triton as module
+
+        backend: _Backend = module
+        return backend
+    return cpu if name == "cpu" else reference
+
+
+def _check(
+    function: str,
+    hidden: torch.Tensor,
+    lm_head: torch.Tensor,
+    bias: torch.Tensor | None,
+    soft_cap: float,
+    backend: str,
+) -> None:
+    if hidden.dim() != 2 or lm_head.dim() != 2 or hidden.shape[1] != lm_head.shape[1]:
+        raise ValueError(
+            f"{function}: hidden and lm_head must be [T, D_in] and [V, D_in], got "
+            f"{tuple(hidden.shape)} and {tuple(lm_head.shape)}; pass the hidden states at the loss "
+            "positions as rows, and the weight as the model stores it."
+        )
+    dtypes = (*_DTYPES, torch.float64) if backend == "reference" else _DTYPES
+    if hidden.dtype not in dtypes or lm_head.dtype != hidden.dtype:
+        raise ValueError(
+            f"{function}: hidden and lm_head must have one dtype of {[str(d) for d in dtypes]}, "
+            f"got {hidden.dtype} and {lm_head.dtype}; convert the hidden states."
+        )
+    if not len(lm_head) or not lm_head.shape[1]:
+        raise ValueError(
+            f"{function}: lm_head must have rows and columns, got {tuple(lm_head.shape)}; leave a "
+            "rank without a share of the vocabulary out."
+        )
+    if lm_head.stride(1) != 1 or hidden.stride(1) != 1:
+        raise ValueError(
+            f"{function}: hidden and lm_head must have stride(-1) == 1, got strides "
+            f"{hidden.stride()} and {lm_head.stride()}; pass them row-major."
+        )
+    if bias is not None and bias.shape != (len(lm_head),):
+        raise ValueError(
+            f"{function}: bias must be [V] like the rows of lm_head, ({len(lm_head)},), got "
+            f"{tuple(bias.shape)}; pass the shard's part of it."
+        )
+    if soft_cap < 0:
+        raise ValueError(f"{function}: soft_cap must be >= 0, got {soft_cap}; pass 0 for no cap.")
+    for what, tensor in (("lm_head", lm_head), ("bias", bias)):
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(
+                f"{function}: {what} must be on {hidden.device} like hidden, got {tensor.device}; "
+                "move it once, before training."
+            )
+
+
+def _check_targets(function: str, hidden: torch.Tensor, targets: torch.Tensor) -> None:
+    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(
+            f"{function}: targets must be [T] torch.int64, ({len(hidden)},), got "
+            f"{tuple(targets.shape)} {targets.dtype}; pass one token id per row of hidden."
+        )
+    if targets.device != hidden.device:
+        raise ValueError(
+            f"{function}: targets must be on {hidden.device} like hidden, got {targets.device}; "
+            "move them with the batch."
+        )
