@@ -24,7 +24,8 @@ class Scores:
     """What an engine's forward returns: one number a row and slot, and what it cost.
 
     Args:
-        logprob_sums: {slot: R sums of completion-token log-likelihoods, nats}.
+        logprob_sums: {slot: R sums of completion-token log-likelihoods, nats; a logit where
+            `Rows.is_normalised` says that it will do}.
         tokens: tokens the engine computed, by its own count, prompts included.
         forwards: forward batches it took.
         prompt_tokens: of ``tokens``, those computed on the base model for a shared prompt.

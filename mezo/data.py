@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,12 +113,16 @@ class Rows:
         tokens: R rows of token ids: prompt, invocation, completion.
         prefix_lens: R numbers of leading tokens that run under the prefix's adapter, else 0.
         prompt_lens: R numbers of leading tokens that are not scored, >= 1 and >= prefix_lens.
+        is_normalised: R flags: False where the loss compares a row only with rows of the same
+            prompt and, like it, of one completion token. Their normaliser cancels, so that an
+            engine may return the token's logit in place of its log-likelihood.
         prefix_adapter: what prefixes run under: `BASE` (activated) or `THETA` (detached).
     """
 
     tokens: Sequence[Sequence[int]]
     prefix_lens: Sequence[int]
     prompt_lens: Sequence[int]
+    is_normalised: Sequence[bool]
     prefix_adapter: str = BASE
 
     def __len__(self) -> int:
@@ -138,7 +143,7 @@ class EncodedBatch:
 
     def undivided(self) -> EncodedBatch:
         """The same rows without prefixes: every token runs under the row's own adapter."""
-        rows = Rows(self.rows.tokens, (0,) * len(self.rows), self.rows.prompt_lens)
+        rows = dataclasses.replace(self.rows, prefix_lens=(0,) * len(self.rows))
         return EncodedBatch(rows, self.targets)
 
 
@@ -246,8 +251,26 @@ def encode(
     labels = None if batch.labels is None else tuple(int(x) for x in batch.labels)
     targets = Targets(counts=counts, num_options=batch.num_options(), labels=labels)
     return EncodedBatch(
-        Rows(tuple(rows), tuple(prefix_lens), tuple(prompt_lens), middle.prefix_adapter), targets
+        Rows(
+            tuple(rows),
+            tuple(prefix_lens),
+            tuple(prompt_lens),
+            _is_normalised(targets),
+            middle.prefix_adapter,
+        ),
+        targets,
     )
+
+
+def _is_normalised(targets: Targets) -> tuple[bool, ...]:
+    """Whether each row's log-likelihood has to be one, see `Rows`."""
+    if targets.num_options is None:
+        return (True,) * len(targets.counts)
+    flags: list[bool] = []
+    for size in targets.num_options:
+        counts = targets.counts[len(flags) : len(flags) + size]
+        flags += [max(counts) > 1] * size
+    return tuple(flags)
 
 
 def _check_row(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mezo.sglang import compat
+from mezo.sglang import compat, readout
 
 # The calls of SGLang's LoRA backends.
 _LORA_CALLS = ("run_lora_a_sgemm", "run_lora_b_sgemm", "run_qkv_lora", "run_gate_up_lora")
@@ -68,7 +68,7 @@ def watched(scheduler: Any, watch: Stopwatch) -> Iterator[None]:
     calls = [(runner.model, "forward", "layers"), (runner.attn_backend, "forward", "attention")]
     calls += [(method, "apply", "linear") for method in linears.values()]
     calls += [(runner.lora_manager.lora_backend, name, "lora") for name in _LORA_CALLS]
-    calls.append((runner.model.logits_processor, "forward", "lm_head"))
+    calls.append((readout.Readout, "forward", "lm_head"))
     with ExitStack() as stack:
         for owner, name, part in calls:
             stack.enter_context(_timed(owner, name, watch, part))
@@ -77,15 +77,19 @@ def watched(scheduler: Any, watch: Stopwatch) -> Iterator[None]:
 
 @contextmanager
 def _timed(owner: Any, name: str, watch: Stopwatch, part: str) -> Iterator[None]:
-    """Have ``owner.name`` count its time; an attribute of the instance hides the method."""
+    """Have ``owner.name`` count its time; on an instance the new attribute hides the method."""
     original: Callable[..., Any] = getattr(owner, name)
+    is_own = name in vars(owner)
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         with watch.part(part):
             return original(*args, **kwargs)
 
-    object.__setattr__(owner, name, timed)
+    setattr(owner, name, timed)
     try:
         yield
     finally:
-        object.__delattr__(owner, name)
+        if is_own:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)

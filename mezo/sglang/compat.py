@@ -22,21 +22,17 @@ _HAS_EXTEND_RANGE = hasattr(Req, "set_extend_range")
 CAN_SERVE_ACTIVATED = hasattr(Req, "_compute_max_prefix_len") and not _HAS_EXTEND_RANGE
 
 
-def scoring_request(rid: str, tokens: Sequence[int], lora_id: str | None, first: int) -> Any:
-    """Return a request that asks for log-likelihoods of ``tokens[first + 1:]`` and no new token.
-
-    With ``first = len(tokens)`` it asks for none; the logits behind its last token come anyway.
-    """
+def scoring_request(rid: str, tokens: Sequence[int], lora_id: str | None) -> Any:
+    """Return a request that runs tokens and asks for nothing; what it is for is read elsewhere."""
     request = Req(
         rid=rid,
         origin_input_text="",
         origin_input_ids=array("q", tokens),
         sampling_params=SamplingParams(temperature=0, max_new_tokens=1),
-        return_logprob=first < len(tokens),
     )
     request.lora_id = lora_id  # named late: what we do to requests from outside is not for ours
     request.full_untruncated_fill_ids = request.origin_input_ids
-    request.logprob_start_len = first
+    request.logprob_start_len = len(tokens)
     if _HAS_EXTEND_RANGE:
         request.set_extend_range(0, len(tokens))
     else:

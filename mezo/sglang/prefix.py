@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from mezo.sglang import compat
+from mezo.sglang import compat, readout
 
 Prompt = tuple[int, ...]
 _FILLER = -1
@@ -95,12 +95,12 @@ def _compute(scheduler: Any, missing: Sequence[tuple[Prompt, compat.Hit]]) -> in
     """Run the missing ends of prompts on the base model and insert them; returns their tokens."""
     requests = []
     for i, (prompt, hit) in enumerate(missing):
-        request = compat.scoring_request(f"mezo-prompt-{i}", prompt, None, len(prompt))
+        request = compat.scoring_request(f"mezo-prompt-{i}", prompt, None)
         compat.set_prefix(request, hit)
         requests.append(request)
     batch, forward_batch = compat.prepare_extend(scheduler, requests)
     try:
-        compat.model_runner(scheduler).forward(forward_batch)
+        readout.run(scheduler, forward_batch)
     except BaseException:
         compat.release(scheduler, batch)
         raise
@@ -167,12 +167,12 @@ def private(scheduler: Any, wanted: Sequence[Owned]) -> Iterator[tuple[dict[Owne
         yield {}, 0
         return
     requests = [
-        compat.scoring_request(f"mezo-private-{i}", prompt, uid, len(prompt))
+        compat.scoring_request(f"mezo-private-{i}", prompt, uid)
         for i, (uid, prompt) in enumerate(wanted)
     ]
     batch, forward_batch = compat.prepare_extend(scheduler, requests)
     try:
-        compat.model_runner(scheduler).forward(forward_batch)
+        readout.run(scheduler, forward_batch)
         slots = {
             pair: compat.kv_slots(scheduler, request, len(pair[1]))
             for pair, request in zip(wanted, requests, strict=True)

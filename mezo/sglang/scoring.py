@@ -11,7 +11,7 @@ import torch
 
 from mezo.core import Scores
 from mezo.data import BASE, THETA, Rows
-from mezo.sglang import compat
+from mezo.sglang import compat, readout
 from mezo.sglang.prefix import Owned, Prefixes, own_last_pages, private, shared
 
 # A prefix that runs under the row's own adapter, once for all rows that begin with it.
@@ -31,7 +31,9 @@ class _Sequence:
     owner: str  # what they run under: BASE (kept in the radix cache), THETA or _OWN
     first: int  # log-likelihoods are wanted of tokens[first + 1:]
     row: int | None = None
-    next_tokens: list[tuple[int, int]] = field(default_factory=list)  # (row, token)
+    next_tokens: list[tuple[int, int, bool]] = field(
+        default_factory=list
+    )  # (row, token, normalised)
 
     @property
     def prefix(self) -> tuple[int, ...]:
@@ -56,12 +58,13 @@ def score_rows(
         theta: uid of the adapter that detached prefixes run under.
 
     Returns:
-        The sums of the completion tokens' log-likelihoods, and what was computed.
+        The sums of the completion tokens' log-likelihoods (or logits, see `Rows`), and what was
+        computed.
 
     Raises:
         ValueError: a row that does not fit once for every adapter.
 
-    Numerics: log-softmax of the engine's logits in fp32; sums in float64. KV and request slots and
+    Numerics: see `readout.run`; a row's sum in float64. KV and request slots and
         locks go back afterwards, also when a forward fails; no adapter's KV enters the cache.
     """
     sums = {slot: [0.0] * len(rows) for slot in adapters}
@@ -110,8 +113,8 @@ def _sequences(rows: Rows) -> list[_Sequence]:
     )
     sequences: list[_Sequence] = []
     by_prompt: dict[tuple[tuple[int, ...], int], _Sequence] = {}
-    for i, (row, prefix_len, prompt_len) in enumerate(
-        zip(rows.tokens, rows.prefix_lens, rows.prompt_lens, strict=True)
+    for i, (row, prefix_len, prompt_len, is_normalised) in enumerate(
+        zip(rows.tokens, rows.prefix_lens, rows.prompt_lens, rows.is_normalised, strict=True)
     ):
         prompt = tuple(row[:prompt_len])
         if len(row) - prompt_len > 1:
@@ -125,7 +128,7 @@ def _sequences(rows: Rows) -> list[_Sequence]:
         if key not in by_prompt:
             by_prompt[key] = _Sequence(prompt, prefix_len, rows.prefix_adapter, prompt_len)
             sequences.append(by_prompt[key])
-        by_prompt[key].next_tokens.append((i, row[-1]))
+        by_prompt[key].next_tokens.append((i, row[-1], is_normalised))
     return sequences
 
 
@@ -193,8 +196,10 @@ class _Batch:
             compat.free_slots(self.scheduler, pages)
             raise
         try:
-            output = compat.model_runner(self.scheduler).forward(forward_batch).logits_output
-            _read(output, copies, sums)
+            wanted, readers = _wanted([(slot, sequence) for slot, _, sequence in copies])
+            values = readout.run(self.scheduler, forward_batch, wanted)
+            for (slot, row), value in zip(readers, values, strict=True):
+                sums[slot][row] += value
             return int(batch.extend_num_tokens), int(sum(batch.prefix_lens))
         finally:
             compat.release(self.scheduler, batch)
@@ -204,7 +209,7 @@ class _Batch:
     ) -> tuple[list[Any], torch.Tensor]:
         """A request for each copy, with the KV of its prefix; and the pages that took."""
         requests = [
-            compat.scoring_request(f"mezo-{i}", sequence.tokens, uid, sequence.first)
+            compat.scoring_request(f"mezo-{i}", sequence.tokens, uid)
             for i, (uid, sequence) in enumerate(copies)
         ]
         named = []
@@ -228,24 +233,20 @@ class _Batch:
         return requests, pages
 
 
-def _read(
-    output: Any, copies: Sequence[tuple[str, Any, _Sequence]], sums: dict[str, list[float]]
-) -> None:
-    """Read the rows' sums off the logits processor's output."""
-    # Of a whole row: one value a scored token, then one that belongs to no token of it.
-    lengths = [len(s.tokens) - s.first for _, _, s in copies]
-    if any(lengths):
-        pieces = output.input_token_logprobs.double().cpu().split(lengths)
-        for (slot, _, sequence), piece in zip(copies, pieces, strict=True):
-            if sequence.row is not None:
-                sums[slot][sequence.row] = float(piece[:-1].sum())
-    readers = [
-        (i, slot, row, token)
-        for i, (slot, _, sequence) in enumerate(copies)
-        for row, token in sequence.next_tokens
-    ]
-    if readers:
-        logprobs = output.next_token_logits.float().log_softmax(-1)
-        picked = logprobs[[r[0] for r in readers], [r[3] for r in readers]].tolist()
-        for (_, slot, row, _), value in zip(readers, picked, strict=True):
-            sums[slot][row] = value
+def _wanted(
+    copies: Sequence[tuple[str, _Sequence]],
+) -> tuple[readout.Wanted, list[tuple[str, int]]]:
+    """What to read off the copies' hidden states, and the (slot, row) that each value adds to."""
+    wanted, readers = readout.Wanted(), []
+    start = 0
+    for slot, sequence in copies:
+        begin = start - sequence.prefix_len  # hidden states of the prefix are not in the batch
+        start = begin + len(sequence.tokens)
+        if sequence.row is not None:
+            for i in range(sequence.first, len(sequence.tokens) - 1):
+                wanted.add(begin + i, sequence.tokens[i + 1], is_normalised=True)
+                readers.append((slot, sequence.row))
+        for row, token, is_normalised in sequence.next_tokens:
+            wanted.add(start - 1, token, is_normalised)
+            readers.append((slot, row))
+    return wanted, readers

@@ -84,7 +84,7 @@ def test_saved_adapter_scores_the_same_in_peft_and_sglang(engine, model_dir, tmp
     batch = random_batch(rng, size=3)
     with mezo.attach(engine, CONFIG) as run:
         for _ in range(20):
-            run.step(random_batch(rng), lr=1e-2)  # far enough from theta_0 to tell them apart
+            run.step(random_batch(rng), lr=3e-3)  # far enough from theta_0 to tell them apart
         run.save(tmp_path)
         live = run.evaluate(batch)
         rows = [[*p, *c] for p, c in batch.pairs()]

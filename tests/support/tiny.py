@@ -89,7 +89,7 @@ def raw_request(step: int, tokens: list[int], *, prefix_len: int = 0, eps: float
     """A step on one row, past the checks that batches go through."""
     return StepRequest(
         step=step,
-        rows=Rows([tokens], [prefix_len], [prefix_len + 1]),
+        rows=Rows([tokens], [prefix_len], [prefix_len + 1], [True]),
         counts=[len(tokens) - prefix_len - 1],
         num_options=None,
         labels=None,
