@@ -77,7 +77,8 @@ def attend(inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor | None)
 
 def _token_rows(tensor: torch.Tensor, kv_heads: int) -> torch.Tensor:
     """`[T, H, D]` as `[T * H_kv, heads of a KV head * D]`."""
-    return tensor.contiguous().view(len(tensor) * kv_heads, -1)
+    num_tokens, heads, dim = tensor.shape
+    return tensor.contiguous().view(num_tokens * kv_heads, heads // kv_heads * dim)
 
 
 def _prefix(cache: torch.Tensor, bucket: Bucket) -> torch.Tensor:

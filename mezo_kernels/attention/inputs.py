@@ -26,10 +26,12 @@ class AttentionInputs:
 
     @property
     def num_kv_heads(self) -> int:
+        """H_kv."""
         return self.k_suffix.shape[1]
 
     @property
     def heads_per_kv_head(self) -> int:
+        """H / H_kv."""
         return self.q.shape[1] // self.num_kv_heads
 
     def check(self, backend: str) -> None:

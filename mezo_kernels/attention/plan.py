@@ -1,6 +1,7 @@
 """SharedPrefixPlan: which rows share which prefix, checked once and turned into tables."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -83,7 +84,7 @@ def _ranges(what: str, indptr: Indices) -> list[int]:
             f"SharedPrefixPlan: {what} must be a list or a 1-D tensor of ints with at least one "
             "entry, got another shape or dtype; pass [0] for none."
         )
-    if values[0] != 0 or any(b < a for a, b in zip(values, values[1:], strict=False)):
+    if values[0] != 0 or any(b < a for a, b in pairwise(values)):
         raise ValueError(
             f"SharedPrefixPlan: {what} must begin at 0 and never decrease, got ranges that do not; "
             "pass cumulative sums of lengths."
