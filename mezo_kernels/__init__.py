@@ -3,6 +3,7 @@
 Importing this package compiles nothing and touches no GPU.
 """
 
+from mezo_kernels.attention import SharedPrefixPlan, shared_prefix_attention
 from mezo_kernels.backends import backends
 from mezo_kernels.directions import add_directions_, perturb_into, sample
 from mezo_kernels.nll import label_logits, label_nll, label_nll_from_parts
@@ -12,6 +13,7 @@ from mezo_kernels.plan import AdapterPlan
 __all__ = [
     "AdapterPlan",
     "Direction",
+    "SharedPrefixPlan",
     "TensorSpec",
     "add_directions_",
     "backends",
@@ -21,4 +23,5 @@ __all__ = [
     "perturb_into",
     "philox4x32",
     "sample",
+    "shared_prefix_attention",
 ]

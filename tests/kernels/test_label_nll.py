@@ -18,6 +18,15 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SPREAD = 3.0
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small products are slow on several threads of a busy machine; `threads` asks for two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def inputs(T, V, D, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(T, D, generator=generator).to(dtype)

@@ -6,18 +6,22 @@ import torch
 def assert_close_to_truth(
     ours: torch.Tensor, same_dtype: torch.Tensor, truth: torch.Tensor, bound: float
 ) -> None:
-    """Gate (a): max error <= bound, RMS <= bound / 2; gate (b): <= 2x PyTorch's error, same dtype.
+    """Gate (a): max error <= bound, RMS <= bound / 2; gate (b): RMS <= 2x PyTorch's, same dtype.
 
-    Gate (b) has a floor of one ulp of the output's dtype at the truth's largest magnitude, below
-    which both are roundings.
+    Gate (b) compares RMS errors because the largest of a few thousand is chance: over seeds, the
+    ratio of two equally good sums' largest errors was seen between 0.3 and 3. Its floor is one ulp
+    of the output's dtype at the truth's RMS, below which both are roundings.
     """
     assert truth.dtype == torch.float64
     assert ours.isfinite().all()
-    error = (ours.double() - truth).abs()
-    theirs = (same_dtype.double() - truth).abs()
-    ulp = torch.finfo(ours.dtype).eps * float(truth.abs().max())
-    largest, rms = float(error.max()), float(error.square().mean().sqrt())
+    error = ours.double() - truth
+    largest = float(error.abs().max())
     assert largest <= bound, f"max error {largest:.3g} > {bound:.3g}"
-    assert rms <= bound / 2, f"RMS error {rms:.3g} > {bound / 2:.3g}"
-    limit = max(2 * float(theirs.max()), ulp)
-    assert largest <= limit, f"max error {largest:.3g} > twice that of PyTorch, {limit:.3g}"
+    assert _rms(error) <= bound / 2, f"RMS error {_rms(error):.3g} > {bound / 2:.3g}"
+    ulp = torch.finfo(ours.dtype).eps * _rms(truth)
+    limit = max(2 * _rms(same_dtype.double() - truth), ulp)
+    assert _rms(error) <= limit, f"RMS error {_rms(error):.3g} > twice PyTorch's, {limit:.3g}"
+
+
+def _rms(tensor: torch.Tensor) -> float:
+    return float(tensor.square().mean().sqrt())

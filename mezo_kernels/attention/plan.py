@@ -1,0 +1,92 @@
+"""SharedPrefixPlan: which rows share which prefix, checked once and turned into tables."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+
+Indices = torch.Tensor | Sequence[int]
+
+
+class SharedPrefixPlan:
+    """The layout of a batch whose rows share prefixes, built once and used by every layer.
+
+        row r = tokens qo_indptr[r] .. qo_indptr[r + 1]
+        group g = rows group_indptr[g] .. group_indptr[g + 1]
+        prefix of g = slots kv_indices[kv_indptr[g] .. kv_indptr[g + 1]]
+
+    The plan keeps what each backend derives from the layout, so that a call checks shapes only and
+    computes no index.
+
+    Args:
+        qo_indptr: `[R + 1]` ints from 0, token ranges of the rows; rows may be empty.
+        group_indptr: `[G + 1]` ints from 0 to R, row ranges of the groups.
+        kv_indptr: `[G + 1]` ints from 0, ranges of ``kv_indices``; a prefix may be empty.
+        kv_indices: `[kv_indptr[G]]` ints, slots of the caches, one a token (page size 1).
+
+    Raises:
+        ValueError: a range that does not begin at 0 or decreases, or lengths that do not match.
+
+    Numerics: none. Graph-safe: building it is not; calls through it are (triton). Cost: the ranges
+    are read on the host, so tensors on a GPU cost a synchronisation each: pass lists or CPU
+    tensors; ``kv_indices`` may lie anywhere, its contents are not read here.
+    """
+
+    def __init__(
+        self, qo_indptr: Indices, group_indptr: Indices, kv_indptr: Indices, kv_indices: Indices
+    ) -> None:
+        self.qo_indptr = _ranges("qo_indptr", qo_indptr)
+        self.group_indptr = _ranges("group_indptr", group_indptr)
+        self.kv_indptr = _ranges("kv_indptr", kv_indptr)
+        self.kv_indices = torch.as_tensor(kv_indices, dtype=torch.int64)
+        self.num_tokens = self.qo_indptr[-1]
+        self.num_rows = len(self.qo_indptr) - 1
+        self.num_groups = len(self.group_indptr) - 1
+        self._check_lengths()
+        # What the backends derive, by backend and shape.
+        self.tables: dict[object, object] = {}
+
+    def row_tokens(self, row: int) -> range:
+        """Tokens of a row."""
+        return range(self.qo_indptr[row], self.qo_indptr[row + 1])
+
+    def group_rows(self, group: int) -> range:
+        """Rows of a group."""
+        return range(self.group_indptr[group], self.group_indptr[group + 1])
+
+    def prefix_slots(self, group: int) -> torch.Tensor:
+        """Cache slots of a group's prefix."""
+        return self.kv_indices[self.kv_indptr[group] : self.kv_indptr[group + 1]]
+
+    def _check_lengths(self) -> None:
+        if self.group_indptr[-1] != self.num_rows:
+            raise ValueError(
+                f"SharedPrefixPlan: group_indptr must end at the number of rows, {self.num_rows}, "
+                f"got {self.group_indptr[-1]}; put a row without companions in a group of its own."
+            )
+        if len(self.kv_indptr) != self.num_groups + 1:
+            raise ValueError(
+                f"SharedPrefixPlan: kv_indptr must have one entry per group and one more, "
+                f"{self.num_groups + 1}, got {len(self.kv_indptr)}; give a group without a prefix "
+                "an empty range."
+            )
+        if self.kv_indices.shape != (self.kv_indptr[-1],):
+            raise ValueError(
+                f"SharedPrefixPlan: kv_indices must be [{self.kv_indptr[-1]}], where kv_indptr "
+                f"ends, got {tuple(self.kv_indices.shape)}; pass one slot per prefix token."
+            )
+
+
+def _ranges(what: str, indptr: Indices) -> list[int]:
+    values = torch.as_tensor(indptr).tolist()
+    if not isinstance(values, list) or not values or not all(isinstance(v, int) for v in values):
+        raise ValueError(
+            f"SharedPrefixPlan: {what} must be a list or a 1-D tensor of ints with at least one "
+            "entry, got another shape or dtype; pass [0] for none."
+        )
+    if values[0] != 0 or any(b < a for a, b in pairwise(values)):
+        raise ValueError(
+            f"SharedPrefixPlan: {what} must begin at 0 and never decrease, got ranges that do not; "
+            "pass cumulative sums of lengths."
+        )
+    return values

@@ -1,0 +1,273 @@
+"""shared_prefix_attention on the CPU: against float64, against SDPA, bit by bit."""
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gates import assert_close_to_truth
+from shared_prefix import bound, is_twins, random_batch, twin_rows
+
+import mezo_kernels as mk
+from mezo_kernels.attention.cpu import padded_prefix_len
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+BACKENDS = ("reference", "cpu")
+# Groups that differ in prefix, rows and row lengths: none, one, at and next to a padded length.
+RAGGED = [
+    (0, (3, 1, 4)),
+    (1, (2, 2)),
+    (32, (1,)),
+    (33, (5, 0, 2)),
+    (64, (1, 1)),
+    (100, (2, 2)),
+    (0, (1, 1)),
+    (250, (3, 3)),
+    (7, ()),
+    (5, (0,)),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small products are slow on several threads of a busy machine; `threads` asks for two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_reference_is_the_attention_of_torch():
+    batch = random_batch(RAGGED, heads=6, kv_heads=3, dim=16, v_dim=8, dtype=torch.float64)
+    q, k_suffix, v_suffix, k_cache, v_cache = batch.tensors
+    ours, plan = batch.attend(backend="reference"), batch.plan()
+    for group in range(plan.num_groups):
+        slots = plan.prefix_slots(group)
+        for row in plan.group_rows(group):
+            own = plan.row_tokens(row)
+            for i, token in enumerate(own):
+                seen = slice(own.start, own.start + i + 1)
+                k = torch.cat((k_cache[slots], k_suffix[seen])).transpose(0, 1)
+                v = torch.cat((v_cache[slots], v_suffix[seen])).transpose(0, 1)
+                expected = F.scaled_dot_product_attention(
+                    q[token, :, None], k, v, enable_gqa=True, scale=batch.scale
+                )
+                torch.testing.assert_close(ours[token], expected[:, 0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+# The head dims SGLang's models have; H / H_kv of 1, 3 (SmolLM2) and 8.
+@pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (9, 3), (8, 1)])
+def test_cpu_against_float64(heads, kv_heads, dim, dtype):
+    batch = random_batch(RAGGED, heads=heads, kv_heads=kv_heads, dim=dim, dtype=dtype)
+    truth, truth_lse = batch.truth(return_lse=True)
+    ours, lse = batch.attend(backend="cpu", return_lse=True)
+    same, same_lse = batch.attend(backend="reference", return_lse=True)
+    assert ours.dtype == dtype
+    assert lse.dtype == torch.float32
+    assert_close_to_truth(ours, same, truth, bound(batch, truth))
+    assert_close_to_truth(lse, same_lse, truth_lse, 2**-24 * 8 * dim**0.5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_soft_cap_and_value_dim(backend):
+    batch = random_batch(RAGGED, dim=48, v_dim=24)
+    # Scores of size 3 under a cap of 2: far from linear.
+    options = {"scale": 3 * batch.scale, "soft_cap": 2.0}
+    truth = batch.truth(**options)
+    ours = batch.attend(backend=backend, **options)
+    same = batch.attend(backend="reference", **options)
+    assert_close_to_truth(ours, same, truth, 3 * bound(batch, truth))
+    assert not torch.allclose(ours, batch.attend(backend=backend, scale=3 * batch.scale))
+
+
+def random_groups(choose: random.Random, *, is_twin: bool) -> list:
+    groups = []
+    for _ in range(choose.randint(1, 6)):
+        rows = [choose.randint(1, 6) for _ in range(choose.randint(1, 4))]
+        prefix_len = choose.choice([0, choose.randint(1, 40), choose.randint(1, 700)])
+        groups.append((prefix_len, rows * 2 if is_twin else rows))
+    return groups
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_plus_and_minus_of_one_content_have_the_same_bits(dtype, threads):
+    choose = random.Random(f"twins {dtype}")
+    for seed in range(60 if threads == 1 else 10):
+        heads, kv_heads = choose.choice([(2, 2), (9, 3), (8, 1), (14, 2)])
+        batch = random_batch(
+            random_groups(choose, is_twin=True),
+            heads=heads,
+            kv_heads=kv_heads,
+            dim=choose.choice([16, 64, 80, 128]),
+            dtype=dtype,
+            seed=seed,
+        )
+        twin_rows(batch)
+        out, lse = batch.attend(backend="cpu", return_lse=True, soft_cap=choose.choice([0.0, 3.0]))
+        assert is_twins(batch, out), seed
+        assert is_twins(batch, lse), seed
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_group_does_not_depend_on_its_company(dtype, threads):
+    choose = random.Random(f"company {dtype}")
+    for seed in range(30 if threads == 1 else 5):
+        groups = random_groups(choose, is_twin=False) + [(90, (3, 3))] * 2
+        heads, kv_heads = choose.choice([(2, 2), (9, 3), (8, 1)])
+        batch = random_batch(groups, heads=heads, kv_heads=kv_heads, dim=64, dtype=dtype, seed=seed)
+        out, lse = batch.attend(backend="cpu", return_lse=True)
+        plan = batch.plan()
+        for group in range(len(groups)):
+            rows = plan.group_rows(group)
+            tokens = slice(plan.qo_indptr[rows.start], plan.qo_indptr[rows.stop])
+            alone = mk.shared_prefix_attention(
+                *(tensor[tokens] for tensor in batch.tensors[:3]),
+                *batch.tensors[3:],
+                qo_indptr=[plan.qo_indptr[r] - tokens.start for r in (*rows, rows.stop)],
+                group_indptr=[0, len(rows)],
+                kv_indptr=[0, len(plan.prefix_slots(group))],
+                kv_indices=plan.prefix_slots(group),
+                scale=batch.scale,
+                return_lse=True,
+                backend="cpu",
+            )
+            assert torch.equal(alone[0], out[tokens]), (seed, groups[group])
+            assert torch.equal(alone[1], lse[tokens]), (seed, groups[group])
+
+
+def test_two_runs_have_the_same_bits():
+    batch = random_batch(RAGGED, dim=64)
+    assert torch.equal(batch.attend(backend="cpu"), batch.attend(backend="cpu"))
+
+
+def test_a_plan_serves_layers_of_different_heads():
+    # One plan, as for a model whose layers differ in KV heads.
+    batch = random_batch(RAGGED, heads=4, kv_heads=2)
+    other = random_batch(RAGGED, heads=4, kv_heads=4)
+    plan = batch.plan()
+    for one in (batch, other, batch):
+        assert torch.equal(one.attend(backend="cpu"), one.attend(plan=plan, backend="cpu"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_tensors(backend):
+    batch = random_batch(RAGGED, heads=4, kv_heads=2)
+    expected = batch.attend(backend=backend)
+    q, k_suffix, v_suffix, k_cache, v_cache = batch.tensors
+    # Views of one projection's output, and of a pool with heads before slots.
+    qkv = torch.cat((q.flatten(1), k_suffix.flatten(1), v_suffix.flatten(1)), dim=1)
+    parts = qkv.split([q[0].numel(), k_suffix[0].numel(), v_suffix[0].numel()], dim=1)
+    batch.tensors[:3] = [p.unflatten(1, (-1, 16)) for p in parts]
+    batch.tensors[3:] = [c.transpose(0, 1).contiguous().transpose(0, 1) for c in (k_cache, v_cache)]
+    assert not any(tensor.is_contiguous() for tensor in batch.tensors)
+    assert torch.equal(batch.attend(backend=backend), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_element_of_out_is_written_and_nothing_else_changes(backend):
+    batch = random_batch(RAGGED)
+    before = [tensor.clone() for tensor in batch.tensors]
+    expected = batch.attend(backend=backend)
+    out = torch.full_like(expected, torch.nan)
+    assert batch.attend(backend=backend, out=out) is out
+    assert torch.equal(out, expected)
+    for tensor, copy in zip(batch.tensors, before, strict=True):
+        assert torch.equal(tensor.nan_to_num(7.0), copy.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_rows(backend):
+    batch = random_batch([])
+    assert batch.attend(backend=backend).shape == (0, 4, 16)
+    batch = random_batch([(5, (0, 0))])
+    out, lse = batch.attend(backend=backend, return_lse=True)
+    assert out.shape == (0, 4, 16)
+    assert lse.shape == (0, 4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_scores_stay_finite(backend):
+    batch = random_batch(RAGGED)
+    batch.tensors[0] *= 1e3
+    ours, truth = batch.attend(backend=backend), batch.truth()
+    assert float((ours - truth).abs().max()) < 1e-3
+
+
+def test_padded_lengths_grow_by_at_most_half():
+    for length in range(1, 3000):
+        assert length <= padded_prefix_len(length) < max(33, 1.5 * length + 16)
+    assert padded_prefix_len(0) == 0
+
+
+BATCH = random_batch([(4, (2, 2))])
+
+
+@pytest.mark.parametrize(
+    ("position", "change", "error", "match"),
+    [
+        (0, lambda t: t[0], ValueError, "must have 3 dimensions"),
+        (0, lambda t: t[:3], ValueError, r"q must be \(4, 4, 16\)"),
+        (1, lambda t: t[:3], ValueError, r"k_suffix must be \(4, 2, 16\)"),
+        (2, lambda t: t[:3], ValueError, r"v_suffix must be \(4, 2, 16\)"),
+        (3, lambda t: t[..., :8], ValueError, "k_cache must be"),
+        (4, lambda t: t[:3], ValueError, "v_cache must be"),
+        (0, lambda t: t[:, :3], ValueError, "multiple of the KV heads, got 3 and 2"),
+        (3, lambda t: t.half(), ValueError, "k_cache must have the dtype of q"),
+        (4, lambda t: t.to("meta"), ValueError, "v_cache must be on cpu"),
+        (0, lambda t: t.transpose(1, 2).contiguous().transpose(1, 2), ValueError, "stride"),
+    ],
+)
+def test_bad_tensors(position, change, error, match):
+    tensors = list(BATCH.tensors)
+    tensors[position] = change(tensors[position])
+    with pytest.raises(error, match=match) as caught:
+        mk.shared_prefix_attention(*tensors, **BATCH.ranges, scale=1.0, backend="cpu")
+    assert str(caught.value).startswith("shared_prefix_attention: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"soft_cap": -1.0}, ValueError, "soft_cap must be >= 0"),
+        ({"plan": BATCH.plan(), **BATCH.ranges}, ValueError, "None beside a plan"),
+        ({"kv_indices": None}, ValueError, "must all be given"),
+        ({"out": torch.empty(4, 4, 15)}, ValueError, r"out must be \(4, 4, 16\)"),
+        ({"out": torch.empty(4, 16, 4).transpose(1, 2)}, ValueError, "out must be contiguous"),
+        ({"backend": "fast"}, ValueError, "backend must be one of"),
+        ({"backend": "cuda"}, NotImplementedError, "no CUDA C\\+\\+ form"),
+        ({"backend": "triton"}, RuntimeError, "'triton' is not usable here"),
+    ],
+)
+def test_bad_options(options, error, match, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(error, match=match) as caught:
+        BATCH.attend(**({"backend": "cpu"} | options))
+    assert str(caught.value).startswith("shared_prefix_attention: ")
+
+
+def test_fp64_and_wide_heads_are_refused():
+    with pytest.raises(ValueError, match="q must have the dtype of q, one of"):
+        BATCH.to(torch.float64).attend(backend="cpu")
+    with pytest.raises(NotImplementedError, match="head dims must be 1 to 256, got 288"):
+        random_batch([(1, (1,))], dim=288).attend(backend="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"qo_indptr": [1, 2, 4]}, "qo_indptr must begin at 0"),
+        ({"qo_indptr": [0, 3, 2]}, "qo_indptr must begin at 0 and never decrease"),
+        ({"qo_indptr": []}, "qo_indptr must be a list"),
+        ({"qo_indptr": [0.0, 2.0, 4.0]}, "qo_indptr must be a list or a 1-D tensor of ints"),
+        ({"group_indptr": [0, 1]}, "group_indptr must end at the number of rows, 2, got 1"),
+        ({"kv_indptr": [0]}, "kv_indptr must have one entry per group and one more, 2, got 1"),
+        ({"kv_indices": [1, 2]}, r"kv_indices must be \[4\]"),
+    ],
+)
+def test_bad_plans(changes, match):
+    with pytest.raises(ValueError, match=match) as caught:
+        mk.SharedPrefixPlan(**(BATCH.ranges | changes))
+    assert str(caught.value).startswith("SharedPrefixPlan: ")
+    assert ";" in str(caught.value)
