@@ -1,8 +1,8 @@
 """A training step on the CPU: the engines against the paper's loop, same model, same batch.
 
 `python -m bench.step` prints the table and writes bench/results/cpu/step.{json,md}. The batch is 16
-Rotten Tomatoes sentences with " The movie was" behind them, and the loss is that of the label word.
-Each candidate runs on one thread.
+Rotten Tomatoes sentences with " The movie was" behind them, and the loss is the cross-entropy over
+the two label words. Each candidate runs on one thread.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import argparse
 import dataclasses
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -41,20 +43,18 @@ class PlainLoop:
         self.config = config
         self.seed = 0
         tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        rows = [
-            tokenizer(prompt + str(config.invocation) + completion)["input_ids"]
-            for prompt, completion in batch.pairs()
-        ]
+        rows = [tokenizer(prompt + str(config.invocation))["input_ids"] for prompt in batch.prompts]
         width = max(map(len, rows))
         self.ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         self.mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         self.last = torch.tensor([len(row) - 1 for row in rows])
+        self.words = [tokenizer(o, add_special_tokens=False)["input_ids"][0] for o in batch.options]
+        self.labels = torch.tensor(batch.labels)
 
     def loss(self) -> float:
         logits = self.model(input_ids=self.ids, attention_mask=self.mask, use_cache=False).logits
-        rows = torch.arange(len(self.ids))
-        logprobs = logits[rows, self.last - 1].log_softmax(-1)
-        return -logprobs[rows, self.ids[rows, self.last]].mean().item()
+        scores = logits[torch.arange(len(self.ids)), self.last][:, self.words]
+        return torch.nn.functional.cross_entropy(scores, self.labels).item()
 
     def perturb(self, scale: float) -> None:
         torch.manual_seed(self.seed)
@@ -73,15 +73,16 @@ class PlainLoop:
         self.perturb(-self.config.lr * (loss_plus - loss_minus) / (2 * eps))
 
 
-def measure(rounds: int) -> list[dict[str, object]]:
-    """One row a candidate; the plain loop is the baseline."""
+def measure(rounds: int) -> tuple[list[dict[str, object]], dict[str, dict[str, float]]]:
+    """One row a candidate, the plain loop is the baseline; and the parts of the sglang steps."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     task = tasks.get("rotten_tomatoes")
     examples = task.load(None).train[:BATCH_SIZE]
     batch = mezo.Batch(
         prompts=[task.prompt(e.text) for e in examples],
-        completions=[task.options[e.label] for e in examples],
+        options=list(task.options),
+        labels=[e.label for e in examples],
     )
     exact = mezo.MezoConfig(
         rank=8, target_modules=LINEARS, lr=1e-4, eps=1e-3, invocation=task.invocation
@@ -106,9 +107,27 @@ def measure(rounds: int) -> list[dict[str, object]]:
         calls = {"plain loop (transformers, PEFT)": plain.step}
         calls |= {name: stepper(name) for name in runs}
         timings = interleave(calls, rounds, warm_up=1, clock=time.perf_counter)
+        parts = {
+            name: breakdown(run, batch, rounds)
+            for name, run in runs.items()
+            if name.startswith("sglang")
+        }
     finally:
         engine.shutdown()
-    return [row(timing, results.get(timing.name)) for timing in timings.values()]
+    return [row(timing, results.get(timing.name)) for timing in timings.values()], parts
+
+
+def breakdown(run: mezo.Run, batch: mezo.Batch, rounds: int) -> dict[str, float]:
+    """Median seconds of each part of a step, under a stopwatch in the engine."""
+    samples: dict[str, list[float]] = defaultdict(list)
+    request = dataclasses.asdict(run.request(batch))
+    for _ in range(rounds):
+        started = time.perf_counter()
+        seconds = run.session.call("breakdown", name=run.name, request=request)
+        seconds["messages"] = time.perf_counter() - started - sum(seconds.values())
+        for part, value in seconds.items():
+            samples[part].append(value)
+    return {part: median(values) for part, values in samples.items()}
 
 
 def row(timing: Timing, results: list[mezo.StepResult] | None) -> dict[str, object]:
@@ -130,12 +149,26 @@ def row(timing: Timing, results: list[mezo.StepResult] | None) -> dict[str, obje
     }
 
 
-def report(rows: list[dict[str, object]], where: dict[str, object]) -> str:
+PARTS = ("linear", "attention", "lora", "layers", "lm_head", "weights", "engine", "messages")
+
+
+def parts_table(parts: dict[str, dict[str, float]]) -> list[str]:
+    lines = ["| step | " + " | ".join(PARTS) + " |", "|---" * (len(PARTS) + 1) + "|"]
+    for name, seconds in parts.items():
+        whole = sum(seconds.values())
+        shares = [f"{100 * seconds.get(part, 0.0) / whole:.1f} %" for part in PARTS]
+        lines.append(f"| {name} | {' | '.join(shares)} |")
+    return lines
+
+
+def report(
+    rows: list[dict[str, object]], parts: dict[str, dict[str, float]], where: dict[str, object]
+) -> str:
     lines = [
         "# A training step on the CPU",
         "",
         'The batch is 16 Rotten Tomatoes sentences with " The movie was" behind them,',
-        "the loss that of the label word, SmolLM2-135M in fp32, one thread each. Ratios: the",
+        "the loss that over the label words, SmolLM2-135M in fp32, one thread each. Ratios: the",
         "plain loop's time over the candidate's, median of per-round ratios, all in one run, in",
         "turn. Tokens: of the last step, by the engine's own count; the transformers engine pads",
         "and counts that. Weights, forward: shares of the step. Written by `python -m bench.step`.",
@@ -149,6 +182,14 @@ def report(rows: list[dict[str, object]], where: dict[str, object]) -> str:
         parts = [f"{100 * shares[k]:.1f} %" if shares else "" for k in ("weights", "score")]
         numbers = ["" if r[k] is None else str(r[k]) for k in ("tokens", "reused_tokens")]
         lines.append(f"| {r['name']} | {r['ratio']:.2f} | {' | '.join([*numbers, *parts])} |")
+    lines += [
+        "",
+        "Where an sglang step's time goes, medians under a stopwatch in the scheduler's process;",
+        "layers: norms, rotary embedding, activations and Python between them; engine: requests,",
+        "KV slots, cache, batches; messages: to the scheduler and back.",
+        "",
+        *parts_table(parts),
+    ]
     facts = ", ".join(f"{key} {value}" for key, value in where.items() if key != "cpu_flags")
     return "\n".join([*lines, "", f"Measured with: {facts}.", ""])
 
@@ -160,12 +201,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     where = environment()
-    rows = measure(arguments.rounds)
-    text = report(rows, where)
+    rows, parts = measure(arguments.rounds)
+    text = report(rows, parts, where)
     print(text)
     if not arguments.dry_run:
         (RESULTS / "step.md").write_text(text)
-        (RESULTS / "step.json").write_text(json.dumps({**where, "rows": rows}, indent=1) + "\n")
+        (RESULTS / "step.json").write_text(
+            json.dumps({**where, "rows": rows, "parts": parts}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

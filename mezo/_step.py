@@ -134,8 +134,9 @@ class Run:
     ) -> StepResult:
         """Take one step; see `mezo.step`."""
         started = time.perf_counter()
+        self._check_open()
         rate = self.config.lr if lr is None else lr
-        reply = self._pair(batch, self.config.eps, rate, self.steps)
+        reply = self.session.step(self.request(batch, lr=rate))
         result = _result(self.steps, reply, time.perf_counter() - started)
         self.steps += 1
         if throw and result.status is not StepStatus.OK:
@@ -160,8 +161,9 @@ class Run:
     ) -> StepResult:
         """`pair_losses` along the directions of the step ``offset`` behind the next one."""
         started = time.perf_counter()
+        self._check_open()
         number = self.steps + offset
-        reply = self._pair(batch, self.config.eps if eps is None else eps, None, number)
+        reply = self.session.step(self.request(batch, step=number, eps=eps))
         return _result(number, reply, time.perf_counter() - started)
 
     def evaluate(self, batch: Batch | EncodedBatch, *, base: bool = False) -> EvalResult:
@@ -226,22 +228,25 @@ class Run:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _pair(
-        self, batch: Batch | EncodedBatch, eps: float, lr: float | None, number: int
-    ) -> StepReply:
-        self._check_open()
+    def request(
+        self,
+        batch: Batch | EncodedBatch,
+        *,
+        step: int | None = None,
+        eps: float | None = None,
+        lr: float | None = None,
+    ) -> StepRequest:
+        """Return what a step sends to the engine; by default the next step's, without an update."""
         encoded = self.encode(batch)
-        return self.session.step(
-            StepRequest(
-                step=number,
-                rows=encoded.rows,
-                counts=encoded.targets.counts,
-                num_options=encoded.targets.num_options,
-                labels=encoded.targets.labels,
-                eps=eps,
-                lr=lr,
-                clip=self.config.clip,
-            )
+        return StepRequest(
+            step=self.steps if step is None else step,
+            rows=encoded.rows,
+            counts=encoded.targets.counts,
+            num_options=encoded.targets.num_options,
+            labels=encoded.targets.labels,
+            eps=self.config.eps if eps is None else eps,
+            lr=lr,
+            clip=self.config.clip,
         )
 
     def _check_open(self) -> None:

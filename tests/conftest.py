@@ -54,16 +54,20 @@ def no_engine_noise():
 
 @pytest.fixture(scope="module")
 def start_engine():
-    """A function that starts the module's SGLang engine; it is shut down with the module."""
+    """A function that starts the module's SGLang engine, in place of the one before.
+
+    An engine that has nothing to do still polls for messages, so that two of them share the cores.
+    """
     engines = []
 
     def start(model_dir: str, config: mezo.MezoConfig, **server_args):
+        if engines:
+            engines.pop().shutdown()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            engine = mezo.launch_engine(model_dir, config, **server_args)
-        engines.append(engine)
-        return engine
+            engines.append(mezo.launch_engine(model_dir, config, **server_args))
+        return engines[-1]
 
     yield start
-    for engine in engines:
-        engine.shutdown()
+    if engines:
+        engines.pop().shutdown()

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from mezo.sglang import compat, readout
-
-# The calls of SGLang's LoRA backends.
-_LORA_CALLS = ("run_lora_a_sgemm", "run_lora_b_sgemm", "run_qkv_lora", "run_gate_up_lora")
+from mezo.sglang.attention import PairedAttention
+from mezo.sglang.paired_lora import LORA_CALLS, PairedLora
 
 
 class Stopwatch:
@@ -65,9 +64,11 @@ def watched(scheduler: Any, watch: Stopwatch) -> Iterator[None]:
         if (method := getattr(module, "quant_method", None)) is not None
         and hasattr(module, "output_size")
     }
-    calls = [(runner.model, "forward", "layers"), (runner.attn_backend, "forward", "attention")]
+    calls: list[tuple[Any, str, str]] = [(runner.model, "forward", "layers")]
+    calls += [(owner, "forward", "attention") for owner in (runner.attn_backend, PairedAttention)]
     calls += [(method, "apply", "linear") for method in linears.values()]
-    calls += [(runner.lora_manager.lora_backend, name, "lora") for name in _LORA_CALLS]
+    for owner in (runner.lora_manager.lora_backend, PairedLora):
+        calls += [(owner, name, "lora") for name in LORA_CALLS]
     calls.append((readout.Readout, "forward", "lm_head"))
     with ExitStack() as stack:
         for owner, name, part in calls:

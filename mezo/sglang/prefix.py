@@ -122,13 +122,13 @@ def _filled(scheduler: Any, prompt: Prompt) -> Prompt:
 
 
 def own_last_pages(
-    scheduler: Any, prefixes: Sequence[tuple[torch.Tensor, int]]
+    scheduler: Any, prefixes: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Give each row that continues a prefix in the middle of a page a copy of that page's tokens.
 
     Args:
         scheduler: this rank's scheduler.
-        prefixes: of each row: KV slots of its prefix, and their number; shared with other rows.
+        prefixes: of each row the KV slots of its prefix, shared with other rows.
 
     Returns:
         KV slots of each row's prefix; the last page, if it is not full, is the row's own. And the
@@ -136,8 +136,8 @@ def own_last_pages(
         these, unless the batch comes to nothing before that.
     """
     page = int(scheduler.page_size)
-    cut = [i for i, (_, length) in enumerate(prefixes) if length % page]
-    slots = [shared[:length] for shared, length in prefixes]
+    slots = list(prefixes)
+    cut = [i for i, shared in enumerate(slots) if len(shared) % page]
     if not cut:
         return slots, torch.empty(0, dtype=torch.int64)
     to, source = [], []

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from mezo.sglang import compat
-from mezo_kernels import label_logits, label_nll, label_nll_from_parts
+from mezo.sglang.attention import PairedAttention
+from mezo.sglang.paired_lora import paired_lora
+from mezo_kernels import SharedPrefixPlan, label_logits, label_nll, label_nll_from_parts
 
 
 @dataclass
@@ -51,8 +53,15 @@ def check_lm_head(scheduler: Any) -> None:
 
 
 @torch.inference_mode()
-def run(scheduler: Any, forward_batch: Any, wanted: Wanted | None = None) -> list[float]:
+def run(
+    scheduler: Any,
+    forward_batch: Any,
+    wanted: Wanted | None = None,
+    plan: SharedPrefixPlan | None = None,
+) -> list[float]:
     """Run a batch; returns the wanted log-likelihoods (nats), or none.
+
+    With a plan, prefixes are attended to as it says and the batch's own KV is not stored.
 
     Numerics: logits accumulated and normalised in fp32. The result of a row does not depend on the
     other rows of the batch's last hidden states.
@@ -66,12 +75,18 @@ def run(scheduler: Any, forward_batch: Any, wanted: Wanted | None = None) -> lis
     }
     readout = Readout(scheduler.tp_group, wanted or Wanted(), rule)
     graphs = getattr(runner, "prefill_cuda_graph_runner", None)
+    attention = runner.attn_backend
+    if plan is not None:
+        pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
+        runner.attn_backend = PairedAttention(attention, pool, plan)
     runner.model.set_submodule(path, readout)
     if graphs is not None:  # they were captured with the logits processor in them
         runner.prefill_cuda_graph_runner = None
     try:
-        runner.forward(forward_batch)
+        with paired_lora(runner.lora_manager.lora_backend):
+            runner.forward(forward_batch)
     finally:
+        runner.attn_backend = attention
         runner.model.set_submodule(path, processor)
         if graphs is not None:
             runner.prefill_cuda_graph_runner = graphs

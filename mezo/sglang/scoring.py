@@ -11,7 +11,7 @@ import torch
 
 from mezo.core import Scores
 from mezo.data import BASE, THETA, Rows
-from mezo.sglang import compat, readout
+from mezo.sglang import attention, compat, readout
 from mezo.sglang.prefix import Owned, Prefixes, own_last_pages, private, shared
 
 # A prefix that runs under the row's own adapter, once for all rows that begin with it.
@@ -189,7 +189,8 @@ class _Batch:
             for slot, uid in self.adapters.items()
             for sequence in self.sequences
         ]
-        requests, pages = self._requests([(uid, sequence) for _, uid, sequence in copies])
+        rows = [self._row(uid, sequence) for _, uid, sequence in copies]
+        requests, pages = self._requests([(uid, s) for _, uid, s in copies], rows)
         try:
             batch, forward_batch = compat.prepare_extend(self.scheduler, requests)
         except BaseException:
@@ -197,38 +198,43 @@ class _Batch:
             raise
         try:
             wanted, readers = _wanted([(slot, sequence) for slot, _, sequence in copies])
-            values = readout.run(self.scheduler, forward_batch, wanted)
+            plan = attention.plan_of(self.scheduler, rows)
+            values = readout.run(self.scheduler, forward_batch, wanted, plan)
             for (slot, row), value in zip(readers, values, strict=True):
                 sums[slot][row] += value
             return int(batch.extend_num_tokens), int(sum(batch.prefix_lens))
         finally:
             compat.release(self.scheduler, batch)
 
+    def _row(self, uid: str | None, sequence: _Sequence) -> attention.Row:
+        """How many tokens a copy runs, and where its prefix lies."""
+        size = len(sequence.tokens) - sequence.prefix_len
+        if not sequence.prefix_len:
+            return attention.Row(size, None, None)
+        if sequence.owner == BASE:
+            hit = self.prefixes.hits[sequence.prefix]
+            slots = compat.slots_of(self.scheduler.tree_cache, hit)[: sequence.prefix_len]
+            return attention.Row(size, (BASE, sequence.prefix), slots)
+        owned = (_owner(sequence, uid, self.theta), sequence.prefix)
+        return attention.Row(size, owned, self.slots[owned])
+
     def _requests(
-        self, copies: Sequence[tuple[str | None, _Sequence]]
+        self, copies: Sequence[tuple[str | None, _Sequence]], rows: Sequence[attention.Row]
     ) -> tuple[list[Any], torch.Tensor]:
         """A request for each copy, with the KV of its prefix; and the pages that took."""
-        requests = [
-            compat.scoring_request(f"mezo-{i}", sequence.tokens, uid)
-            for i, (uid, sequence) in enumerate(copies)
-        ]
-        named = []
-        for request, (uid, sequence) in zip(requests, copies, strict=True):
-            if not sequence.prefix_len:
+        requests, named = [], []
+        for i, ((uid, sequence), row) in enumerate(zip(copies, rows, strict=True)):
+            request = compat.scoring_request(f"mezo-{i}", sequence.tokens, uid)
+            requests.append(request)
+            if row.slots is None:
                 continue
-            if sequence.owner != BASE:
-                slots = self.slots[_owner(sequence, uid, self.theta), sequence.prefix]
+            hit = self.prefixes.hits.get(sequence.prefix) if sequence.owner == BASE else None
+            if hit is not None and hit.length == sequence.prefix_len:
+                compat.set_prefix(request, hit)
             else:
-                hit = self.prefixes.hits[sequence.prefix]
-                if hit.length == sequence.prefix_len:
-                    compat.set_prefix(request, hit)
-                    continue
-                slots = compat.slots_of(self.scheduler.tree_cache, hit)
-            named.append((request, slots, sequence.prefix_len))
-        owned, pages = own_last_pages(
-            self.scheduler, [(slots, length) for _, slots, length in named]
-        )
-        for (request, _, _), slots in zip(named, owned, strict=True):
+                named.append((request, row.slots))
+        owned, pages = own_last_pages(self.scheduler, [slots for _, slots in named])
+        for (request, _), slots in zip(named, owned, strict=True):
             compat.set_slots(self.scheduler, request, slots)
         return requests, pages
 

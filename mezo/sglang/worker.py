@@ -254,8 +254,10 @@ def _breakdown(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dic
     """Take a step under a stopwatch; seconds of each part of it, on rank 0."""
     watch = Stopwatch(compat.model_runner(scheduler).device)
     with watched(scheduler, watch), watch.part("engine"):
-        _step(scheduler, payload, agree)
-    return dict(watch.seconds)
+        reply = _step(scheduler, payload, agree)
+    seconds = dict(watch.seconds)
+    seconds["engine"] -= reply["weights_s"]
+    return {**seconds, "weights": reply["weights_s"]}
 
 
 def _score(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:

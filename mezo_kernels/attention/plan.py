@@ -12,7 +12,7 @@ class SharedPrefixPlan:
     """The layout of a batch whose rows share prefixes, built once and used by every layer.
 
         row r = tokens qo_indptr[r] .. qo_indptr[r + 1]
-        group g = rows group_indptr[g] .. group_indptr[g + 1]
+        group g = rows row_order[i] for i in group_indptr[g] .. group_indptr[g + 1]
         prefix of g = slots kv_indices[kv_indptr[g] .. kv_indptr[g + 1]]
 
     The plan keeps what each backend derives from the layout, so that a call checks shapes only and
@@ -20,12 +20,14 @@ class SharedPrefixPlan:
 
     Args:
         qo_indptr: `[R + 1]` ints from 0, token ranges of the rows; rows may be empty.
-        group_indptr: `[G + 1]` ints from 0 to R, row ranges of the groups.
+        group_indptr: `[G + 1]` ints from 0 to R, ranges of the groups in ``row_order``.
         kv_indptr: `[G + 1]` ints from 0, ranges of ``kv_indices``; a prefix may be empty.
         kv_indices: `[kv_indptr[G]]` ints, slots of the caches, one a token (page size 1).
+        row_order: R numbers of rows, group by group; None where groups follow one another.
 
     Raises:
-        ValueError: a range that does not begin at 0 or decreases, or lengths that do not match.
+        ValueError: a range that does not begin at 0 or decreases, lengths that do not match, or a
+            row order that is no permutation.
 
     Numerics: none. Graph-safe: building it is not; calls through it are (triton). Cost: the ranges
     are read on the host, so tensors on a GPU cost a synchronisation each: pass lists or CPU
@@ -33,7 +35,13 @@ class SharedPrefixPlan:
     """
 
     def __init__(
-        self, qo_indptr: Indices, group_indptr: Indices, kv_indptr: Indices, kv_indices: Indices
+        self,
+        qo_indptr: Indices,
+        group_indptr: Indices,
+        kv_indptr: Indices,
+        kv_indices: Indices,
+        *,
+        row_order: Sequence[int] | None = None,
     ) -> None:
         self.qo_indptr = _ranges("qo_indptr", qo_indptr)
         self.group_indptr = _ranges("group_indptr", group_indptr)
@@ -42,6 +50,7 @@ class SharedPrefixPlan:
         self.num_tokens = self.qo_indptr[-1]
         self.num_rows = len(self.qo_indptr) - 1
         self.num_groups = len(self.group_indptr) - 1
+        self.row_order = range(self.num_rows) if row_order is None else list(row_order)
         self._check_lengths()
         # What the backends derive, by backend and shape.
         self.tables: dict[object, object] = {}
@@ -50,9 +59,9 @@ class SharedPrefixPlan:
         """Tokens of a row."""
         return range(self.qo_indptr[row], self.qo_indptr[row + 1])
 
-    def group_rows(self, group: int) -> range:
+    def group_rows(self, group: int) -> Sequence[int]:
         """Rows of a group."""
-        return range(self.group_indptr[group], self.group_indptr[group + 1])
+        return self.row_order[self.group_indptr[group] : self.group_indptr[group + 1]]
 
     def prefix_slots(self, group: int) -> torch.Tensor:
         """Cache slots of a group's prefix."""
@@ -63,6 +72,11 @@ class SharedPrefixPlan:
             raise ValueError(
                 f"SharedPrefixPlan: group_indptr must end at the number of rows, {self.num_rows}, "
                 f"got {self.group_indptr[-1]}; put a row without companions in a group of its own."
+            )
+        if sorted(self.row_order) != list(range(self.num_rows)):
+            raise ValueError(
+                f"SharedPrefixPlan: row_order must hold every row 0 .. {self.num_rows - 1} once, "
+                f"got {len(self.row_order)} entries that do not; list the rows group by group."
             )
         if len(self.kv_indptr) != self.num_groups + 1:
             raise ValueError(

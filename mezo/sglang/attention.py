@@ -1,0 +1,111 @@
+"""Attention of a scoring batch: a prefix is read once for all rows that share it.
+
+For the time of our forward a `PairedAttention` stands in front of the engine's attention backend.
+Layers that it cannot do go to the engine's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from mezo.sglang import compat
+from mezo_kernels import SharedPrefixPlan, shared_prefix_attention
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a batch.
+
+    Args:
+        num_tokens: tokens of its own.
+        prefix: what it shares with the rows that name the same; None for no prefix.
+        slots: KV slots of the prefix.
+    """
+
+    num_tokens: int
+    prefix: Hashable | None
+    slots: torch.Tensor | None
+
+
+def plan_of(scheduler: Any, rows: Sequence[Row]) -> SharedPrefixPlan | None:
+    """Group the rows of a batch by prefix; None where the engine's own attention has to do it."""
+    pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
+    if not hasattr(pool, "k_buffer") or pool.dtype != compat.model_runner(scheduler).dtype:
+        return None
+    groups: dict[Hashable, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(("alone", i) if row.prefix is None else row.prefix, []).append(i)
+    slots = [rows[members[0]].slots for members in groups.values()]
+    prefixes = [torch.empty(0, dtype=torch.int64) if s is None else s for s in slots]
+    device = next((s.device for s in slots if s is not None), torch.device("cpu"))
+    return SharedPrefixPlan(
+        _indptr(row.num_tokens for row in rows),
+        _indptr(len(members) for members in groups.values()),
+        _indptr(len(prefix) for prefix in prefixes),
+        torch.cat([prefix.to(device) for prefix in prefixes]),
+        row_order=[i for members in groups.values() for i in members],
+    )
+
+
+def _indptr(sizes: Any) -> list[int]:
+    return [0, *accumulate(sizes)]
+
+
+class PairedAttention:
+    """An engine's attention backend, with the rows of one batch grouped by their prefix."""
+
+    def __init__(self, engines_own: Any, pool: Any, plan: SharedPrefixPlan) -> None:
+        self._engines_own = engines_own
+        self._pool = pool
+        self._plan = plan
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engines_own, name)
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: Any,
+        forward_batch: Any,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """`[T, H * D]` queries and the same tokens' keys and values -> `[T, H * D_v]`."""
+        if kwargs or not _is_plain(layer) or k is None:
+            output: torch.Tensor = self._engines_own.forward(
+                q, k, v, layer, forward_batch, save_kv_cache, **kwargs
+            )
+            return output
+        # The rows' own keys and values are read here and by nobody later: they are not stored.
+        attended = shared_prefix_attention(
+            q.view(len(q), -1, layer.qk_head_dim),
+            k.view(len(q), -1, layer.qk_head_dim),
+            v.view(len(q), -1, layer.v_head_dim),
+            self._pool.get_key_buffer(layer.layer_id),
+            self._pool.get_value_buffer(layer.layer_id),
+            plan=self._plan,
+            scale=layer.scaling,
+            soft_cap=layer.logit_cap,
+        )
+        assert isinstance(attended, torch.Tensor)
+        return attended.view(len(q), -1)
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a layer is causal attention over everything before, and nothing else."""
+    return (
+        not layer.is_cross_attention
+        and layer.attn_type.value == "decoder"
+        and layer.sliding_window_size in (None, -1)
+        and layer.pos_encoding_mode == "NONE"
+        and layer.logit_capping_method == "tanh"
+        and getattr(layer, "xai_temperature_len", -1) <= 0
+        and not layer.use_irope
+    )
