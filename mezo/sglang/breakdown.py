@@ -13,6 +13,7 @@ import torch
 from mezo.sglang import compat, readout
 from mezo.sglang.attention import PairedAttention
 from mezo.sglang.paired_lora import LORA_CALLS, PairedLora
+from mezo.sglang.replaced import replaced
 
 
 class Stopwatch:
@@ -72,25 +73,16 @@ def watched(scheduler: Any, watch: Stopwatch) -> Iterator[None]:
     calls.append((readout.Readout, "forward", "lm_head"))
     with ExitStack() as stack:
         for owner, name, part in calls:
-            stack.enter_context(_timed(owner, name, watch, part))
+            timed = _timed(getattr(owner, name), watch, part)
+            stack.enter_context(replaced(owner, name, timed))
         yield
 
 
-@contextmanager
-def _timed(owner: Any, name: str, watch: Stopwatch, part: str) -> Iterator[None]:
-    """Have ``owner.name`` count its time; on an instance the new attribute hides the method."""
-    original: Callable[..., Any] = getattr(owner, name)
-    is_own = name in vars(owner)
+def _timed(call: Callable[..., Any], watch: Stopwatch, part: str) -> Callable[..., Any]:
+    """The call, with its time counted."""
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         with watch.part(part):
-            return original(*args, **kwargs)
+            return call(*args, **kwargs)
 
-    setattr(owner, name, timed)
-    try:
-        yield
-    finally:
-        if is_own:
-            setattr(owner, name, original)
-        else:
-            delattr(owner, name)
+    return timed

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+
+from mezo.sglang.replaced import replaced
 
 # The calls of SGLang's LoRA backends.
 LORA_CALLS = ("run_lora_a_sgemm", "run_lora_b_sgemm", "run_qkv_lora", "run_gate_up_lora")
@@ -26,13 +28,10 @@ def paired_lora(backend: Any) -> Iterator[None]:
         yield
         return
     paired = PairedLora(*parts)
-    for name in LORA_CALLS:
-        setattr(backend, name, getattr(paired, name))
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
         for name in LORA_CALLS:
-            delattr(backend, name)
+            stack.enter_context(replaced(backend, name, getattr(paired, name)))
+        yield
 
 
 def _equal_parts(backend: Any) -> tuple[list[int], int, float] | None:

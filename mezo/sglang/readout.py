@@ -8,6 +8,7 @@ where the loss does not need the normaliser.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from mezo.sglang import compat
 from mezo.sglang.attention import PairedAttention
 from mezo.sglang.paired_lora import paired_lora
+from mezo.sglang.replaced import replaced
 from mezo_kernels import SharedPrefixPlan, label_logits, label_nll, label_nll_from_parts
 
 
@@ -74,22 +76,18 @@ def run(
         "logit_scale": float(1.0 if processor.logit_scale is None else processor.logit_scale),
     }
     readout = Readout(scheduler.tp_group, wanted or Wanted(), rule)
-    graphs = getattr(runner, "prefill_cuda_graph_runner", None)
-    attention = runner.attn_backend
-    if plan is not None:
-        pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
-        runner.attn_backend = PairedAttention(attention, pool, plan)
-    runner.model.set_submodule(path, readout)
-    if graphs is not None:  # they were captured with the logits processor in them
-        runner.prefill_cuda_graph_runner = None
-    try:
-        with paired_lora(runner.lora_manager.lora_backend):
-            runner.forward(forward_batch)
-    finally:
-        runner.attn_backend = attention
-        runner.model.set_submodule(path, processor)
-        if graphs is not None:
-            runner.prefill_cuda_graph_runner = graphs
+    with ExitStack() as stack:
+        if plan is not None:
+            pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
+            attention = PairedAttention(runner.attn_backend, pool, plan)
+            stack.enter_context(replaced(runner, "attn_backend", attention))
+        if getattr(runner, "prefill_cuda_graph_runner", None) is not None:
+            # Its graphs were captured with the logits processor in them.
+            stack.enter_context(replaced(runner, "prefill_cuda_graph_runner", None))
+        stack.enter_context(paired_lora(runner.lora_manager.lora_backend))
+        stack.callback(runner.model.set_submodule, path, processor)
+        runner.model.set_submodule(path, readout)
+        runner.forward(forward_batch)
     return readout.values
 
 
