@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 
 import pytest
 import torch
 from independent import (
+    activated_pair,
+    check_activated_step,
     check_against_algorithm_1,
     check_replay,
     load_peft,
@@ -39,6 +42,17 @@ def test_algorithm_1_gives_the_same_losses_and_update(run, model_dir, kind):
     rng = random.Random(kind)
     batches = [random_batch(rng, kind=kind) for _ in range(10)]
     check_against_algorithm_1(run, model_dir, batches)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_activated_steps_equal_base_keys_and_values_with_peft(tiny_model_dir, architecture):
+    model_dir = tiny_model_dir(architecture)
+    config = dataclasses.replace(CONFIG, prefix="activated", invocation=(77, 8, 200))
+    rng = random.Random(architecture)
+    pair = activated_pair(model_dir, config)
+    with mezo.attach(load_model(model_dir), config) as run:
+        for kind in ("completion", "classification") * 2:
+            check_activated_step(run, pair, random_batch(rng, kind=kind))
 
 
 def test_replay_is_bitwise_whatever_is_read_in_between(run, tmp_path):
