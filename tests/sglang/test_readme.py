@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from independent import load_peft
-from tiny import random_batch
+from peft import LoraConfig, get_peft_model
+from tiny import load_model, random_batch
 
 import mezo
 from mezo import assets
@@ -21,26 +22,55 @@ pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_python_block_runs_on_the_real_model(tmp_path):
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert '"path/to/model"' in block
-    script = tmp_path / "quickstart.py"
-    shown = "        print(result.step, result.status.name, result.loss)\n"
-    block = block.replace('"path/to/model"', repr(str(assets.model_dir())))
-    block = re.sub(r"(        result = mezo.step.*\n)", lambda m: m.group(1) + shown, block)
-    script.write_text(block)
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def run_script(script: Path) -> str:
     done = subprocess.run(
         [sys.executable, str(script)],
-        cwd=tmp_path,
+        cwd=script.parent,
         capture_output=True,
         text=True,
         timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    steps = re.findall(r"^(\d+) OK [\d.]+$", done.stdout, re.MULTILINE)
+    return done.stdout
+
+
+def test_the_quickstart_runs_on_the_real_model(tmp_path):
+    block, _ = python_blocks()
+    assert '"path/to/model"' in block
+    script = tmp_path / "quickstart.py"
+    shown = "        print(result.step, result.status.name, result.loss)\n"
+    block = block.replace('"path/to/model"', repr(str(assets.model_dir())))
+    block = re.sub(r"(        result = mezo.step.*\n)", lambda m: m.group(1) + shown, block)
+    script.write_text(block)
+    steps = re.findall(r"^(\d+) OK [\d.]+$", run_script(script), re.MULTILINE)
     assert steps == [str(i) for i in range(10)]
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_the_serving_block_runs(tiny_model_dir, tmp_path):
+    _, block = python_blocks()
+    directory = tiny_model_dir("llama")
+    lora = LoraConfig(
+        r=4,
+        target_modules=["q_proj", "v_proj"],
+        task_type="CAUSAL_LM",
+        alora_invocation_tokens=[77, 8],
+    )
+    get_peft_model(load_model(directory), lora).save_pretrained(str(tmp_path / "alora"))
+    block = block.replace('"path/to/model"', repr(directory))
+    block = block.replace('"path/to/alora_adapter"', repr(str(tmp_path / "alora")))
+    block = block.replace("prompt_with_the_invocation", '"w5 w6 w7 w77 w8 w9"')
+    lines = [*block.splitlines(), "print(output['meta_info']['cached_tokens'])"]
+    lines.append("engine.shutdown()")
+    script = tmp_path / "serving.py"
+    body = "".join(f"    {line}\n" for line in lines)
+    script.write_text(f'import mezo\n\nif __name__ == "__main__":\n{body}')
+    assert run_script(script).splitlines()[-1] == "3"  # the tokens before the invocation
 
 
 def test_finetune_from_a_path_starts_and_ends_an_engine(tiny_model_dir, tmp_path, no_engine_noise):
