@@ -26,6 +26,9 @@ def register() -> None:
     if _has_match_limit():
         HookRegistry.register(f"{request}._compute_max_prefix_len", _after_limit, HookType.AFTER)
     HookRegistry.register(
+        "sglang.srt.lora.lora_manager.LoRAManager.__init__", _before_lora_manager, HookType.BEFORE
+    )
+    HookRegistry.register(
         "sglang.srt.lora.lora_manager.LoRAManager.prepare_lora_batch",
         _before_lora_batch,
         HookType.BEFORE,
@@ -76,6 +79,20 @@ def _after_limit(length: int, req: Any, *args: Any, **kwargs: Any) -> int:
     from mezo.sglang import activated
 
     return activated.limit_match(length, req)
+
+
+def _before_lora_manager(_: Any, base_model: Any, *args: Any, **kwargs: Any) -> None:
+    """Tell SGLang the sizes of OPT's linear layers, which it asks each model for but this one."""
+    cls = type(base_model)
+    if cls.__name__ == "OPTForCausalLM" and not hasattr(cls, "get_hidden_dim"):
+        cls.get_hidden_dim = _opt_hidden_dim
+
+
+def _opt_hidden_dim(model: Any, name: str, layer: int) -> tuple[int, int]:
+    """(input, output) features of an OPT linear layer."""
+    hidden, ffn = model.config.hidden_size, model.config.ffn_dim
+    sizes = {"qkv_proj": (hidden, 3 * hidden), "out_proj": (hidden, hidden)}
+    return {**sizes, "fc1": (hidden, ffn), "fc2": (ffn, hidden)}[name]
 
 
 def _before_lora_batch(_: Any, forward_batch: Any) -> None:

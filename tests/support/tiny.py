@@ -18,6 +18,17 @@ _TINY = {
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    "opt": (transformers.OPTConfig, transformers.OPTForCausalLM),
+}
+_TINY_OTHERS = {"num_key_value_heads": 2, "tie_word_embeddings": False}
+# OPT has names of its own, and no grouped heads.
+_TINY_OPT = {
+    "ffn_dim": 128,
+    "word_embed_proj_dim": 64,
+    "init_std": 0.2,
+    "pad_token_id": 0,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": True,
 }
 
 
@@ -30,14 +41,13 @@ def save_tiny_model(architecture: str, directory: str) -> None:
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=2,
         head_dim=16,
         vocab_size=VOCAB,
         max_position_embeddings=256,
         initializer_range=0.2,
         bos_token_id=1,
         eos_token_id=2,
-        tie_word_embeddings=False,
+        **(_TINY_OPT if architecture == "opt" else _TINY_OTHERS),
     )
     model_class(config).float().eval().save_pretrained(directory)
     make_tokenizer().save_pretrained(directory)
