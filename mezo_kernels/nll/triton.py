@@ -21,6 +21,9 @@ def tiles_of(dtype: torch.dtype) -> dict[str, int]:
         return {"BLOCK_T": 32, "BLOCK_V": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
     return {"BLOCK_T": 64, "BLOCK_V": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
 
+# One binary whatever the number of rows: a specialised one could round differently.
+JIT = triton.jit(do_not_specialize=["T"])
+
 
 @triton.jit
 def _logits_tile(
@@ -63,7 +66,7 @@ def _logits_tile(
     return tl.where(mask_v[None, :], logits, -float("inf"))
 
 
-@triton.jit
+@JIT
 def _label_nll_kernel(
     hidden_ptr,
     lm_head_ptr,
@@ -132,7 +135,7 @@ def _label_nll_kernel(
     tl.store(out_ptrs + 2 * stride_part, target_logit, mask=offs_t < T)
 
 
-@triton.jit
+@JIT
 def _merge_parts_kernel(parts_ptr, merged_ptr, T, num_splits, BLOCK_T: tl.constexpr):
     offs_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     mask_t = offs_t < T
@@ -155,7 +158,7 @@ def _merge_parts_kernel(parts_ptr, merged_ptr, T, num_splits, BLOCK_T: tl.conste
     tl.store(merged_ptr + 2 * T + offs_t, target_logit, mask=mask_t)
 
 
-@triton.jit
+@JIT
 def _label_logits_kernel(
     hidden_ptr,
     lm_head_ptr,
@@ -214,7 +217,10 @@ def label_nll_parts(
     num_splits = triton.cdiv(V, tiles_per_split * tiles["BLOCK_V"])
     parts = torch.empty(3, num_splits, T, dtype=torch.float32, device=hidden.device)
     merged = torch.empty(3, T, dtype=torch.float32, device=hidden.device)
-    if T:
+    if not T:
+        return parts[0, 0], parts[1, 0], parts[2, 0]
+    # Triton launches on the current device.
+    with torch.cuda.device_of(hidden):
         _label_nll_kernel[(triton.cdiv(T, tiles["BLOCK_T"]), num_splits)](
             hidden,
             lm_head,
@@ -247,7 +253,9 @@ def label_logits(
     # Labels are few: the smallest tile of tl.dot.
     tiles = tiles_of(hidden.dtype) | {"BLOCK_V": 16}
     logits = torch.empty(T, L, dtype=torch.float32, device=hidden.device)
-    if T:
+    if not T:
+        return logits
+    with torch.cuda.device_of(hidden):
         _label_logits_kernel[(triton.cdiv(T, tiles["BLOCK_T"]), triton.cdiv(L, 16))](
             hidden,
             lm_head,
