@@ -23,14 +23,15 @@ def tiles_of(dtype: torch.dtype, block_d: int, block_m: int) -> dict[str, int]:
     return {
         "BLOCK_N": 64 if block_d <= 128 else 32,
         "BLOCK_S": 16,
-        "num_warps": 4,
+        # With 4 warps the tall tile spills from head dim 80 on.
+        "num_warps": 8 if block_m > 16 and block_d > 64 else 4,
         "num_stages": 2,
     }
 
 
-def largest_block_m(dtype: torch.dtype) -> int:
-    """The tallest tile of a dtype."""
-    return 32 if dtype == torch.float32 else 64
+def block_ms(dtype: torch.dtype) -> tuple[int, ...]:
+    """The tile heights of a dtype: a tile of 32 spilled on both sm_80 and sm_90 for head dim 256."""
+    return (16,) if dtype == torch.float32 else (16, 64)
 
 
 @triton.jit
@@ -265,11 +266,11 @@ def _launch(
 def _tables(inputs: AttentionInputs, out: torch.Tensor) -> Tables:
     """The tables of a plan, made at its first call with these shapes."""
     plan, heads, kv_heads = inputs.plan, inputs.heads_per_kv_head, inputs.num_kv_heads
-    tallest, width = largest_block_m(out.dtype), out.shape[-1] + 2
-    key = ("triton", out.device, heads, kv_heads, tallest, width)
+    heights, width = block_ms(out.dtype), out.shape[-1] + 2
+    key = ("triton", out.device, heads, kv_heads, heights, width)
     found = plan.tables.get(key)
     if found is None:
-        work = make_work(plan, heads, tallest, out.device)
+        work = make_work(plan, heads, heights, out.device)
         # The work lists run one after another, so one scratch serves all.
         size = max((w.num_partials * w.block_m for w in work), default=0) * kv_heads * width
         found = plan.tables[key] = Tables(

@@ -32,15 +32,17 @@ class WorkList:
 
 
 def make_work(
-    plan: SharedPrefixPlan, heads_per_kv_head: int, largest_block_m: int, device: torch.device
+    plan: SharedPrefixPlan,
+    heads_per_kv_head: int,
+    block_ms: tuple[int, ...],
+    device: torch.device,
 ) -> list[WorkList]:
     """Sort the groups by tile height, which depends on the group alone, and cut them into tiles."""
     members: dict[int, list[int]] = {}
     for group in range(plan.num_groups):
         num_queries = len(_tokens(plan, group)) * heads_per_kv_head
         if num_queries:
-            # tl.dot needs 16 rows; above them the next of 32, 64.
-            block_m = min(max(16, 1 << (num_queries - 1).bit_length()), largest_block_m)
+            block_m = next((m for m in block_ms if num_queries <= m), block_ms[-1])
             members.setdefault(block_m, []).append(group)
     return [
         _work_list(plan, heads_per_kv_head, block_m, groups, device)
