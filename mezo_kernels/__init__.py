@@ -3,7 +3,8 @@
 Importing this package compiles nothing and touches no GPU.
 """
 
-from mezo_kernels.attention import SharedPrefixPlan, shared_prefix_attention
+from mezo_kernels.attention import shared_prefix_attention
+from mezo_kernels.attention.plan import SharedPrefixPlan
 from mezo_kernels.backends import backends
 from mezo_kernels.directions import add_directions_, perturb_into, sample
 from mezo_kernels.nll import label_logits, label_nll, label_nll_from_parts

@@ -161,9 +161,9 @@ def _bucket(
     first_tokens, row_lens, slots, prefix_lens = [], [], [], []
     for group in groups:
         for row in plan.group_rows(group):
-            tokens = plan.row_tokens(row)
-            first_tokens.append(tokens.start)
-            row_lens.append(len(tokens))
+            own_tokens = plan.row_tokens(row)
+            first_tokens.append(own_tokens.start)
+            row_lens.append(len(own_tokens))
         own = plan.prefix_slots(group)
         prefix_lens.append(len(own))
         # Padding repeats a slot of the group: another one might hold NaN, and 0 * NaN is NaN.
