@@ -1,7 +1,7 @@
 """SharedPrefixPlan: which rows share which prefix, checked once and turned into tables."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -52,12 +52,19 @@ class SharedPrefixPlan:
         self.num_groups = len(self.group_indptr) - 1
         self.row_order = range(self.num_rows) if row_order is None else list(row_order)
         self._check_lengths()
+        # Row i of `row_order` has the places packed_indptr[i] .. in a list of tokens group by group.
+        lengths = [len(self.row_tokens(row)) for row in self.row_order]
+        self.packed_indptr = [0, *accumulate(lengths)]
         # What the backends derive, by backend and shape.
         self.tables: dict[object, object] = {}
 
     def row_tokens(self, row: int) -> range:
         """Tokens of a row."""
         return range(self.qo_indptr[row], self.qo_indptr[row + 1])
+
+    def token_order(self) -> list[int]:
+        """The tokens group by group."""
+        return [token for row in self.row_order for token in self.row_tokens(row)]
 
     def group_rows(self, group: int) -> Sequence[int]:
         """Rows of a group."""

@@ -6,9 +6,13 @@ how many programs there are.
 
 import torch
 import triton
-import triton.language as tl
 
 from mezo_kernels.nll.logits import LogitsRule
+from mezo_kernels.nll.triton_kernel import (
+    label_logits_kernel,
+    label_nll_kernel,
+    merge_parts_kernel,
+)
 
 # Shares of the vocabulary: about one a multiprocessor where there is one block of rows.
 MAX_SPLITS = 128
@@ -20,183 +24,6 @@ def tiles_of(dtype: torch.dtype) -> dict[str, int]:
         # IEEE products run on the CUDA cores, with both operands in registers.
         return {"BLOCK_T": 32, "BLOCK_V": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
     return {"BLOCK_T": 64, "BLOCK_V": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
-
-
-@triton.jit
-def _logits_tile(
-    hidden_ptr,
-    lm_head_ptr,
-    bias_ptr,
-    stride_hidden,
-    stride_lm_head,
-    offs_t,
-    offs_v,
-    T,
-    V,
-    D,
-    logit_scale,
-    soft_cap,
-    HAS_BIAS: tl.constexpr,
-    HAS_CAP: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """`[BLOCK_T, BLOCK_V]` fp32 logits, -inf beyond V."""
-    offs_k = tl.arange(0, BLOCK_K)
-    mask_t, mask_v = offs_t < T, offs_v < V
-    hidden_ptrs = hidden_ptr + offs_t.to(tl.int64)[:, None] * stride_hidden + offs_k[None, :]
-    lm_head_ptrs = lm_head_ptr + offs_v.to(tl.int64)[None, :] * stride_lm_head + offs_k[:, None]
-    logits = tl.zeros((BLOCK_T, BLOCK_V), dtype=tl.float32)
-    for k in range(0, D, BLOCK_K):
-        mask_k = offs_k < D - k
-        hidden = tl.load(hidden_ptrs + k, mask=mask_t[:, None] & mask_k[None, :], other=0.0)
-        weight = tl.load(lm_head_ptrs + k, mask=mask_k[:, None] & mask_v[None, :], other=0.0)
-        logits = tl.dot(hidden, weight, logits, input_precision="ieee")
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + offs_v, mask=mask_v, other=0.0).to(tl.float32)
-        logits += bias[None, :]
-    logits *= logit_scale
-    if HAS_CAP:
-        # tanh by exp: 1 - 2 / (1 + e^2x) reaches -1 and 1 without overflow trouble.
-        logits = soft_cap * (1.0 - 2.0 / (1.0 + tl.exp(2.0 * logits / soft_cap)))
-    return tl.where(mask_v[None, :], logits, -float("inf"))
-
-
-@triton.jit
-def _label_nll_kernel(
-    hidden_ptr,
-    lm_head_ptr,
-    bias_ptr,
-    targets_ptr,
-    parts_ptr,
-    stride_hidden,
-    stride_lm_head,
-    T,
-    V,
-    D,
-    vocab_start,
-    tiles_per_split,
-    logit_scale,
-    soft_cap,
-    HAS_BIAS: tl.constexpr,
-    HAS_CAP: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    # Blocks of rows are the fast axis: those of one vocabulary share read it from L2.
-    offs_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    split = tl.program_id(1)
-    local = tl.load(targets_ptr + offs_t, mask=offs_t < T, other=-1) - vocab_start
-    maximum = tl.full((BLOCK_T,), -float("inf"), dtype=tl.float32)
-    sum_exp = tl.zeros((BLOCK_T,), dtype=tl.float32)
-    target_logit = tl.full((BLOCK_T,), -float("inf"), dtype=tl.float32)
-    first = split * tiles_per_split * BLOCK_V
-    for start in range(first, min(V, first + tiles_per_split * BLOCK_V), BLOCK_V):
-        offs_v = start + tl.arange(0, BLOCK_V)
-        logits = _logits_tile(
-            hidden_ptr,
-            lm_head_ptr,
-            bias_ptr,
-            stride_hidden,
-            stride_lm_head,
-            offs_t,
-            offs_v,
-            T,
-            V,
-            D,
-            logit_scale,
-            soft_cap,
-            HAS_BIAS,
-            HAS_CAP,
-            BLOCK_T,
-            BLOCK_V,
-            BLOCK_K,
-        )
-        is_target = offs_v[None, :] == local[:, None]
-        picked = tl.max(tl.where(is_target, logits, -float("inf")), axis=1)
-        target_logit = tl.maximum(target_logit, picked)
-        new_maximum = tl.maximum(maximum, tl.max(logits, axis=1))
-        # A row of -inf alone keeps sum 0 instead of NaN.
-        shift = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
-        sum_exp = sum_exp * tl.exp(maximum - shift)
-        sum_exp += tl.sum(tl.exp(logits - shift[:, None]), axis=1)
-        maximum = new_maximum
-    # [3, splits, T]
-    num_splits = tl.num_programs(1)
-    out_ptrs = parts_ptr + split.to(tl.int64) * T + offs_t
-    stride_part = num_splits.to(tl.int64) * T
-    tl.store(out_ptrs, maximum, mask=offs_t < T)
-    tl.store(out_ptrs + stride_part, sum_exp, mask=offs_t < T)
-    tl.store(out_ptrs + 2 * stride_part, target_logit, mask=offs_t < T)
-
-
-@triton.jit
-def _merge_parts_kernel(parts_ptr, merged_ptr, T, num_splits, BLOCK_T: tl.constexpr):
-    offs_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    mask_t = offs_t < T
-    maximum = tl.full((BLOCK_T,), -float("inf"), dtype=tl.float32)
-    sum_exp = tl.zeros((BLOCK_T,), dtype=tl.float32)
-    target_logit = tl.full((BLOCK_T,), -float("inf"), dtype=tl.float32)
-    stride_part = num_splits.to(tl.int64) * T
-    for split in range(0, num_splits):
-        ptrs = parts_ptr + tl.cast(split, tl.int64) * T + offs_t
-        other = tl.load(ptrs, mask=mask_t, other=-float("inf"))
-        other_sum = tl.load(ptrs + stride_part, mask=mask_t, other=0.0)
-        other_logit = tl.load(ptrs + 2 * stride_part, mask=mask_t, other=-float("inf"))
-        new_maximum = tl.maximum(maximum, other)
-        shift = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
-        sum_exp = sum_exp * tl.exp(maximum - shift) + other_sum * tl.exp(other - shift)
-        target_logit = tl.maximum(target_logit, other_logit)
-        maximum = new_maximum
-    tl.store(merged_ptr + offs_t, maximum, mask=mask_t)
-    tl.store(merged_ptr + T + offs_t, sum_exp, mask=mask_t)
-    tl.store(merged_ptr + 2 * T + offs_t, target_logit, mask=mask_t)
-
-
-@triton.jit
-def _label_logits_kernel(
-    hidden_ptr,
-    lm_head_ptr,
-    bias_ptr,
-    logits_ptr,
-    stride_hidden,
-    stride_lm_head,
-    T,
-    V,
-    D,
-    logit_scale,
-    soft_cap,
-    HAS_BIAS: tl.constexpr,
-    HAS_CAP: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    offs_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    offs_v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
-    logits = _logits_tile(
-        hidden_ptr,
-        lm_head_ptr,
-        bias_ptr,
-        stride_hidden,
-        stride_lm_head,
-        offs_t,
-        offs_v,
-        T,
-        V,
-        D,
-        logit_scale,
-        soft_cap,
-        HAS_BIAS,
-        HAS_CAP,
-        BLOCK_T,
-        BLOCK_V,
-        BLOCK_K,
-    )
-    ptrs = logits_ptr + offs_t.to(tl.int64)[:, None] * V + offs_v[None, :]
-    tl.store(ptrs, logits, mask=(offs_t < T)[:, None] & (offs_v < V)[None, :])
 
 
 def label_nll_parts(
@@ -214,8 +41,11 @@ def label_nll_parts(
     num_splits = triton.cdiv(V, tiles_per_split * tiles["BLOCK_V"])
     parts = torch.empty(3, num_splits, T, dtype=torch.float32, device=hidden.device)
     merged = torch.empty(3, T, dtype=torch.float32, device=hidden.device)
-    if T:
-        _label_nll_kernel[(triton.cdiv(T, tiles["BLOCK_T"]), num_splits)](
+    if not T:
+        return parts[0, 0], parts[1, 0], parts[2, 0]
+    # Triton launches on the current device.
+    with torch.cuda.device_of(hidden):
+        label_nll_kernel[(triton.cdiv(T, tiles["BLOCK_T"]), num_splits)](
             hidden,
             lm_head,
             lm_head if bias is None else bias,
@@ -234,7 +64,7 @@ def label_nll_parts(
             HAS_CAP=rule.soft_cap != 0,
             **tiles,
         )
-        _merge_parts_kernel[(triton.cdiv(T, 128),)](parts, merged, T, num_splits, BLOCK_T=128)
+        merge_parts_kernel[(triton.cdiv(T, 128),)](parts, merged, T, num_splits, BLOCK_T=128)
     maximum, sum_exp, target_logit = merged.unbind()
     return maximum, sum_exp, target_logit
 
@@ -247,8 +77,10 @@ def label_logits(
     # Labels are few: the smallest tile of tl.dot.
     tiles = tiles_of(hidden.dtype) | {"BLOCK_V": 16}
     logits = torch.empty(T, L, dtype=torch.float32, device=hidden.device)
-    if T:
-        _label_logits_kernel[(triton.cdiv(T, tiles["BLOCK_T"]), triton.cdiv(L, 16))](
+    if not T:
+        return logits
+    with torch.cuda.device_of(hidden):
+        label_logits_kernel[(triton.cdiv(T, tiles["BLOCK_T"]), triton.cdiv(L, 16))](
             hidden,
             lm_head,
             lm_head if bias is None else bias,

@@ -91,6 +91,21 @@ def twin_rows(batch: Batch) -> None:
             tensor[middle:stop] = tensor[start:middle]
 
 
+def shuffle_rows(batch: Batch, seed: int) -> tuple[Batch, mk.SharedPrefixPlan, torch.Tensor]:
+    """The rows in another order: the batch, its plan, and its token for each token of the old."""
+    old = batch.plan()
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(old.num_rows, generator=generator).tolist()  # new row -> old row
+    tokens = [token for row in order for token in old.row_tokens(row)]
+    tensors = [t[tokens] for t in batch.tensors[:3]] + batch.tensors[3:]
+    plan = mk.SharedPrefixPlan(
+        _indptr([len(old.row_tokens(row)) for row in order]),
+        *(batch.ranges[name] for name in ("group_indptr", "kv_indptr", "kv_indices")),
+        row_order=[order.index(row) for row in range(old.num_rows)],
+    )
+    return Batch(tensors, batch.ranges, batch.scale), plan, torch.tensor(tokens).argsort()
+
+
 def is_twins(batch: Batch, result: torch.Tensor) -> bool:
     """Whether the halves of each group have the same bits."""
     qo, group = batch.ranges["qo_indptr"].tolist(), batch.ranges["group_indptr"].tolist()
