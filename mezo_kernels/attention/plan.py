@@ -52,7 +52,7 @@ class SharedPrefixPlan:
         self.num_groups = len(self.group_indptr) - 1
         self.row_order = range(self.num_rows) if row_order is None else list(row_order)
         self._check_lengths()
-        # Row i of `row_order` has the places packed_indptr[i] .. in a list of tokens group by group.
+        # Entry i of `row_order` has the places packed_indptr[i] .. in `token_order`.
         lengths = [len(self.row_tokens(row)) for row in self.row_order]
         self.packed_indptr = [0, *accumulate(lengths)]
         # What the backends derive, by backend and shape.
@@ -61,6 +61,11 @@ class SharedPrefixPlan:
     def row_tokens(self, row: int) -> range:
         """Tokens of a row."""
         return range(self.qo_indptr[row], self.qo_indptr[row + 1])
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the rows stand group by group."""
+        return list(self.row_order) == list(range(self.num_rows))
 
     def token_order(self) -> list[int]:
         """The tokens group by group."""

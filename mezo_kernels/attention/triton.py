@@ -5,6 +5,7 @@ so a group's bits do not depend on the batch. Rows of a tile take turns at their
 from its first one on, so rows of one content get the same bits wherever they stand.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,7 @@ class Tables:
 
     work: list[WorkList]
     packed_indptr: torch.Tensor
-    token_order: torch.Tensor
+    token_order: torch.Tensor | None  # None where rows stand group by group already
     kv_indices: torch.Tensor
     partials: torch.Tensor
 
@@ -48,10 +49,28 @@ class Tables:
 def attend(inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor | None) -> None:
     """Write the attention of all rows, and the log-sum-exp where it is asked for."""
     tables = _tables(inputs, out)
+    order = tables.token_order
     # Triton launches on the current device.
     with torch.cuda.device_of(out):
-        for work in tables.work:
-            _launch(inputs, tables, work, out, lse)
+        if order is None:
+            _launch_all(inputs, tables, out, lse)
+            return
+        # Looking the tokens up inside the kernel cost registers that some shapes do not have.
+        q, k_suffix, v_suffix = (t[order] for t in (inputs.q, inputs.k_suffix, inputs.v_suffix))
+        packed = dataclasses.replace(inputs, q=q, k_suffix=k_suffix, v_suffix=v_suffix)
+        packed_out = torch.empty_like(out)
+        packed_lse = None if lse is None else torch.empty_like(lse)
+        _launch_all(packed, tables, packed_out, packed_lse)
+        out[order] = packed_out
+        if lse is not None:
+            lse[order] = packed_lse
+
+
+def _launch_all(
+    inputs: AttentionInputs, tables: Tables, out: torch.Tensor, lse: torch.Tensor | None
+) -> None:
+    for work in tables.work:
+        _launch(inputs, tables, work, out, lse)
 
 
 def _launch(
@@ -74,7 +93,6 @@ def _launch(
         tables.partials,
         work.items,
         tables.packed_indptr,
-        tables.token_order,
         tables.kv_indices,
         *(stride for tensor in named for stride in tensor.stride()[:2]),
         inputs.scale,
@@ -88,14 +106,7 @@ def _launch(
     )
     if len(work.merges):
         merge_splits_kernel[(inputs.num_kv_heads, len(work.merges))](
-            tables.partials,
-            out,
-            lse_or_any,
-            work.merges,
-            tables.token_order,
-            **flags,
-            **shape,
-            num_warps=8,
+            tables.partials, out, lse_or_any, work.merges, **flags, **shape, num_warps=8
         )
 
 
@@ -112,7 +123,7 @@ def _tables(inputs: AttentionInputs, out: torch.Tensor) -> Tables:
         found = plan.tables[key] = Tables(
             work,
             torch.tensor(plan.packed_indptr, dtype=torch.int32, device=out.device),
-            torch.tensor(plan.token_order(), dtype=torch.int32, device=out.device),
+            None if plan.is_packed else torch.tensor(plan.token_order(), device=out.device),
             plan.kv_indices.to(out.device),
             torch.empty(size, dtype=torch.float32, device=out.device),
         )

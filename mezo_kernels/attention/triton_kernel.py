@@ -33,8 +33,7 @@ def shared_prefix_kernel(
     lse_ptr,
     partial_ptr,
     items_ptr,
-    packed_indptr_ptr,
-    token_order_ptr,
+    qo_indptr_ptr,
     kv_indices_ptr,
     stride_q_token,
     stride_q_head,
@@ -75,8 +74,7 @@ def shared_prefix_kernel(
     token = token_start + offs_m // GQA
     head = kv_head * GQA + offs_m % GQA
     mask_m = token < token_stop
-    place = tl.load(token_order_ptr + token, mask=mask_m, other=0).to(tl.int64)
-    q_ptrs = q_ptr + place * stride_q_token + head * stride_q_head
+    q_ptrs = q_ptr + token.to(tl.int64) * stride_q_token + head * stride_q_head
     q = tl.load(
         q_ptrs[:, None] + offs_d[None, :], mask=mask_m[:, None] & mask_d[None, :], other=0.0
     )
@@ -104,16 +102,15 @@ def shared_prefix_kernel(
     )
     tile_stop = min(token_stop, token_start + (m_start + BLOCK_M - 1) // GQA + 1)
     for row in range(row_start, row_stop):
-        own_start = tl.load(packed_indptr_ptr + row)
-        own_stop = tl.load(packed_indptr_ptr + row + 1)
+        own_start = tl.load(qo_indptr_ptr + row)
+        own_stop = tl.load(qo_indptr_ptr + row + 1)
         is_own = (token >= own_start) & (token < own_stop)
         for s in range(own_start, min(own_stop, tile_stop), BLOCK_S):
             offs_s = s + tl.arange(0, BLOCK_S)
             mask_s = offs_s < own_stop
-            place_s = tl.load(token_order_ptr + offs_s, mask=mask_s, other=0).to(tl.int64)
-            k_ptrs = k_base + place_s[None, :] * stride_ks_token + offs_d[:, None]
+            k_ptrs = k_base + offs_s.to(tl.int64)[None, :] * stride_ks_token + offs_d[:, None]
             k = tl.load(k_ptrs, mask=mask_s[None, :] & mask_d[:, None], other=0.0)
-            v_ptrs = v_base + place_s[:, None] * stride_vs_token + offs_dv[None, :]
+            v_ptrs = v_base + offs_s.to(tl.int64)[:, None] * stride_vs_token + offs_dv[None, :]
             v = tl.load(v_ptrs, mask=mask_s[:, None] & mask_dv[None, :], other=0.0)
             mask = is_own[:, None] & (offs_s[None, :] <= token[:, None])
             maximum, total, acc = _online_softmax(
@@ -124,7 +121,7 @@ def shared_prefix_kernel(
     total = tl.where(mask_m, total, 1.0)
     mask_out = mask_m[:, None] & mask_dv[None, :]
     if partial < 0:
-        offs_out = place * num_heads + head
+        offs_out = token.to(tl.int64) * num_heads + head
         result = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + offs_out[:, None] * D_V + offs_dv[None, :], result, mask=mask_out)
         if HAS_LSE:
@@ -145,7 +142,6 @@ def merge_splits_kernel(
     out_ptr,
     lse_ptr,
     merges_ptr,
-    token_order_ptr,
     GQA: tl.constexpr,
     D_V: tl.constexpr,
     HAS_LSE: tl.constexpr,
@@ -180,8 +176,7 @@ def merge_splits_kernel(
         acc = acc * decay[:, None] + other_acc * weight[:, None]
         maximum = new_maximum
 
-    place = tl.load(token_order_ptr + token, mask=mask_m, other=0).to(tl.int64)
-    offs_out = place * (num_kv_heads * GQA) + kv_head * GQA + offs_m % GQA
+    offs_out = token.to(tl.int64) * (num_kv_heads * GQA) + kv_head * GQA + offs_m % GQA
     result = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + offs_out[:, None] * D_V + offs_dv[None, :], result, mask=mask_out)
     if HAS_LSE:

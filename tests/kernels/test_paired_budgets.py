@@ -43,7 +43,7 @@ def compile_attention(dtype, dim, block_m, arch, has_cap):
     names = ("q", "k_suffix", "v_suffix", "k_cache", "v_cache", "out")
     signature = {f"{name}_ptr": f"*{dtype}" for name in names}
     signature |= {"lse_ptr": "*fp32", "partial_ptr": "*fp32", "items_ptr": "*i32"}
-    signature |= {"packed_indptr_ptr": "*i32", "token_order_ptr": "*i32", "kv_indices_ptr": "*i64"}
+    signature |= {"qo_indptr_ptr": "*i32", "kv_indices_ptr": "*i64"}
     signature |= dict.fromkeys(STRIDES, "i32")
     constexprs |= {"D": dim, "D_V": dim, "BLOCK_D": block_d, "BLOCK_DV": block_d}
     constexprs |= {"GQA": 4, "HAS_CAP": has_cap, "HAS_LSE": True, "BLOCK_M": block_m}
@@ -105,7 +105,7 @@ def test_attention(dtype, block_m, dim, arch):
 @pytest.mark.parametrize(("block_m", "dim"), [(16, 64), (64, 128), (64, 256)])
 def test_attention_merge(block_m, dim, arch):
     signature = {"partial_ptr": "*fp32", "out_ptr": "*bf16", "lse_ptr": "*fp32"}
-    signature |= {"merges_ptr": "*i32", "token_order_ptr": "*i32"}
+    signature |= {"merges_ptr": "*i32"}
     constexprs = {"GQA": 4, "D_V": dim, "HAS_LSE": True, "BLOCK_M": block_m, "BLOCK_DV": dim}
     compiled = compile_kernel(
         merge_splits_kernel, signature, constexprs, arch=arch, aligned=[*signature], num_warps=8
