@@ -16,8 +16,6 @@ from mezo_kernels.directions.triton_kernel import FLAT, GENERAL, MIXED, STRIDED,
 from mezo_kernels.philox import Direction, TensorSpec
 from mezo_kernels.plan import DTYPE_CODES, VECTOR, WORK_BLOCK, AdapterPlan
 
-# 16 elements a thread; 80 registers keep six blocks on a multiprocessor.
-OPTIONS = {"num_warps": 4, "num_stages": 1, "maxnreg": 80, "enable_fp_fusion": False}
 # Directions whose z one launch makes for the slots; each is a copy of the code.
 _DIRECTIONS_PER_LAUNCH = 8
 
@@ -89,6 +87,13 @@ def _split(indices: tuple[int, ...], dtypes: tuple[int, ...]) -> list[tuple[Writ
     return [tuple(writes) for writes in launches]
 
 
+def options_of(paths: tuple[int, ...]) -> dict[str, Any]:
+    """How the kernel is compiled: 16 elements a thread, and registers that it does not spill."""
+    # 80 registers keep six blocks on a multiprocessor, 96 keep five.
+    registers = 96 if GENERAL.value in paths else 80
+    return {"num_warps": 4, "num_stages": 1, "maxnreg": registers, "enable_fp_fusion": False}
+
+
 def _launch(
     plan: AdapterPlan, scalars: Scalars, writes: tuple[Write, ...], has_update: bool
 ) -> None:
@@ -110,7 +115,7 @@ def _launch(
             DOMAIN=MIXED.value if scalars.domain is None else scalars.domain,
             HAS_UPDATE=has_update,
             **layout.constants,
-            **OPTIONS,
+            **options_of(layout.constants["PATHS"]),
         )
 
 
@@ -127,13 +132,13 @@ def _new_layout(plan: AdapterPlan) -> _Layout:
     slots = plan.output_table[:, 2].reshape(len(plan.outputs or ()), len(masters)).tolist()
     is_wide = {*masters, *(code for slot in slots for code in slot)} <= {DTYPE_CODES[torch.float32]}
     constants = {
-        "PATHS": tuple(sorted(set(paths))),
+        "PATHS": tuple(sorted({path for path in paths if path is not None})),
         "MASTER": _common(masters),
         "WORK_BLOCK": WORK_BLOCK,
         # 16 bytes of the narrowest dtype.
         "VECTOR": VECTOR // 2 if is_wide else VECTOR,
     }
-    table = torch.tensor(paths, dtype=torch.int32).to(plan.device)
+    table = torch.tensor([path or 0 for path in paths], dtype=torch.int32).to(plan.device)
     return _Layout(constants, tuple(_common(slot) for slot in slots), table)
 
 
@@ -141,13 +146,16 @@ def _common(codes: list[int]) -> int:
     return codes[0] if len(set(codes)) == 1 else int(MIXED.value)
 
 
-def _paths(plan: AdapterPlan) -> list[int]:
-    """The path of each tensor."""
+def _paths(plan: AdapterPlan) -> list[int | None]:
+    """The path of each tensor, None for an empty one."""
     tables = plan.device_tables()
     is_vector = set(tables.work[: tables.num_vector, 0].tolist())
-    paths = []
+    paths: list[int | None] = []
     for i, spec in enumerate(plan.specs):
         cols = spec.shape[1]
+        if plan.masters[i].numel() == 0:
+            paths.append(None)
+            continue
         rows_of_tables = (plan.tensor_table[i], *plan.output_table[i :: len(plan.specs)])
         strides = {int(row[1]) for row in rows_of_tables}
         # The strided path takes strides of 32 bits.

@@ -11,6 +11,7 @@ import triton.language as tl
 from mezo_kernels.directions.triton_philox import (
     INTERPRET,
     RADEMACHER,
+    device,
     fma,
     gaussian_of_elements,
     gaussian_of_groups,
@@ -30,7 +31,7 @@ FLAT, STRIDED, GENERAL = (tl.constexpr(path) for path in range(3))
 GENERAL_STEP = tl.constexpr(512)
 
 
-@triton.jit
+@device
 def _pointer(address, first, DTYPE: tl.constexpr, PATH: tl.constexpr):
     """The address (int64) of a tensor as a pointer, `first` elements further in the flat path."""
     if DTYPE == FLOAT32:
@@ -49,7 +50,7 @@ def _pointer(address, first, DTYPE: tl.constexpr, PATH: tl.constexpr):
     return pointer
 
 
-@triton.jit
+@device
 def _load_as(address, first, offsets, mask, DTYPE: tl.constexpr, PATH: tl.constexpr):
     values = tl.load(_pointer(address, first, DTYPE, PATH) + offsets, mask=mask)
     if INTERPRET and DTYPE == BFLOAT16:
@@ -57,7 +58,7 @@ def _load_as(address, first, offsets, mask, DTYPE: tl.constexpr, PATH: tl.conste
     return values.to(tl.float32)
 
 
-@triton.jit
+@device
 def _store_as(address, first, offsets, mask, values, DTYPE: tl.constexpr, PATH: tl.constexpr):
     if DTYPE == FLOAT16:
         values = values.to(tl.float16)
@@ -66,7 +67,7 @@ def _store_as(address, first, offsets, mask, values, DTYPE: tl.constexpr, PATH: 
     tl.store(_pointer(address, first, DTYPE, PATH) + offsets, values, mask=mask)
 
 
-@triton.jit
+@device
 def _bfloat16_bits(values):
     """The bits of fp32 values rounded to bf16, nearest even; the interpreter's cast is not."""
     bits = values.to(tl.uint32, bitcast=True)
@@ -74,7 +75,7 @@ def _bfloat16_bits(values):
     return tl.where(values == values, rounded, 0x7FFF).to(tl.uint16)
 
 
-@triton.jit
+@device
 def _load(address, first, offsets, mask, dtype, DTYPE: tl.constexpr, PATH: tl.constexpr):
     """fp32 values of a tensor whose dtype is `DTYPE`, or the run-time `dtype` where it is MIXED."""
     if DTYPE != MIXED:
@@ -88,7 +89,7 @@ def _load(address, first, offsets, mask, dtype, DTYPE: tl.constexpr, PATH: tl.co
     return values
 
 
-@triton.jit
+@device
 def _store(address, first, offsets, mask, values, dtype, DTYPE: tl.constexpr, PATH: tl.constexpr):
     """Round fp32 values to the tensor's dtype and write them."""
     if DTYPE != MIXED:
@@ -101,13 +102,13 @@ def _store(address, first, offsets, mask, values, dtype, DTYPE: tl.constexpr, PA
         _store_as(address, first, offsets, mask, values, BFLOAT16, PATH)
 
 
-@triton.jit
+@device
 def _memory(row_ptr):
     """Address, row stride and dtype of a TensorRow or OutputRow."""
     return tl.load(row_ptr), tl.load(row_ptr + 1), tl.load(row_ptr + 2)
 
 
-@triton.jit
+@device
 def _offsets(row, col, row_stride, PATH: tl.constexpr, VECTOR: tl.constexpr):
     """Element offsets in a tensor: `[V, VECTOR]`, or `[GENERAL_STEP]` in the general path."""
     if PATH == GENERAL:
@@ -119,7 +120,7 @@ def _offsets(row, col, row_stride, PATH: tl.constexpr, VECTOR: tl.constexpr):
         return (col * VECTOR)[:, None] + tl.arange(0, VECTOR)[None, :]
 
 
-@triton.jit
+@device
 def _z_in(place, uid, step, tail, key0, key1, IS_RADEMACHER: tl.constexpr, GROUPS: tl.constexpr):
     if GROUPS == 0:
         if IS_RADEMACHER:
@@ -133,7 +134,7 @@ def _z_in(place, uid, step, tail, key0, key1, IS_RADEMACHER: tl.constexpr, GROUP
             return gaussian_of_groups(place, uid, step, tail, key0, key1, GROUPS)
 
 
-@triton.jit
+@device
 def _z(place, uid, direction_ptr, DOMAIN: tl.constexpr, GROUPS: tl.constexpr):
     """z under the direction of a DirectionRow; places are groups of four, or elements for 0."""
     key0, key1 = tl.load(direction_ptr).to(tl.uint32), tl.load(direction_ptr + 1).to(tl.uint32)
@@ -147,7 +148,7 @@ def _z(place, uid, direction_ptr, DOMAIN: tl.constexpr, GROUPS: tl.constexpr):
     return z
 
 
-@triton.jit
+@device
 def _perturb(
     tables,
     scalars,
@@ -192,7 +193,7 @@ def _perturb(
         _store(slot, first, offsets, mask, perturbed, slot_dtype, WRITES[w][1], PATH)
 
 
-@triton.jit
+@device
 def _rows_and_cols(first, cols, COUNT: tl.constexpr):
     """Row and column (int64) of the positions first ... first + COUNT - 1."""
     # One division of 64 bits, and for each position one of 32 bits.
@@ -205,7 +206,7 @@ def _rows_and_cols(first, cols, COUNT: tl.constexpr):
     return first_row + rows_ahead, col + i - rows_ahead * cols
 
 
-@triton.jit
+@device
 def _block(
     tables,
     scalars,

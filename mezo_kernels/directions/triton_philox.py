@@ -28,16 +28,15 @@ LN2_HI_M2, LN2_LO_M2 = tl.constexpr(-2 * truth.LN2_HI), tl.constexpr(-2 * truth.
 P0, P1, P2, P3, P4, P5, P6, P7 = (tl.constexpr(-2 * p) for p in truth.LOG_P)
 
 
-@triton.jit
-def fma(a, b, c):
-    """`a * b + c`, rounded once to fp32."""
-    if INTERPRET:
-        return _fma_through_float64(a, b, c)
-    else:
-        return tl.fma(a, b, c)
+def device(function):
+    """`triton.jit` for device functions, which kernels call.
+
+    The interpreter prepares every call of a jitted function anew, which takes it longer than the
+    function's arithmetic; a plain function does as well there.
+    """
+    return function if INTERPRET else triton.jit(function)
 
 
-@triton.jit
 def _fma_through_float64(a, b, c):
     """The fma of mezo_kernels/_fp32.py: a float64 sum, rounded to odd by its exact error."""
     addend = tl.cast(c, tl.float64)
@@ -51,7 +50,11 @@ def _fma_through_float64(a, b, c):
     return tl.where(is_even_inexact, bits + step, bits).to(tl.float64, bitcast=True).to(tl.float32)
 
 
-@triton.jit
+# a * b + c, rounded once to fp32.
+fma = _fma_through_float64 if INTERPRET else tl.fma
+
+
+@device
 def sqrt_of_radius(x):
     """The square root, rounded once to fp32, of x in [2**-33, 64).
 
@@ -79,24 +82,7 @@ def sqrt_of_radius(x):
         )
 
 
-@triton.jit
-def _mul_wide(a, factor):
-    """The low and the high word of a product; left to itself the compiler multiplies twice."""
-    if INTERPRET:
-        product = a.to(tl.uint64) * factor
-        return product.to(tl.uint32), (product >> 32).to(tl.uint32)
-    else:
-        return tl.inline_asm_elementwise(
-            "{ .reg .u64 p; mul.wide.u32 p, $2, $3; mov.b64 {$0, $1}, p; }",
-            "=r,=r,r,n",
-            [a, factor],
-            dtype=(tl.uint32, tl.uint32),
-            is_pure=True,
-            pack=1,
-        )
-
-
-@triton.jit
+@device
 def philox(c0, uid, step, tail, key0, key1):
     """The four words of Philox4x32-10 of the counter (c0, uid, step, tail), all uint32."""
     a, b, c, d = c0, uid, step, tail
@@ -109,7 +95,24 @@ def philox(c0, uid, step, tail, key0, key1):
     return a, b, c, d
 
 
-@triton.jit
+@device
+def _mul_wide(a, factor):
+    """The low and the high word of a product; left to itself the compiler multiplies twice."""
+    if INTERPRET:
+        product = a.to(tl.uint64) * factor
+        return product.to(tl.uint32), (product >> 32).to(tl.uint32)
+    else:
+        return tl.inline_asm_elementwise(
+            "{ .reg .u64 p; mul.wide.u32 p, $2, $3; mov.b64 {$0, $1}, p; }",
+            "=r,=r,r,r",
+            [a, factor],
+            dtype=(tl.uint32, tl.uint32),
+            is_pure=True,
+            pack=1,
+        )
+
+
+@device
 def _radius(word):
     is_big = word >= BIG_WORD
     x = tl.where(is_big, word ^ 0xFFFFFFFF, word).to(tl.float32)
@@ -131,7 +134,7 @@ def _radius(word):
     return sqrt_of_radius(fma(e, LN2_HI_M2, y))
 
 
-@triton.jit
+@device
 def _cos_sin(word):
     turned = word + 0x20000000
     t = (word << 2).to(tl.int32, bitcast=True).to(tl.float32) * TWO_M32
@@ -145,12 +148,12 @@ def _cos_sin(word):
     return _negate_by_bit31(cos, turned + 0x40000000), _negate_by_bit31(sin, turned)
 
 
-@triton.jit
+@device
 def _negate_by_bit31(value, word):
     return (value.to(tl.uint32, bitcast=True) ^ (word & 0x80000000)).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@device
 def box_muller(radius_word, angle_word):
     """Two normals of two words."""
     r = _radius(radius_word)
@@ -158,42 +161,29 @@ def box_muller(radius_word, angle_word):
     return r * cos, r * sin
 
 
-@triton.jit
+@device
 def _sign(word, shift):
     """+1 or -1 by a bit of the word."""
     return (((word >> shift) << 31) | 0x3F800000).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@device
 def _word_of(w0, w1, w2, w3, which):
     low, high = tl.where((which & 1) == 0, w0, w1), tl.where((which & 1) == 0, w2, w3)
     return tl.where((which & 2) == 0, low, high)
 
 
-@triton.jit
-def _gaussian4(group, uid, step, tail, key0, key1):
-    w0, w1, w2, w3 = philox(group, uid, step, tail, key0, key1)
-    z0, z1 = box_muller(w0, w1)
-    z2, z3 = box_muller(w2, w3)
-    return z0, z1, z2, z3
-
-
-@triton.jit
+@device
 def gaussian_of_groups(group, uid, step, tail, key0, key1, GROUPS: tl.constexpr):
-    """z of `GROUPS` (1 or 2) groups of four from each of `group` `[V]`: `[V, 4 * GROUPS]`."""
-    z0, z1, z2, z3 = _gaussian4(group, uid, step, tail, key0, key1)
+    """z of `GROUPS` groups of four from each of `group` `[V]` on: `[V, 4 * GROUPS]`."""
+    groups = group[:, None] + tl.arange(0, GROUPS)[None, :].to(tl.uint32)
+    w0, w1, w2, w3 = philox(groups, uid, step, tail, key0, key1)
     # The last dimension of a join is the lowest bit of the element's number.
-    if GROUPS == 1:
-        z = tl.join(tl.join(z0, z2), tl.join(z1, z3))
-    else:
-        z4, z5, z6, z7 = _gaussian4(group + 1, uid, step, tail, key0, key1)
-        even = tl.join(tl.join(z0, z4), tl.join(z2, z6))
-        odd = tl.join(tl.join(z1, z5), tl.join(z3, z7))
-        z = tl.join(even, odd)
-    return z.reshape(group.shape[0], 4 * GROUPS)
+    even, odd = box_muller(tl.join(w0, w2), tl.join(w1, w3))
+    return tl.join(even, odd).reshape(group.shape[0], 4 * GROUPS)
 
 
-@triton.jit
+@device
 def rademacher_of_groups(group, uid, step, tail, key0, key1, GROUPS: tl.constexpr):
     """As `gaussian_of_groups`; all elements lie in one word of signs."""
     w0, w1, w2, w3 = philox(group >> 5, uid, step, tail, key0, key1)
@@ -202,7 +192,7 @@ def rademacher_of_groups(group, uid, step, tail, key0, key1, GROUPS: tl.constexp
     return _sign(word[:, None], shift[:, None] + tl.arange(0, 4 * GROUPS)[None, :])
 
 
-@triton.jit
+@device
 def gaussian_of_elements(element, uid, step, tail, key0, key1):
     """z of any elements (int64): one Philox call and half of its normals for each."""
     group = (element >> 2).to(tl.uint32)
@@ -212,7 +202,7 @@ def gaussian_of_elements(element, uid, step, tail, key0, key1):
     return tl.where((element & 1) == 0, even, odd)
 
 
-@triton.jit
+@device
 def rademacher_of_elements(element, uid, step, tail, key0, key1):
     """z of any elements (int64)."""
     w0, w1, w2, w3 = philox((element >> 7).to(tl.uint32), uid, step, tail, key0, key1)
