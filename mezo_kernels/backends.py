@@ -1,6 +1,7 @@
 """Which backends are usable here, and which one a call gets."""
 
 import functools
+import importlib.util
 import logging
 import os
 
@@ -11,7 +12,7 @@ from mezo_kernels import _native
 logger = logging.getLogger("mezo_kernels")
 
 ENVIRONMENT_VARIABLE = "MEZO_KERNELS_BACKEND"
-# Device type -> backends that work on it, best first; the reference works everywhere.
+# Device type -> backends that it gets by itself, best first; the reference works everywhere.
 _BY_DEVICE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 _NAMES = ("reference", "cpu", "triton", "cuda")
 
@@ -33,7 +34,7 @@ def _reason_against(name: str) -> str | None:
     if name == "reference":
         return None
     if name == "triton":
-        return "The triton backend is not implemented in this version."
+        return _reason_against_triton()
     if _native.import_error is not None:
         return (
             "The native module mezo_kernels._C is not built or does not load "
@@ -46,6 +47,25 @@ def _reason_against(name: str) -> str | None:
     if not torch.cuda.is_available():
         return "No CUDA device is visible to torch."
     return None
+
+
+def _reason_against_triton() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "The package triton is not installed; install it with `pip install triton`."
+    if _is_interpreting() or (torch.cuda.is_available() and torch.version.hip is None):
+        return None
+    return "No CUDA device is visible to torch; TRITON_INTERPRET=1 runs it slowly on the CPU."
+
+
+def _is_interpreting() -> bool:
+    """Whether triton, once imported, interprets kernels on CPU tensors instead of compiling."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on", "y", "yes"}
+
+
+def _works_on(name: str, device_type: str) -> bool:
+    if name == "triton" and _is_interpreting():
+        return device_type == "cpu"
+    return name in (*_BY_DEVICE.get(device_type, ()), "reference")
 
 
 def resolve(explicit: str | None, device_type: str) -> str:
@@ -65,7 +85,11 @@ def resolve(explicit: str | None, device_type: str) -> str:
 @functools.cache
 def _best(device_type: str) -> str:
     candidates = _BY_DEVICE.get(device_type, ("reference",))
-    best = next(name for name in candidates if _reason_against(name) is None)
+    best = next(
+        name
+        for name in candidates
+        if _works_on(name, device_type) and _reason_against(name) is None
+    )
     if best == "reference" and len(candidates) > 1:
         reasons = " ".join(str(_reason_against(name)) for name in candidates[:-1])
         logger.info("Using the slow reference backend on %s: %s", device_type, reasons)
@@ -80,7 +104,7 @@ def _check_named(name: str, is_explicit: bool, device_type: str) -> None:
             "mezo_kernels.backends() says which of them are usable."
         )
     reason = _reason_against(name)
-    if reason is None and name not in (*_BY_DEVICE.get(device_type, ()), "reference"):
+    if reason is None and not _works_on(name, device_type):
         reason = f"It does not work on {device_type} tensors."
     if reason is not None:
         raise RuntimeError(f"{source}={name!r} is not usable here: {reason}")

@@ -62,7 +62,7 @@ def attend(inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor | None)
         packed_lse = None if lse is None else torch.empty_like(lse)
         _launch_all(packed, tables, packed_out, packed_lse)
         out[order] = packed_out
-        if lse is not None:
+        if lse is not None and packed_lse is not None:
             lse[order] = packed_lse
 
 

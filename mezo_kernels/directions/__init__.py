@@ -1,13 +1,13 @@
 """Random directions: draw one, add a combination of them in place, fan a master out to slots."""
 
+import importlib
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 
 from mezo_kernels.backends import resolve
-from mezo_kernels.directions import cuda, native, reference
 from mezo_kernels.philox import Direction, TensorSpec
 from mezo_kernels.plan import AdapterPlan
 
@@ -30,7 +30,8 @@ class _Backend(Protocol):
     ) -> None: ...
 
 
-_BACKENDS: dict[str, _Backend] = {"reference": reference, "cpu": native, "cuda": cuda}
+# Imported at first use: importing triton takes longer than everything else here.
+_MODULES = {"reference": "reference", "cpu": "native", "triton": "triton", "cuda": "cuda"}
 
 
 def sample(
@@ -62,8 +63,7 @@ def sample(
     Source: Salmon et al. 2011 for Philox; Box and Muller 1958.
     """
     target = torch.device("cpu" if device is None else device)
-    name = resolve(backend, target.type)
-    return _BACKENDS[name].sample(spec, direction, target)
+    return _module(resolve(backend, target.type)).sample(spec, direction, target)
 
 
 def add_directions_(
@@ -208,4 +208,8 @@ def _rounded(
 
 
 def _backend_of(backend: str | None, plan: AdapterPlan) -> _Backend:
-    return _BACKENDS[resolve(backend, plan.device.type)]
+    return _module(resolve(backend, plan.device.type))
+
+
+def _module(backend: str) -> _Backend:
+    return cast(_Backend, importlib.import_module(f"{__name__}.{_MODULES[backend]}"))
