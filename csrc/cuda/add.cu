@@ -1,4 +1,5 @@
 // add_directions_: every element is read and written once, the directions pass by in between.
+#include "launcher.cuh"
 #include "updates.cuh"
 
 namespace mezo {
@@ -66,21 +67,19 @@ __global__ void __launch_bounds__(kThreads, Draw::kBlocksPerSm)
 const char* cuda_add_directions(const CudaTables& tables, const CudaScalars& scalars,
                                 const CommonSeed& seed, const CudaTarget& target) {
   if (tables.num_work == 0 || scalars.max_updates == 0) return nullptr;
-  const auto blocks = static_cast<unsigned>(tables.num_work);
-  const bool is_all_vectors = tables.num_vector == tables.num_work;
-  return launch_on(target, [&](cudaStream_t stream) {
-    const GaussianDraw gaussian = {round_keys(seed.key0, seed.key1)};
-    const RademacherDraw signs = {gaussian.keys};
-    if (seed.domain == kDomainGaussian && is_all_vectors) {
-      add_kernel<GaussianDraw, true><<<blocks, kThreads, 0, stream>>>(tables, scalars, gaussian);
-    } else if (seed.domain == kDomainGaussian) {
-      add_kernel<GaussianDraw, false><<<blocks, kThreads, 0, stream>>>(tables, scalars, gaussian);
-    } else if (seed.domain == kDomainRademacher) {
-      add_kernel<RademacherDraw, false><<<blocks, kThreads, 0, stream>>>(tables, scalars, signs);
-    } else {
-      add_kernel<AnyDraw, false><<<blocks, kThreads, 0, stream>>>(tables, scalars, AnyDraw{});
-    }
-  });
+  const auto run = [&](auto kernel, const auto& draw) {
+    return launch(target, tables.num_work, kThreads, kernel, tables, scalars, draw);
+  };
+  const GaussianDraw gaussian = {round_keys(seed.key0, seed.key1)};
+  if (seed.domain == kDomainGaussian) {
+    const bool is_all_vectors = tables.num_vector == tables.num_work;
+    return is_all_vectors ? run(add_kernel<GaussianDraw, true>, gaussian)
+                          : run(add_kernel<GaussianDraw, false>, gaussian);
+  }
+  if (seed.domain == kDomainRademacher) {
+    return run(add_kernel<RademacherDraw, false>, RademacherDraw{gaussian.keys});
+  }
+  return run(add_kernel<AnyDraw, false>, AnyDraw{});
 }
 
 }  // namespace mezo

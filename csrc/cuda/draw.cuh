@@ -20,7 +20,7 @@ struct CounterRow {
 };
 
 __device__ __forceinline__ CounterRow load_counter(const DirectionRow* row) {
-  const LowHigh words = __builtin_bit_cast(LowHigh, reinterpret_cast<const uint4*>(row)[1]);
+  const LowHigh words = *reinterpret_cast<const LowHigh*>(&row->step);
   return {words.low0, words.low1};
 }
 

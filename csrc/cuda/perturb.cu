@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <map>
 
+#include "launcher.cuh"
 #include "updates.cuh"
 
 namespace mezo {
@@ -206,30 +207,31 @@ SlotOrder order_of(const std::vector<int64_t>& indices, size_t first) {
 }
 
 template <class Draw>
-void launch_pair(const CudaTables& tables, const CudaScalars& scalars, const SlotList& slots,
-                 const Draw& draw, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(tables.num_work);
-  if (scalars.max_updates > 0) {
-    pair_kernel<Draw, true><<<blocks, kThreads, 0, stream>>>(tables, scalars, slots, draw);
-  } else {
-    pair_kernel<Draw, false><<<blocks, kThreads, 0, stream>>>(tables, scalars, slots, draw);
-  }
+const char* launch_pair(const CudaTables& tables, const CudaScalars& scalars, const SlotList& slots,
+                        const Draw& draw, const CudaTarget& target) {
+  const auto run = [&](auto kernel) {
+    return launch(target, tables.num_work, kThreads, kernel, tables, scalars, slots, draw);
+  };
+  return scalars.max_updates > 0 ? run(pair_kernel<Draw, true>) : run(pair_kernel<Draw, false>);
 }
 
 // One launch for kMaxSlots slots; the first one has the update.
 template <class Draw>
-void launch_any(const CudaTables& tables, CudaScalars scalars, SlotList slots,
-                const std::vector<int64_t>& indices, const Draw& draw, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(tables.num_work);
+const char* launch_any(const CudaTables& tables, CudaScalars scalars, SlotList slots,
+                       const std::vector<int64_t>& indices, const Draw& draw,
+                       const CudaTarget& target) {
   size_t first = 0;
   do {
-    perturb_kernel<Draw><<<blocks, kThreads, 0, stream>>>(tables, scalars, slots,
-                                                          order_of(indices, first), draw);
+    const SlotOrder order = order_of(indices, first);
+    const char* error = launch(target, tables.num_work, kThreads, perturb_kernel<Draw>, tables,
+                               scalars, slots, order, draw);
+    if (error != nullptr) return error;
     first += kMaxSlots;
     scalars.max_updates = 0;
     slots.outputs += kMaxSlots * tables.num_tensors;
     slots.scales += kMaxSlots;
   } while (first < indices.size());
+  return nullptr;
 }
 
 }  // namespace
@@ -241,22 +243,15 @@ const char* cuda_perturb(const CudaTables& tables, const CudaScalars& scalars,
   const bool is_pair = indices.size() == 2 && indices[0] == 0 && indices[1] == 0 &&
                        scalars.max_updates <= 1 && tables.num_vector == tables.num_work;
   const SlotList slots = {tables.outputs, scalars.directions + scalars.max_updates,
-                        scalars.factors + scalars.max_updates};
-  return launch_on(target, [&](cudaStream_t stream) {
-    const GaussianDraw gaussian = {round_keys(seed.key0, seed.key1)};
-    const RademacherDraw signs = {gaussian.keys};
-    if (is_pair && seed.domain == kDomainGaussian) {
-      launch_pair(tables, scalars, slots, gaussian, stream);
-    } else if (is_pair && seed.domain == kDomainRademacher) {
-      launch_pair(tables, scalars, slots, signs, stream);
-    } else if (seed.domain == kDomainGaussian) {
-      launch_any(tables, scalars, slots, indices, gaussian, stream);
-    } else if (seed.domain == kDomainRademacher) {
-      launch_any(tables, scalars, slots, indices, signs, stream);
-    } else {
-      launch_any(tables, scalars, slots, indices, AnyDraw{}, stream);
-    }
-  });
+                          scalars.factors + scalars.max_updates};
+  const auto run = [&](const auto& draw) {
+    return is_pair ? launch_pair(tables, scalars, slots, draw, target)
+                   : launch_any(tables, scalars, slots, indices, draw, target);
+  };
+  const GaussianDraw gaussian = {round_keys(seed.key0, seed.key1)};
+  if (seed.domain == kDomainGaussian) return run(gaussian);
+  if (seed.domain == kDomainRademacher) return run(RademacherDraw{gaussian.keys});
+  return launch_any(tables, scalars, slots, indices, AnyDraw{}, target);
 }
 
 }  // namespace mezo

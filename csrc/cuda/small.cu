@@ -1,4 +1,5 @@
 // sample, the scalars of a step, and the hook for tests.
+#include "launcher.cuh"
 #include "walk.cuh"
 
 namespace mezo {
@@ -40,34 +41,26 @@ __global__ void __launch_bounds__(kThreads)
   z[group] = make_float4(output[0], output[1], output[2], output[3]);
 }
 
-unsigned blocks_for(int64_t size, int64_t per_block) {
-  return static_cast<unsigned>((size + per_block - 1) / per_block);
-}
+int64_t blocks_for(int64_t size, int64_t per_block) { return (size + per_block - 1) / per_block; }
 
 }  // namespace
 
 const char* cuda_sample(float* out, const TensorRow& tensor, const DirectionRow& direction,
                         const CudaTarget& target) {
-  const unsigned blocks = blocks_for(tensor.rows * tensor.cols, kWorkBlock);
+  const int64_t blocks = blocks_for(tensor.rows * tensor.cols, kWorkBlock);
   if (blocks == 0) return nullptr;
-  return launch_on(target, [&](cudaStream_t stream) {
-    sample_kernel<<<blocks, kThreads, 0, stream>>>(out, tensor, direction);
-  });
+  return launch(target, blocks, kThreads, sample_kernel, out, tensor, direction);
 }
 
 const char* cuda_advance(const StepState& state, const CudaTarget& target) {
-  return launch_on(target, [&](cudaStream_t stream) {
-    advance_kernel<<<1, kStepThreads, 0, stream>>>(state);
-  });
+  return launch(target, 1, kStepThreads, advance_kernel, state);
 }
 
 const char* cuda_normals_of_words(float* z, const uint32_t* words, int64_t num_groups,
                                   const CudaTarget& target) {
   if (num_groups == 0) return nullptr;
-  return launch_on(target, [&](cudaStream_t stream) {
-    normals_kernel<<<blocks_for(num_groups, kThreads), kThreads, 0, stream>>>(
-        reinterpret_cast<float4*>(z), reinterpret_cast<const uint4*>(words), num_groups);
-  });
+  return launch(target, blocks_for(num_groups, kThreads), kThreads, normals_kernel,
+                reinterpret_cast<float4*>(z), reinterpret_cast<const uint4*>(words), num_groups);
 }
 
 }  // namespace mezo

@@ -121,38 +121,4 @@ __device__ __forceinline__ void for_each_quad(const TensorRow& tensor, int64_t b
 }
 
 }  // namespace
-
-// Makes a device current, and the one before again at the end.
-class CurrentDevice {
- public:
-  explicit CurrentDevice(int device) {
-    error_ = cudaGetDevice(&before_);
-    is_changed_ = error_ == cudaSuccess && before_ != device;
-    if (is_changed_) error_ = cudaSetDevice(device);
-  }
-  ~CurrentDevice() {
-    if (is_changed_) cudaSetDevice(before_);
-  }
-  CurrentDevice(const CurrentDevice&) = delete;
-  CurrentDevice& operator=(const CurrentDevice&) = delete;
-  cudaError_t error() const { return error_; }
-
- private:
-  int before_ = 0;
-  bool is_changed_ = false;
-  cudaError_t error_;
-};
-
-// Runs launch(stream) on the target's device and says what went wrong, if anything did.
-template <class Launch>
-const char* launch_on(const CudaTarget& target, Launch&& launch) {
-  const CurrentDevice device(target.device);
-  cudaError_t error = device.error();
-  if (error == cudaSuccess) {
-    launch(static_cast<cudaStream_t>(target.stream));
-    error = cudaGetLastError();
-  }
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
 }  // namespace mezo
