@@ -40,7 +40,7 @@ struct VectorRow {
 
 // Entry of the work list: positions kWorkBlock * block ... of a tensor.
 struct Work {
-  int32_t tensor, block;
+  uint32_t tensor, block;
 };
 
 struct DirectionRow {

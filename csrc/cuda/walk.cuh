@@ -21,7 +21,7 @@ struct VectorWalk {
     const uint4* row = reinterpret_cast<const uint4*>(tables.vectors + work.tensor);
     const uint4 parts[2] = {row[0], row[1]};
     memcpy(&shape, parts, sizeof shape);
-    start = static_cast<uint32_t>(work.block) * kVectorsPerBlock + threadIdx.x;
+    start = work.block * kVectorsPerBlock + threadIdx.x;
   }
   __device__ __forceinline__ uint32_t index(int v) const { return start + v * kThreads; }
   __device__ __forceinline__ bool is_inside(int v) const { return index(v) < shape.num_vectors; }
@@ -35,7 +35,7 @@ struct VectorWalk {
   }
   // In vectors from the tensor's address. A stride is below 2^32 vectors.
   __device__ __forceinline__ int64_t offset(int v, int64_t row_stride) const {
-    const uint32_t stride = static_cast<uint32_t>(row_stride / kVector);
+    const uint32_t stride = static_cast<uint32_t>(static_cast<uint64_t>(row_stride) / kVector);
     return static_cast<int64_t>(static_cast<uint64_t>(row(v)) * stride + col(v));
   }
 };

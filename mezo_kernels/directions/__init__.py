@@ -37,7 +37,7 @@ class _DeviceBackend(Protocol):
 
     def add_scalars_(self, plan: AdapterPlan, scalars: Scalars) -> None: ...
 
-    def perturb_scalars_into(self, plan: AdapterPlan, scalars: Scalars) -> None: ...
+    def perturb_scalars(self, plan: AdapterPlan, scalars: Scalars) -> None: ...
 
 
 _BACKENDS: dict[str, _Backend] = {"reference": reference, "cpu": native, "cuda": cuda}
@@ -182,7 +182,7 @@ def perturb_into(
         )
     if scalars is not None:
         _check_scalars(function, plan, scalars, directions, scales, *(update or ()))
-        _perturb_scalars_into(plan, scalars.scalars, resolve(backend, plan.device.type))
+        _perturb_scalars(plan, scalars.scalars, resolve(backend, plan.device.type))
         return
     if len(directions) != len(plan.outputs):
         raise ValueError(
@@ -204,9 +204,9 @@ def _add_scalars_(plan: AdapterPlan, scalars: Scalars, name: str) -> None:
     scalars.num_updates.zero_()
 
 
-def _perturb_scalars_into(plan: AdapterPlan, scalars: Scalars, name: str) -> None:
+def _perturb_scalars(plan: AdapterPlan, scalars: Scalars, name: str) -> None:
     if name in _DEVICE_BACKENDS:
-        _DEVICE_BACKENDS[name].perturb_scalars_into(plan, scalars)
+        _DEVICE_BACKENDS[name].perturb_scalars(plan, scalars)
     else:
         _BACKENDS[name].perturb_into(plan, *on_host(scalars))
     # Behind the kernels on their stream: the update counts once.

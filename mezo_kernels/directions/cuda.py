@@ -31,7 +31,7 @@ def perturb_into(
     plan: AdapterPlan, directions: Sequence[Direction], scales: Sequence[float], update: Update
 ) -> None:
     """Update the masters, then write every slot from them."""
-    perturb_scalars_into(plan, scalars_of(plan.device, directions, scales, update))
+    perturb_scalars(plan, scalars_of(plan.device, directions, scales, update))
 
 
 def add_scalars_(plan: AdapterPlan, scalars: Scalars) -> None:
@@ -41,7 +41,7 @@ def add_scalars_(plan: AdapterPlan, scalars: Scalars) -> None:
     )
 
 
-def perturb_scalars_into(plan: AdapterPlan, scalars: Scalars) -> None:
+def perturb_scalars(plan: AdapterPlan, scalars: Scalars) -> None:
     """Update the masters and write every slot, with scalars that lie on the device."""
     _native.module().cuda_perturb(
         _tables(plan), _scalars(scalars), _seed(scalars), scalars.indices, *_at(plan.device)
