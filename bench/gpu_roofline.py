@@ -28,7 +28,7 @@ class Roofline:
 
     @property
     def lanes_per_clock(self) -> float:
-        """IMAD.WIDE.U32 per clock and multiprocessor, at the clock the driver reports as highest."""
+        """IMAD.WIDE.U32 per clock and multiprocessor, at the highest clock of the driver."""
         return self.wide_multiplies / self.clock_hz / self.multiprocessors
 
     @property
@@ -89,7 +89,13 @@ def measure(rounds: int = 20) -> Roofline:
 
 def max_clock() -> float:
     """The highest SM clock in Hz, as nvidia-smi reports it; NaN where it does not."""
-    command = ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits", "-i", "0"]
+    command = [
+        "nvidia-smi",
+        "--query-gpu=clocks.max.sm",
+        "--format=csv,noheader,nounits",
+        "-i",
+        "0",
+    ]
     try:
         text = subprocess.run(command, capture_output=True, text=True).stdout
         return 1e6 * float(text.split()[0])
