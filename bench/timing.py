@@ -95,3 +95,79 @@ def cpu_field(name: str) -> str:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith(name))
     except (OSError, StopIteration):
         return ""
+
+
+def interleave_on_gpu(
+    calls: dict[str, list[Callable[[], object]]], rounds: int = 30, *, warm_up: int = 3
+) -> dict[str, Timing]:
+    """Time calls on the current CUDA stream, in turn; the first one is the baseline of the ratios.
+
+    Each candidate is a list of the same call on other buffers; a round takes the next one, so that
+    what it reads was written to memory, not to the L2 cache, as long as the buffers of a whole list
+    are larger than that (`num_sets`). Times are between events, so they include the gaps of calls
+    that launch more slowly than the device runs; pass `as_graph` calls to leave those out.
+    """
+    for variants in calls.values():
+        for _ in range(warm_up):
+            for call in variants:
+                call()
+    torch.cuda.synchronize()
+    pairs: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {n: [] for n in calls}
+    for turn in range(rounds):
+        for name, variants in calls.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            variants[turn % len(variants)]()
+            end.record()
+            pairs[name].append((start, end))
+        # The queue stays short, and the host's work is not part of a time.
+        torch.cuda.synchronize()
+    seconds = {
+        name: [start.elapsed_time(end) * 1e-3 for start, end in own] for name, own in pairs.items()
+    }
+    baseline = next(iter(seconds.values()))
+    return {
+        name: Timing(name, own, [b / o for b, o in zip(baseline, own, strict=True)])
+        for name, own in seconds.items()
+    }
+
+
+def as_graph(call: Callable[[], object]) -> Callable[[], object]:
+    """The call as a CUDA graph: what it costs once launching costs next to nothing."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def num_sets(nbytes: int, l2_bytes: int, limit: int = 48) -> int:
+    """How many sets of buffers of ``nbytes`` it takes to exceed twice the L2 cache."""
+    return min(limit, max(1, -(-2 * l2_bytes // max(1, nbytes)) + 1))
+
+
+def gpu_environment() -> dict[str, object]:
+    """What a number on a GPU depends on."""
+    properties = torch.cuda.get_device_properties(0)
+    query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
+    try:
+        smi = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "-i", "0"],
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+    except OSError:
+        smi = ""
+    host = environment()
+    return {
+        "device": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "l2_bytes": properties.L2_cache_size,
+        "cuda": torch.version.cuda,
+        query: smi,
+        **{key: host[key] for key in ("date", "commit", "python", "torch")},
+    }

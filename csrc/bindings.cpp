@@ -4,6 +4,8 @@
 // lengths have been validated by mezo_kernels/plan.py. The GIL is released around the work.
 #include "bindings.h"
 
+#include <pybind11/stl.h>
+
 #include <stdexcept>
 
 #include "cpu/launch.h"
@@ -48,6 +50,8 @@ void perturb(int64_t masters, int64_t num_tensors, int64_t update_directions,
   py::gil_scoped_release release;
   cpu_perturb(rows, num_tensors, update, slots, threads);
 }
+
+void advance(const StepFields& fields) { cpu_advance(step_state("cpu_advance", fields)); }
 
 void set_isa(const std::string& name) {
   if (!select_ops(name.c_str())) {
@@ -102,6 +106,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("cpu_sample", &sample);
   module.def("cpu_add_directions", &add_directions);
   module.def("cpu_perturb", &perturb);
+  module.def("cpu_advance", &advance);
+  module.attr("WORK_BLOCK") = kWorkBlock;
+  module.attr("VECTOR") = kVector;
 #if defined(MEZO_CUDA)
   bind_cuda(module);
 #endif

@@ -3,9 +3,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <string>
 
-#include "table.h"
+#include "step.h"
 
 namespace mezo {
 
@@ -36,6 +37,20 @@ inline FanOut fan_out(const char* function, int64_t directions, int64_t num_dire
           address<const float>(function, "scales", scales, num_slots),
           address<const OutputRow>(function, "outputs", outputs, num_slots),
           num_slots};
+}
+
+// (directions, factors, num_updates, projected_grads, losses, settings, number of directions)
+using StepFields = std::array<int64_t, 7>;
+
+inline StepState step_state(const char* function, const StepFields& fields) {
+  const int64_t n = fields[6];
+  return {address<DirectionRow>(function, "directions", fields[0], 2 * n),
+          address<float>(function, "factors", fields[1], n),
+          address<int32_t>(function, "num_updates", fields[2], 1),
+          address<double>(function, "projected_grads", fields[3], n),
+          address<const double>(function, "losses", fields[4], 2 * n),
+          address<const double>(function, "settings", fields[5], 3),
+          n};
 }
 
 }  // namespace mezo

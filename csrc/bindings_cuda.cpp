@@ -1,4 +1,7 @@
 // The CUDA half of mezo_kernels._C: argument checks and forwarding, nothing else.
+#include <pybind11/stl.h>
+
+#include <array>
 #include <stdexcept>
 
 #include "bindings.h"
@@ -8,6 +11,13 @@ namespace py = pybind11;
 using namespace mezo;
 
 namespace {
+
+// (tensors, vectors, outputs, work, number of tensors, entries of work, entries of vector tensors)
+using TableFields = std::array<int64_t, 7>;
+// (directions, factors, num_updates, max_updates)
+using ScalarFields = std::array<int64_t, 4>;
+// (domain or -1, key low, key high)
+using SeedFields = std::array<int64_t, 3>;
 
 CudaTarget target_of(int device, int64_t stream) {
   return {device, reinterpret_cast<void*>(stream)};
@@ -19,34 +29,68 @@ void raise_on(const char* function, const char* error) {
                            "'; run with CUDA_LAUNCH_BLOCKING=1 to find the call that broke.");
 }
 
+CudaTables tables_of(const char* name, const TableFields& t) {
+  if (t[6] > t[5]) {
+    throw py::value_error(std::string(name) + ": the vector entries must be part of the " +
+                          std::to_string(t[5]) + " entries of work, got " + std::to_string(t[6]) +
+                          "; pass DeviceTables.num_vector.");
+  }
+  return {address<const TensorRow>(name, "tensors", t[0], t[4]),
+          address<const VectorRow>(name, "vectors", t[1], t[4]),
+          reinterpret_cast<const OutputRow*>(t[2]),
+          address<const Work>(name, "work", t[3], t[5]),
+          t[4],
+          t[5],
+          t[6]};
+}
+
+CudaScalars scalars_of(const char* name, const ScalarFields& s, int64_t num_slots) {
+  return {reinterpret_cast<const DirectionRow*>(s[0]),
+          address<const float>(name, "factors", s[1], s[3] + num_slots),
+          address<const int32_t>(name, "num_updates", s[2], 1), s[3]};
+}
+
+CommonSeed seed_of(const SeedFields& s) {
+  return {s[0], static_cast<uint32_t>(s[1]), static_cast<uint32_t>(s[2])};
+}
+
 void sample(int64_t out, int64_t tensor, int64_t direction, int device, int64_t stream) {
   // A null output is an empty tensor's.
   if (out == 0) return;
+  // Both rows are host memory and go along with the launch.
   const auto* tensor_row = address<const TensorRow>("cuda_sample", "tensor", tensor, 1);
   const auto* row = address<const DirectionRow>("cuda_sample", "direction", direction, 1);
-  raise_on("cuda_sample", cuda_sample(reinterpret_cast<float*>(out), *tensor_row, row,
+  raise_on("cuda_sample", cuda_sample(reinterpret_cast<float*>(out), *tensor_row, *row,
                                       target_of(device, stream)));
 }
 
-void add_directions(int64_t tensors, int64_t num_tensors, int64_t directions, int64_t coefficients,
-                    int64_t num_directions, int device, int64_t stream) {
+void add_directions(const TableFields& tables, const ScalarFields& scalars, const SeedFields& seed,
+                    int device, int64_t stream) {
   const char* name = "cuda_add_directions";
-  const auto* rows = address<const TensorRow>(name, "tensors", tensors, num_tensors);
-  const Combination sum = combination(name, directions, coefficients, num_directions);
-  raise_on(name, cuda_add_directions(rows, num_tensors, sum, target_of(device, stream)));
+  raise_on(name, cuda_add_directions(tables_of(name, tables), scalars_of(name, scalars, 0),
+                                     seed_of(seed), target_of(device, stream)));
 }
 
-void perturb(int64_t masters, int64_t num_tensors, int64_t update_directions,
-             int64_t update_coefficients, int64_t num_updates, int64_t directions,
-             int64_t num_directions, int64_t indices, int64_t scales, int64_t outputs,
-             int64_t num_slots, int device, int64_t stream) {
+void perturb(const TableFields& tables, const ScalarFields& scalars, const SeedFields& seed,
+             const std::vector<int64_t>& indices, int device, int64_t stream) {
   const char* name = "cuda_perturb";
-  const auto* rows = address<const TensorRow>(name, "masters", masters, num_tensors);
-  const Combination update =
-      combination(name, update_directions, update_coefficients, num_updates);
-  const FanOut slots =
-      fan_out(name, directions, num_directions, indices, scales, outputs, num_slots);
-  raise_on(name, cuda_perturb(rows, num_tensors, update, slots, target_of(device, stream)));
+  const auto num_slots = static_cast<int64_t>(indices.size());
+  const CudaTables plan = tables_of(name, tables);
+  address<const OutputRow>(name, "outputs", tables[2], num_slots * plan.num_tensors);
+  raise_on(name, cuda_perturb(plan, scalars_of(name, scalars, num_slots), seed_of(seed), indices,
+                              target_of(device, stream)));
+}
+
+void advance(const StepFields& state, int device, int64_t stream) {
+  raise_on("cuda_advance", cuda_advance(step_state("cuda_advance", state),
+                                        target_of(device, stream)));
+}
+
+void normals_of_words(int64_t out, int64_t words, int64_t num_groups, int device, int64_t stream) {
+  const char* name = "cuda_normals_of_words";
+  auto* to = address<float>(name, "out", out, num_groups);
+  const auto* from = address<const uint32_t>(name, "words", words, num_groups);
+  raise_on(name, cuda_normals_of_words(to, from, num_groups, target_of(device, stream)));
 }
 
 }  // namespace
@@ -56,4 +100,7 @@ void bind_cuda(py::module_& module) {
   module.def("cuda_sample", &sample, unlocked);
   module.def("cuda_add_directions", &add_directions, unlocked);
   module.def("cuda_perturb", &perturb, unlocked);
+  module.def("cuda_advance", &advance, unlocked);
+  module.def("cuda_normals_of_words", &normals_of_words, unlocked,
+             "Gaussians of given words on the device, for tests.");
 }

@@ -21,7 +21,8 @@
 //           (cos, sin) = (c, s), (-s, c), (-c, -s), (s, -c) for q = 0, 1, 2, 3
 //
 // P, S and C are minimax polynomials in Horner form. A change of any constant or of any order of
-// operations changes z, and with it every stored trajectory: it is a format break.
+// operations changes z, and with it every stored trajectory: it is a format break. Scalings by
+// powers of two are exact wherever nothing underflows, so the code below moves them at will.
 #pragma once
 
 #include <stdint.h>
@@ -29,10 +30,12 @@
 
 #if defined(__CUDACC__)
 #define MEZO_HD static __host__ __device__ __forceinline__
+#define MEZO_HD_MEMBER __host__ __device__ __forceinline__
 #else
 // Translation units are compiled for different instruction sets: nothing here may be shared
 // between them by the linker, hence static and always inlined.
 #define MEZO_HD static inline __attribute__((always_inline))
+#define MEZO_HD_MEMBER inline __attribute__((always_inline))
 #endif
 
 namespace mezo {
@@ -50,6 +53,7 @@ constexpr uint32_t kSqrtHalfBits = 0x3F3504F3u;  // fp32 bits of sqrt(.5), round
 constexpr uint32_t kBigWord = 0xB504F300u;       // the same number times 2^32
 constexpr float kTwoM32 = 0x1p-32f;
 constexpr float kTwoM33 = 0x1p-33f;
+constexpr float kTwoM23 = 0x1p-23f;
 constexpr float kLn2Hi = 0x1.62e430p-1f;
 constexpr float kLn2Lo = -0x1.05c610p-29f;
 constexpr float kLogP0 = 0x1.55551ep-2f;
@@ -79,7 +83,14 @@ struct Stream {
 MEZO_HD float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 MEZO_HD float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 MEZO_HD float add_rn(float a, float b) { return __fadd_rn(a, b); }
-MEZO_HD float sqrt_rn(float a) { return __fsqrt_rn(a); }
+// The path that nvcc takes for __fsqrt_rn from 2^-101 up, without the range check and the branch
+// around it: radius() asks for roots of [2^-33, 46] only.
+MEZO_HD float sqrt_rn(float a) {
+  float reciprocal;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(a));
+  const float root = __fmul_rn(a, reciprocal);
+  return __fmaf_rn(__fmaf_rn(-root, root, a), __fmul_rn(0.5f, reciprocal), root);
+}
 MEZO_HD float float_of_u32(uint32_t a) { return __uint2float_rn(a); }
 MEZO_HD float float_of_i32(int32_t a) { return __int2float_rn(a); }
 #else
@@ -105,21 +116,44 @@ MEZO_HD uint32_t bits_of_float(float value) {
 
 MEZO_HD bool is_rademacher(const Stream& s) { return (s.tail >> 24) == kDomainRademacher; }
 
+// The keys of the rounds: added up on the way, or expanded beforehand.
+struct SeedKeys {
+  uint32_t seed0, seed1;
+  MEZO_HD_MEMBER uint32_t key0(int round) const { return seed0 + round * kPhiloxW0; }
+  MEZO_HD_MEMBER uint32_t key1(int round) const { return seed1 + round * kPhiloxW1; }
+};
+
+struct RoundKeys {
+  uint32_t keys0[kPhiloxRounds], keys1[kPhiloxRounds];
+  MEZO_HD_MEMBER uint32_t key0(int round) const { return keys0[round]; }
+  MEZO_HD_MEMBER uint32_t key1(int round) const { return keys1[round]; }
+};
+
+MEZO_HD RoundKeys round_keys(uint32_t seed0, uint32_t seed1) {
+  const SeedKeys seed = {seed0, seed1};
+  RoundKeys keys;
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    keys.keys0[round] = seed.key0(round);
+    keys.keys1[round] = seed.key1(round);
+  }
+  return keys;
+}
+
 // out = Philox4x32-10 of the counter (c0, uid, step, tail).
-MEZO_HD void philox(const Stream& s, uint32_t c0, uint32_t out[4]) {
-  uint32_t a = c0, b = s.uid, c = s.step, d = s.tail, key0 = s.key0, key1 = s.key1;
+template <class Keys>
+MEZO_HD void philox(const Keys& keys, uint32_t c0, uint32_t uid, uint32_t step, uint32_t tail,
+                    uint32_t out[4]) {
+  uint32_t a = c0, b = uid, c = step, d = tail;
 #if defined(__CUDA_ARCH__)
 #pragma unroll
 #endif
   for (int round = 0; round < kPhiloxRounds; ++round) {
     const uint64_t product0 = static_cast<uint64_t>(kPhiloxM0) * a;
     const uint64_t product1 = static_cast<uint64_t>(kPhiloxM1) * c;
-    a = static_cast<uint32_t>(product1 >> 32) ^ b ^ key0;
+    a = static_cast<uint32_t>(product1 >> 32) ^ b ^ keys.key0(round);
     b = static_cast<uint32_t>(product1);
-    c = static_cast<uint32_t>(product0 >> 32) ^ d ^ key1;
+    c = static_cast<uint32_t>(product0 >> 32) ^ d ^ keys.key1(round);
     d = static_cast<uint32_t>(product0);
-    key0 += kPhiloxW0;
-    key1 += kPhiloxW1;
   }
   out[0] = a;
   out[1] = b;
@@ -127,12 +161,17 @@ MEZO_HD void philox(const Stream& s, uint32_t c0, uint32_t out[4]) {
   out[3] = d;
 }
 
+MEZO_HD void philox(const Stream& s, uint32_t c0, uint32_t out[4]) {
+  philox(SeedKeys{s.key0, s.key1}, c0, s.uid, s.step, s.tail, out);
+}
+
 MEZO_HD float radius(uint32_t word) {
   const bool is_big = word >= kBigWord;
   const float v = fma_rn(float_of_u32(is_big ? ~word : word), kTwoM32, kTwoM33);
-  const int32_t shifted = static_cast<int32_t>(bits_of_float(v) - kSqrtHalfBits);
-  const float mantissa = float_of_bits((shifted & 0x007FFFFF) + kSqrtHalfBits);
-  const float e = is_big ? 0.0f : float_of_i32(shifted >> 23);
+  // e 2^23, and the mantissa, which is v without its exponent e.
+  const uint32_t exponent = (bits_of_float(v) - kSqrtHalfBits) & 0xFF800000u;
+  const float mantissa = float_of_bits(bits_of_float(v) - exponent);
+  const float e23 = is_big ? 0.0f : float_of_i32(static_cast<int32_t>(exponent));
   const float f = is_big ? -v : add_rn(mantissa, -1.0f);
   const float f2 = mul_rn(f, f);
   float p = fma_rn(kLogP7, f, kLogP6);
@@ -142,14 +181,16 @@ MEZO_HD float radius(uint32_t word) {
   p = fma_rn(p, f, kLogP2);
   p = fma_rn(p, f, kLogP1);
   p = fma_rn(p, f, kLogP0);
-  float y = fma_rn(mul_rn(f2, f), p, mul_rn(e, kLn2Lo));
-  y = add_rn(f, fma_rn(-0.5f, f2, y));
-  return sqrt_rn(mul_rn(-2.0f, fma_rn(e, kLn2Hi, y)));
+  const float y = fma_rn(mul_rn(f2, f), p, mul_rn(e23, kTwoM23 * kLn2Lo));
+  const float minus_2y = fma_rn(-2.0f, f, fma_rn(-2.0f, y, f2));
+  return sqrt_rn(fma_rn(e23, -2.0f * kTwoM23 * kLn2Hi, minus_2y));
 }
 
 // z[0] = r cos, z[1] = r sin.
 MEZO_HD void box_muller(uint32_t radius_word, uint32_t angle_word, float z[2]) {
-  const uint32_t quadrant = (angle_word + 0x20000000u) >> 30;
+  // Bits 30 and 31 hold the quadrant, and bit 31 of a quadrant further on the sign of the cosine.
+  const uint32_t turned = angle_word + 0x20000000u;
+  const uint32_t sign_cos = (turned + 0x40000000u) & 0x80000000u, sign_sin = turned & 0x80000000u;
   const float t = mul_rn(float_of_i32(static_cast<int32_t>(angle_word << 2)), kTwoM32);
   const float t2 = mul_rn(t, t);
   const float s_poly = fma_rn(fma_rn(kSinS2, t2, kSinS1), t2, kSinS0);
@@ -157,11 +198,11 @@ MEZO_HD void box_muller(uint32_t radius_word, uint32_t angle_word, float z[2]) {
   float c_poly = fma_rn(fma_rn(kCosC3, t2, kCosC2), t2, kCosC1);
   c_poly = fma_rn(c_poly, t2, kCosC0);
   const float c = fma_rn(t2, c_poly, 1.0f);
-  const bool is_swapped = quadrant & 1;
+  const bool is_swapped = turned & 0x40000000u;
   const float x = is_swapped ? s : c, y = is_swapped ? c : s;
   const float r = radius(radius_word);
-  z[0] = mul_rn(r, (quadrant + 1) & 2 ? -x : x);
-  z[1] = mul_rn(r, quadrant & 2 ? -y : y);
+  z[0] = mul_rn(r, float_of_bits(bits_of_float(x) ^ sign_cos));
+  z[1] = mul_rn(r, float_of_bits(bits_of_float(y) ^ sign_sin));
 }
 
 MEZO_HD void gaussian_of_words(const uint32_t words[4], float z[4]) {
@@ -169,15 +210,25 @@ MEZO_HD void gaussian_of_words(const uint32_t words[4], float z[4]) {
   box_muller(words[2], words[3], z + 2);
 }
 
+// The 32 signs of the element `element` and its neighbours, from the four words of 128 elements.
+MEZO_HD uint32_t sign_word(const uint32_t words[4], uint32_t element) {
+  const uint32_t low = element & 32u ? words[1] : words[0];
+  const uint32_t high = element & 32u ? words[3] : words[2];
+  return element & 64u ? high : low;
+}
+
+MEZO_HD float sign_of_bit(uint32_t word, uint32_t bit) {
+  return float_of_bits(0x3F800000u | (word >> (bit & 31u)) << 31);
+}
+
 // z of the four elements 4 * group .. 4 * group + 3.
 MEZO_HD void direction_group(const Stream& s, int64_t group, float z[4]) {
   uint32_t words[4];
   if (is_rademacher(s)) {
     philox(s, static_cast<uint32_t>(group >> 5), words);
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t bit = static_cast<uint32_t>(4 * group + i) & 127u;
-      z[i] = float_of_bits(0x3F800000u | ((words[bit >> 5] >> (bit & 31u)) << 31));
-    }
+    const uint32_t element = static_cast<uint32_t>(group) << 2;
+    const uint32_t word = sign_word(words, element);
+    for (uint32_t i = 0; i < 4; ++i) z[i] = sign_of_bit(word, element + i);
   } else {
     philox(s, static_cast<uint32_t>(group), words);
     gaussian_of_words(words, z);

@@ -27,6 +27,22 @@ struct OutputRow {
   int64_t dtype;
 };
 
+// Elements of an entry of the work list of a GPU, and of what one of its threads takes at once.
+constexpr int kWorkBlock = 2048;
+constexpr int kVector = 8;
+
+// What the vector path needs of a tensor's shape and place, counted in vectors of kVector elements.
+// Vector i lies in row umulhi(2 i, multiplier) >> shift, which is i / cols.
+struct VectorRow {
+  uint32_t uid, num_vectors, cols, global_cols, first;
+  uint32_t multiplier, shift, reserved;
+};
+
+// Entry of the work list: positions kWorkBlock * block ... of a tensor.
+struct Work {
+  uint32_t tensor, block;
+};
+
 struct DirectionRow {
   int64_t key0, key1, step, tail;
 };

@@ -7,12 +7,14 @@ from mezo_kernels.attention import shared_prefix_attention
 from mezo_kernels.attention.plan import SharedPrefixPlan
 from mezo_kernels.backends import backends
 from mezo_kernels.directions import add_directions_, perturb_into, sample
+from mezo_kernels.directions.device_step import DeviceStep
 from mezo_kernels.nll import label_logits, label_nll, label_nll_from_parts
 from mezo_kernels.philox import Direction, TensorSpec, philox4x32
 from mezo_kernels.plan import AdapterPlan
 
 __all__ = [
     "AdapterPlan",
+    "DeviceStep",
     "Direction",
     "SharedPrefixPlan",
     "TensorSpec",

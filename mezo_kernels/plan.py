@@ -26,6 +26,7 @@ class DeviceTables:
     Args:
         tensors: `[N, 9]` int64, the TensorRow of csrc/table.h of each master.
         outputs: `[K * N, 3]` int64, the OutputRow of each slot and tensor, slot by slot.
+        vectors: `[N, 8]` int32, the VectorRow of csrc/table.h; zeros for tensors on other paths.
         work: `[W, 2]` int32, (tensor, block): block b of a tensor is its positions
             b * WORK_BLOCK ... in the shard at hand, row * cols + col.
         num_vector: the first so many entries are of tensors whose runs of `VECTOR` positions lie in
@@ -35,6 +36,7 @@ class DeviceTables:
 
     tensors: torch.Tensor
     outputs: torch.Tensor
+    vectors: torch.Tensor
     work: torch.Tensor
     num_vector: int
 
@@ -96,6 +98,7 @@ class AdapterPlan:
             self._device_tables = DeviceTables(
                 self.tensor_table.to(self.device),
                 self.output_table.to(self.device),
+                self._vector_table().to(self.device),
                 work.to(self.device),
                 num_vector,
             )
@@ -114,6 +117,15 @@ class AdapterPlan:
         num_vector = sum(len(part) for part in parts[: sum(is_vector)])
         return torch.cat(parts) if parts else torch.empty(0, 2, dtype=torch.int32), num_vector
 
+    def _vector_table(self) -> torch.Tensor:
+        """One row for each tensor, in the words of uint32."""
+        rows = [
+            _vector_row(spec) if self._is_vector(i) else (0,) * 8
+            for i, spec in enumerate(self.specs)
+        ]
+        words = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 8)
+        return (words - (words >> 31 << 32)).to(torch.int32)
+
     def _is_vector(self, i: int) -> bool:
         """Whether the tensor's runs of `VECTOR` positions can be taken as a whole."""
         spec = self.specs[i]
@@ -121,7 +133,8 @@ class AdapterPlan:
         counts += [spec.whole_shape[1]] if spec.shape[0] > 1 else []
         for tensor in (self.masters[i], *(slot[i] for slot in self.outputs or ())):
             address, row_stride, _ = _memory(tensor)
-            if address % 16:
+            # The kernels count a stride in 32 bits.
+            if address % 16 or row_stride >= 1 << 32:
                 return False
             counts.append(row_stride)
         return all(count % VECTOR == 0 for count in counts)
@@ -204,6 +217,24 @@ def tensor_row(tensor: torch.Tensor, spec: TensorSpec) -> tuple[int, ...]:
     """The TensorRow of csrc/table.h: memory, shape and logical place."""
     place = (spec.uid, spec.row0, spec.col0, spec.whole_shape[1])
     return (*_memory(tensor), *spec.shape, *place)
+
+
+def _vector_row(spec: TensorSpec) -> tuple[int, ...]:
+    """The VectorRow of csrc/table.h of a vector tensor.
+
+    umulhi(2 i, multiplier) >> shift is i // cols for every i < 2**31: the multiplier is
+    2**(31 + shift) / cols rounded up, by less than 1, and i times that error stays below
+    2**(31 + shift) as long as cols <= 2**shift (Granlund and Montgomery 1994).
+    """
+    rows, cols = spec.shape
+    global_cols = spec.whole_shape[1]
+    cols, global_cols = cols // VECTOR, global_cols // VECTOR
+    first = (spec.row0 * spec.whole_shape[1] + spec.col0) // VECTOR
+    if rows * cols == 0:
+        return (0,) * 8
+    shift = (cols - 1).bit_length()
+    multiplier = -(-(1 << (31 + shift)) // cols)
+    return spec.uid, rows * cols, cols, global_cols, first, multiplier, shift, 0
 
 
 def _table(rows: Sequence[tuple[int, ...]], width: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 // of threads.
 #pragma once
 
+#include "../step.h"
 #include "ops.h"
 
 namespace mezo {
@@ -17,6 +18,8 @@ void cpu_add_directions(const TensorRow* tensors, int64_t num_tensors, const Com
 
 void cpu_perturb(const TensorRow* masters, int64_t num_tensors, const Combination& update,
                  const FanOut& slots, int threads);
+
+void cpu_advance(const StepState& state);
 
 bool has_openmp();
 

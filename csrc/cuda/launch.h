@@ -1,7 +1,10 @@
-// Entry points of the CUDA backend. `tensors` is a host table; all addresses inside it, and all
-// other pointers, are device addresses. Each returns nullptr or the CUDA error as text.
+// Entry points of the CUDA backend. All addresses are device addresses, unless a comment says
+// otherwise. Nothing here allocates or waits; each call returns nullptr or the CUDA error as text.
 #pragma once
 
+#include <vector>
+
+#include "../step.h"
 #include "../table.h"
 
 namespace mezo {
@@ -11,13 +14,46 @@ struct CudaTarget {
   void* stream;
 };
 
-const char* cuda_sample(float* out, const TensorRow& tensor, const DirectionRow* direction,
+// The static tables of a plan (mezo_kernels/plan.py, DeviceTables).
+struct CudaTables {
+  const TensorRow* tensors;
+  const VectorRow* vectors;
+  const OutputRow* outputs;
+  const Work* work;
+  int64_t num_tensors, num_work, num_vector;
+};
+
+// What changes from call to call (mezo_kernels/directions/scalars.py, Scalars): the directions of
+// the update and then those of the slots, the update's coefficients and then the slots' scales.
+// num_updates[0], read on the device, is how many directions of the update count.
+struct CudaScalars {
+  const DirectionRow* directions;
+  const float* factors;
+  const int32_t* num_updates;
+  int64_t max_updates;
+};
+
+// What all directions have in common: nothing where domain is negative.
+struct CommonSeed {
+  int64_t domain;
+  uint32_t key0, key1;
+};
+
+const char* cuda_sample(float* out, const TensorRow& tensor, const DirectionRow& direction,
                         const CudaTarget& target);
 
-const char* cuda_add_directions(const TensorRow* tensors, int64_t num_tensors,
-                                const Combination& sum, const CudaTarget& target);
+const char* cuda_add_directions(const CudaTables& tables, const CudaScalars& scalars,
+                                const CommonSeed& seed, const CudaTarget& target);
 
-const char* cuda_perturb(const TensorRow* masters, int64_t num_tensors, const Combination& update,
-                         const FanOut& slots, const CudaTarget& target);
+// indices (host): for each slot which direction of the slots it takes, or -1 for none.
+const char* cuda_perturb(const CudaTables& tables, const CudaScalars& scalars,
+                         const CommonSeed& seed, const std::vector<int64_t>& indices,
+                         const CudaTarget& target);
+
+const char* cuda_advance(const StepState& state, const CudaTarget& target);
+
+// Gaussians of given words, for tests.
+const char* cuda_normals_of_words(float* z, const uint32_t* words, int64_t num_groups,
+                                  const CudaTarget& target);
 
 }  // namespace mezo

@@ -8,6 +8,8 @@ from typing import Protocol, cast
 import torch
 
 from mezo_kernels.backends import resolve
+from mezo_kernels.directions.device_step import DeviceStep
+from mezo_kernels.directions.scalars import Scalars, on_host
 from mezo_kernels.philox import Direction, TensorSpec
 from mezo_kernels.plan import AdapterPlan
 
@@ -30,8 +32,17 @@ class _Backend(Protocol):
     ) -> None: ...
 
 
+class _DeviceBackend(_Backend, Protocol):
+    """A backend that reads the scalars of a call from device memory."""
+
+    def add_scalars_(self, plan: AdapterPlan, scalars: Scalars) -> None: ...
+
+    def perturb_scalars(self, plan: AdapterPlan, scalars: Scalars) -> None: ...
+
+
 # Imported at first use: importing triton takes longer than everything else here.
 _MODULES = {"reference": "reference", "cpu": "native", "triton": "triton", "cuda": "cuda"}
+_ON_DEVICE = ("triton", "cuda")
 
 
 def sample(
@@ -72,6 +83,7 @@ def add_directions_(
     directions: Sequence[Direction] = (),
     coefficients: Sequence[float] = (),
     *,
+    scalars: DeviceStep | None = None,
     backend: str | None = None,
 ) -> None:
     """Add a combination of random directions to adapter tensors in place, all in one call.
@@ -85,6 +97,8 @@ def add_directions_(
         directions: K `Direction`, applied in this order.
         coefficients: K finite floats in the unit of the tensors, rounded to fp32 once. A MeZO
             update is -lr * projected_grad.
+        scalars: in place of directions and coefficients, the pending update of a `DeviceStep`; the
+            call uses it up, so that a second one adds nothing.
         backend: "reference" | "cpu" | "triton" | "cuda" | None (the best one for the device).
 
     Returns:
@@ -92,16 +106,22 @@ def add_directions_(
 
     Raises:
         ValueError: what `AdapterPlan` raises, specs beside a plan, lengths that do not match, a
-            coefficient that is not finite in fp32, or an unknown backend name.
+            coefficient that is not finite in fp32, scalars beside directions or on another device,
+            or an unknown backend name.
         RuntimeError: the requested backend is not usable here, with the reason.
 
     Numerics: z and the sum in fp32, one rounding (nearest even) to each tensor's dtype.
     Deterministic; the same bits on every backend, whatever the number of threads.
-    Graph-safe: no. Cost: each element is read and written once, whatever K.
+    Graph-safe: with a plan and scalars, after one such call outside of a capture; otherwise no.
+    Cost: each element is read and written once, whatever K.
     Source: Malladi et al. 2023 (arXiv 2305.17333), Alg. 1; Salmon et al. 2011 for Philox.
     """
     function = "add_directions_"
     plan = _plan_of(function, tensors, specs, None)
+    if scalars is not None:
+        _check_scalars(function, plan, scalars, directions, coefficients)
+        _add_scalars_(plan, scalars.scalars, resolve(backend, plan.device.type))
+        return
     coefficients = _rounded(function, "directions", "coefficients", directions, coefficients)
     _backend_of(backend, plan).add_directions_(plan, directions, coefficients)
 
@@ -114,6 +134,7 @@ def perturb_into(
     scales: Sequence[float] = (),
     *,
     update: tuple[Sequence[Direction], Sequence[float]] | None = None,
+    scalars: DeviceStep | None = None,
     backend: str | None = None,
 ) -> None:
     """Update fp32 masters, then write perturbed copies of them to slots, all in one call.
@@ -132,6 +153,8 @@ def perturb_into(
         scales: K finite floats, rounded to fp32 once, e.g. (+eps, -eps). A scale of 0 writes
             round(master), and no z is computed.
         update: (directions, coefficients) applied to the masters first, as `add_directions_` does.
+        scalars: in place of directions, scales and update, those of a `DeviceStep`; the call uses
+            its pending update up.
         backend: "reference" | "cpu" | "triton" | "cuda" | None (the best one for the device).
 
     Returns:
@@ -139,12 +162,14 @@ def perturb_into(
 
     Raises:
         ValueError: what `AdapterPlan` raises, specs or outputs beside a plan, no outputs, lengths
-            that do not match, a scale that is not finite in fp32, or an unknown backend name.
+            that do not match, a scale that is not finite in fp32, scalars beside directions or of
+            another number of slots, or an unknown backend name.
         RuntimeError: the requested backend is not usable here, with the reason.
 
     Numerics: z and the sum in fp32, one rounding (nearest even) to each output's dtype.
     Deterministic; the same bits on every backend, whatever the number of threads.
-    Graph-safe: no. Cost: the masters are read once (and written once with an update), each output
+    Graph-safe: with a plan and scalars, after one such call outside of a capture; otherwise no.
+    Cost: the masters are read once (and written once with an update), each output
     written once, one z generated per distinct direction.
     Source: Malladi et al. 2023 (arXiv 2305.17333), Alg. 1; Salmon et al. 2011 for Philox.
     """
@@ -155,6 +180,10 @@ def perturb_into(
             f"{function}: outputs must be one sequence of tensors per slot, got None; pass them, "
             "or an AdapterPlan built with outputs."
         )
+    if scalars is not None:
+        _check_scalars(function, plan, scalars, directions, scales, *(update or ()))
+        _perturb_scalars(plan, scalars.scalars, resolve(backend, plan.device.type))
+        return
     if len(directions) != len(plan.outputs):
         raise ValueError(
             f"{function}: directions must have one entry per slot, {len(plan.outputs)}, got "
@@ -164,6 +193,44 @@ def perturb_into(
     moves, factors = ((), ()) if update is None else update
     factors = _rounded(function, "update directions", "update coefficients", moves, factors)
     _backend_of(backend, plan).perturb_into(plan, directions, scales, (moves, factors))
+
+
+def _add_scalars_(plan: AdapterPlan, scalars: Scalars, name: str) -> None:
+    if name in _ON_DEVICE:
+        cast(_DeviceBackend, _module(name)).add_scalars_(plan, scalars)
+    else:
+        _, _, update = on_host(scalars)
+        _module(name).add_directions_(plan, *update)
+    scalars.num_updates.zero_()
+
+
+def _perturb_scalars(plan: AdapterPlan, scalars: Scalars, name: str) -> None:
+    if name in _ON_DEVICE:
+        cast(_DeviceBackend, _module(name)).perturb_scalars(plan, scalars)
+    else:
+        _module(name).perturb_into(plan, *on_host(scalars))
+    # Behind the kernels on their stream: the update counts once.
+    scalars.num_updates.zero_()
+
+
+def _check_scalars(
+    function: str, plan: AdapterPlan, scalars: DeviceStep, *others: Sequence[object]
+) -> None:
+    if any(map(len, others)):
+        raise ValueError(
+            f"{function}: scalars must come without directions, factors and update, got both; pass "
+            "either of them."
+        )
+    if scalars.device != plan.device:
+        raise ValueError(
+            f"{function}: scalars must be on {plan.device} like the plan, got {scalars.device}; "
+            "make a DeviceStep for the plan."
+        )
+    if function == "perturb_into" and len(scalars.scalars.indices) != len(plan.outputs or ()):
+        raise ValueError(
+            f"{function}: scalars must have a scale for each of the {len(plan.outputs or ())} "
+            f"slots, got {len(scalars.scalars.indices)}; make a DeviceStep for the plan."
+        )
 
 
 def _plan_of(

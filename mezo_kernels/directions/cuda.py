@@ -1,12 +1,13 @@
-"""The cuda backend: tables copied to the device and addresses handed to mezo_kernels._C."""
+"""The cuda backend: addresses of a plan's tables and of a call's scalars, handed to the module."""
 
 from collections.abc import Sequence
 
 import torch
 
 from mezo_kernels import _native
-from mezo_kernels.directions.native import Update, direction_table, slot_tables
-from mezo_kernels.philox import Direction, TensorSpec
+from mezo_kernels.directions.native import Update, direction_table
+from mezo_kernels.directions.scalars import Scalars, scalars_of
+from mezo_kernels.philox import MASK32, Direction, TensorSpec
 from mezo_kernels.plan import AdapterPlan, tensor_row
 
 
@@ -14,10 +15,8 @@ def sample(spec: TensorSpec, direction: Direction, device: torch.device) -> torc
     """Return z of a tensor."""
     z = torch.empty(spec.shape, dtype=torch.float32, device=device)
     tensor = torch.tensor([tensor_row(z, spec)], dtype=torch.int64)
-    directions = direction_table([direction]).to(z.device)
-    _native.module().cuda_sample(
-        z.data_ptr(), tensor.data_ptr(), directions.data_ptr(), *_target(z.device)
-    )
+    row = direction_table([direction])
+    _native.module().cuda_sample(z.data_ptr(), tensor.data_ptr(), row.data_ptr(), *_at(z.device))
     return z
 
 
@@ -25,51 +24,50 @@ def add_directions_(
     plan: AdapterPlan, directions: Sequence[Direction], coefficients: Sequence[float]
 ) -> None:
     """Add a combination of directions to the masters."""
-    table = direction_table(directions).to(plan.device)
-    factors = torch.tensor(coefficients, dtype=torch.float32, device=plan.device)
-    _native.module().cuda_add_directions(
-        plan.tensor_table.data_ptr(),
-        len(plan.masters),
-        table.data_ptr(),
-        factors.data_ptr(),
-        len(directions),
-        *_target(plan.device),
-    )
+    add_scalars_(plan, scalars_of(plan.device, update=(directions, coefficients)))
 
 
 def perturb_into(
     plan: AdapterPlan, directions: Sequence[Direction], scales: Sequence[float], update: Update
 ) -> None:
     """Update the masters, then write every slot from them."""
-    distinct, indices, factors = slot_tables(directions, scales)
-    # The caching allocator reuses these only behind the kernels, on the same stream.
-    tables = [
-        table.to(plan.device)
-        for table in (
-            direction_table(update[0]),
-            torch.tensor(update[1], dtype=torch.float32),
-            direction_table(distinct),
-            indices,
-            factors,
-        )
-    ]
-    update_table, update_factors, table, indices, factors = tables
-    _native.module().cuda_perturb(
-        plan.tensor_table.data_ptr(),
-        len(plan.masters),
-        update_table.data_ptr(),
-        update_factors.data_ptr(),
-        len(update[0]),
-        table.data_ptr(),
-        len(distinct),
-        indices.data_ptr(),
-        factors.data_ptr(),
-        plan.device_tables().outputs.data_ptr(),
-        len(directions),
-        *_target(plan.device),
+    perturb_scalars(plan, scalars_of(plan.device, directions, scales, update))
+
+
+def add_scalars_(plan: AdapterPlan, scalars: Scalars) -> None:
+    """Add the update that lies on the device to the masters."""
+    _native.module().cuda_add_directions(
+        _tables(plan), _scalars(scalars), _seed(scalars), *_at(plan.device)
     )
 
 
-def _target(device: torch.device) -> tuple[int, int]:
+def perturb_scalars(plan: AdapterPlan, scalars: Scalars) -> None:
+    """Update the masters and write every slot, with scalars that lie on the device."""
+    _native.module().cuda_perturb(
+        _tables(plan), _scalars(scalars), _seed(scalars), scalars.indices, *_at(plan.device)
+    )
+
+
+def _tables(plan: AdapterPlan) -> tuple[int, ...]:
+    tables = plan.device_tables()
+    addressed = (tables.tensors, tables.vectors, tables.outputs, tables.work)
+    addresses = (table.data_ptr() for table in addressed)
+    return (*addresses, len(plan.masters), len(tables.work), tables.num_vector)
+
+
+def _scalars(scalars: Scalars) -> tuple[int, ...]:
+    buffers = (scalars.directions, scalars.factors, scalars.num_updates)
+    return (*(buffer.data_ptr() for buffer in buffers), scalars.max_updates)
+
+
+def _seed(scalars: Scalars) -> tuple[int, int, int]:
+    """What all directions have in common; domain -1 stands for nothing."""
+    if scalars.domain is None or scalars.key is None:
+        return -1, 0, 0
+    return scalars.domain, scalars.key & MASK32, scalars.key >> 32
+
+
+def _at(device: torch.device) -> tuple[int, int]:
     stream: int = torch.cuda.current_stream(device).cuda_stream
-    return int(device.index), stream
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return index, stream

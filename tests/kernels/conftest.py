@@ -1,9 +1,15 @@
-"""Fixtures that choose the code path of the cpu backend."""
+"""Fixtures that choose a backend, and the code path of the cpu backend."""
 
+import shutil
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import cuda_on_host
 import pytest
 import torch
 
-from mezo_kernels import _native
+import mezo_kernels as mk
+from mezo_kernels import _native, directions
 
 ISAS = ("portable", "avx2", "avx512")
 
@@ -74,3 +80,46 @@ def bits():
         return tensor.contiguous().view(same_width)
 
     return call
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend under test and the device its tensors lie on."""
+
+    name: str
+    device: str
+
+
+@pytest.fixture(scope="session")
+def cuda_on_host_module(tmp_path_factory):
+    """The CUDA kernels compiled for the host (tests/support/cuda_on_host)."""
+    if cuda_on_host.cuda_include_dir() is None or shutil.which("g++") is None:
+        pytest.skip("compiling CUDA kernels for the host needs g++ and the headers of nvcc")
+    return cuda_on_host.build(tmp_path_factory.mktemp("cuda_on_host"))
+
+
+@pytest.fixture
+def on_host(cuda_on_host_module, monkeypatch):
+    """backend="cuda" runs the CUDA kernels on the host, on CPU tensors."""
+    module = SimpleNamespace(module=lambda: cuda_on_host_module)
+    monkeypatch.setattr(directions.cuda, "_native", module)
+    monkeypatch.setattr(directions.cuda, "_at", lambda device: (0, 0))
+    monkeypatch.setattr(directions, "resolve", lambda name, device_type: name or "cpu")
+    return Backend("cuda", "cpu")
+
+
+@pytest.fixture(
+    params=[
+        "cuda_on_host",
+        pytest.param("cuda", marks=pytest.mark.gpu),
+        pytest.param("triton", marks=pytest.mark.gpu),
+    ]
+)
+def backend(request):
+    """Each backend that keeps its tables on the device; the first runs everywhere."""
+    if request.param == "cuda_on_host":
+        return request.getfixturevalue("on_host")
+    reason = mk.backends()[request.param]
+    if reason is not None:
+        pytest.skip(reason)
+    return Backend(request.param, "cuda")

@@ -1,0 +1,166 @@
+"""What bench/gpu_directions.py times: the cases, their byte and instruction models, their calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+import mezo_kernels as mk
+from bench.shapes import FLAT, lora_specs
+from mezo_kernels import directions
+from mezo_kernels.directions.scalars import Scalars, scalars_of
+
+EPS, LR = 1e-3, -1e-6
+# Static SASS per element of the cuda backend on sm_90 (tests/kernels/test_cuda_budgets.py): what a
+# thread executes once, and what each further direction adds.
+SASS = {"pair": 50.7, "step": 91.4, "update": 45.7, "replay": 45.7}
+SASS_PER_DIRECTION = 38.5
+NBYTES = {"pair": 8, "step": 12, "update": 8, "replay": 8}
+MEANING = {
+    "pair": "fp32 masters -> two bf16 slots, +eps z and -eps z",
+    "step": "update of the fp32 masters, then the next two bf16 slots",
+    "update": "update of the fp32 masters, in place",
+    "replay": "many directions into the fp32 masters, in place",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row group of the table."""
+
+    what: str
+    model: str
+    rank: int = 8
+    targets: str = "all-linear"
+    num_directions: int = 1
+
+    @property
+    def name(self) -> str:
+        where = self.model if self.model == FLAT else f"{self.model} {self.targets} r{self.rank}"
+        return f"{self.what} {where}" + (
+            f" K={self.num_directions}" if self.num_directions > 1 else ""
+        )
+
+    @cached_property
+    def specs(self) -> list[mk.TensorSpec]:
+        return lora_specs(self.model, self.rank, self.targets)
+
+    @property
+    def num_elements(self) -> int:
+        return sum(spec.shape[0] * spec.shape[1] for spec in self.specs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that must move: masters in, masters out where they change, slots out."""
+        return NBYTES[self.what] * self.num_elements
+
+    @property
+    def sass(self) -> float:
+        """Lane instructions, by the static count of the cuda backend."""
+        per_element = SASS[self.what] + (self.num_directions - 1) * SASS_PER_DIRECTION
+        return per_element * self.num_elements
+
+    @property
+    def num_passes(self) -> int:
+        """Passes of MeZO's loop (draw z, add) that do the same: a step has four."""
+        return {"pair": 2, "step": 4, "update": 1, "replay": self.num_directions}[self.what]
+
+
+def cases(*, replay_directions: int = 10_000) -> list[Case]:
+    """All cases, the large ones first."""
+    lora = [("smollm2-135m", 8), ("opt-1.3b", 8), ("opt-13b", 8), ("llama-3.1-8b", 16)]
+    lora += [("qwen3-32b", 16)]
+    found = [Case(what, FLAT) for what in ("pair", "step", "update")]
+    found += [
+        Case(what, model, rank, targets)
+        for targets in ("all-linear", "qv")
+        for model, rank in lora
+        for what in ("pair", "step", "update")
+    ]
+    return [*found, Case("replay", "opt-13b", 8, "qv", replay_directions)]
+
+
+class Buffers:
+    """One set of masters and slots of a case on a device, with the scalars of its call there."""
+
+    def __init__(self, case: Case, device: str, specs: Sequence[mk.TensorSpec]) -> None:
+        self.case, self.specs = case, list(specs)
+        generator = torch.Generator(device).manual_seed(1)
+        self.masters = [
+            torch.randn(spec.shape, generator=generator, device=device) for spec in self.specs
+        ]
+        num_slots = 2 if case.what in ("pair", "step") else 0
+        self.slots = [
+            [torch.empty_like(master, dtype=torch.bfloat16) for master in self.masters]
+            for _ in range(num_slots)
+        ]
+        self.plan = mk.AdapterPlan(self.masters, self.specs, self.slots or None)
+        self.scalars = self._scalars(torch.device(device))
+
+    def _directions(self) -> tuple[list[mk.Direction], list[float], tuple[list, list]]:
+        """(directions of the slots, scales, update)."""
+        case = self.case
+        before = [mk.Direction(0, k) for k in range(case.num_directions)]
+        update = ([], []) if case.what == "pair" else (before, [LR] * len(before))
+        pair = [mk.Direction(0, case.num_directions)] * len(self.slots)
+        return pair, [EPS, -EPS][: len(self.slots)], update
+
+    def _scalars(self, device: torch.device) -> Scalars:
+        return scalars_of(device, *self._directions())
+
+    def ours(self, backend: str) -> Callable[[], object]:
+        """The call on a device backend, with scalars that lie there already."""
+        module = directions._DEVICE_BACKENDS[backend]
+        run = module.perturb_scalars if self.slots else module.add_scalars_
+        return lambda: run(self.plan, self.scalars)
+
+    def on_cpu(self) -> None:
+        """The call on the cpu backend, for the bits."""
+        pair, scales, (moves, coefficients) = self._directions()
+        if self.slots:
+            mk.perturb_into(
+                self.plan,
+                directions=pair,
+                scales=scales,
+                update=(moves, coefficients),
+                backend="cpu",
+            )
+        else:
+            mk.add_directions_(
+                self.plan, directions=moves, coefficients=coefficients, backend="cpu"
+            )
+
+    def everything(self) -> list[torch.Tensor]:
+        return [*self.masters, *(tensor for slot in self.slots for tensor in slot)]
+
+    def take(self, other: Buffers) -> None:
+        """Copy the masters of another set."""
+        for mine, theirs in zip(self.masters, other.masters, strict=True):
+            mine.copy_(theirs)
+
+
+def has_bits_of_cpu(case: Case, backend: str, limit: int = 2_000_000) -> bool:
+    """Compare the first and the last tensors of a case, up to ``limit`` elements each way.
+
+    The flat case is cut to its first rows, and a replay to 4 tensors.
+    """
+    specs: list[mk.TensorSpec] = []
+    for spec in case.specs if len(case.specs) > 1 else []:
+        if sum(s.shape[0] * s.shape[1] for s in specs) < limit:
+            specs.append(spec)
+    if not specs:
+        (whole,) = case.specs
+        rows = limit // whole.shape[1]
+        specs = [mk.TensorSpec(whole.name, (rows, whole.shape[1]), 0, 0, whole.shape)]
+    specs = specs[:3] + specs[-1:] if case.what == "replay" else specs
+    ours, theirs = Buffers(case, "cuda", specs), Buffers(case, "cpu", specs)
+    theirs.take(ours)
+    ours.ours(backend)()
+    theirs.on_cpu()
+    return all(
+        torch.equal(a.cpu().view(torch.int8), b.view(torch.int8))
+        for a, b in zip(ours.everything(), theirs.everything(), strict=True)
+    )

@@ -1,0 +1,118 @@
+"""The limits of this GPU, measured: bench/roofline.cu, built with nvcc when it is asked for."""
+
+import ctypes
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+SOURCE = Path(__file__).parent / "roofline.cu"
+# Large against any L2 cache.
+ELEMENTS = 1 << 28
+THREADS, CHAINS, ROUNDS = 256, 8, 4096
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Bytes per second of the copies by bytes per element, and wide multiplies per second."""
+
+    copy: float
+    patterns: dict[int, float]
+    wide_multiplies: float
+    clock_hz: float
+    multiprocessors: int
+
+    @property
+    def lanes_per_clock(self) -> float:
+        """IMAD.WIDE.U32 per clock and multiprocessor, at the highest clock of the driver."""
+        return self.wide_multiplies / self.clock_hz / self.multiprocessors
+
+    @property
+    def issue_per_second(self) -> float:
+        """Lane instructions per second at that clock: 4 schedulers of 32 lanes."""
+        return self.clock_hz * self.multiprocessors * 128
+
+
+def build() -> ctypes.CDLL:
+    """Compile for the device at hand; about 5 s."""
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if nvcc is None:
+        raise RuntimeError("The roofline needs nvcc, which is not on PATH; add the toolkit's bin.")
+    major, minor = torch.cuda.get_device_capability()
+    target = Path(tempfile.mkdtemp()) / "roofline.so"
+    command = [nvcc, "-O3", "-std=c++17", f"-arch=sm_{major}{minor}", "-shared"]
+    command += ["-Xcompiler", "-fPIC", "-o", str(target), str(SOURCE)]
+    subprocess.run(command, check=True)
+    library = ctypes.CDLL(str(target))
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    library.wide_multiplies.argtypes = [pointer, ctypes.c_int, ctypes.c_int, pointer]
+    library.fan_out.argtypes = [pointer, pointer, pointer, size, ctypes.c_int, pointer]
+    library.in_place.argtypes = [pointer, size, pointer]
+    return library
+
+
+def measure(rounds: int = 20) -> Roofline:
+    """Medians of ``rounds``."""
+    library = build()
+    stream = torch.cuda.current_stream().cuda_stream
+    master = torch.zeros(ELEMENTS, device="cuda")
+    slots = [torch.empty(ELEMENTS, dtype=torch.bfloat16, device="cuda") for _ in range(2)]
+    addresses = (master.data_ptr(), slots[0].data_ptr(), slots[1].data_ptr())
+    other = torch.empty_like(master)
+    properties = torch.cuda.get_device_properties(0)
+    blocks = 8 * properties.multi_processor_count
+    links = blocks * THREADS * CHAINS * ROUNDS
+
+    def checked(status: int) -> None:
+        if status != 0:
+            raise RuntimeError(f"The roofline kernel failed with CUDA error {status}.")
+
+    multiply = seconds(
+        lambda: checked(library.wide_multiplies(addresses[0], blocks, ROUNDS, stream)), rounds
+    )
+    in_place = seconds(lambda: checked(library.in_place(addresses[0], ELEMENTS, stream)), rounds)
+    two = seconds(lambda: checked(library.fan_out(*addresses, ELEMENTS, 0, stream)), rounds)
+    three = seconds(lambda: checked(library.fan_out(*addresses, ELEMENTS, 1, stream)), rounds)
+    copied = seconds(lambda: other.copy_(master), rounds)
+    return Roofline(
+        copy=8 * ELEMENTS / copied,
+        patterns={8: 8 * ELEMENTS / min(two, in_place), 12: 12 * ELEMENTS / three},
+        wide_multiplies=links / multiply,
+        clock_hz=max_clock(),
+        multiprocessors=properties.multi_processor_count,
+    )
+
+
+def max_clock() -> float:
+    """The highest SM clock in Hz, as nvidia-smi reports it; NaN where it does not."""
+    command = [
+        "nvidia-smi",
+        "--query-gpu=clocks.max.sm",
+        "--format=csv,noheader,nounits",
+        "-i",
+        "0",
+    ]
+    try:
+        text = subprocess.run(command, capture_output=True, text=True).stdout
+        return 1e6 * float(text.split()[0])
+    except (OSError, IndexError, ValueError):
+        return float("nan")
+
+
+def seconds(call, rounds: int) -> float:
+    """Median time of one call between events."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) * 1e-3)
+    return median(times)
