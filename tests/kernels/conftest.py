@@ -10,6 +10,8 @@ import torch
 
 import mezo_kernels as mk
 from mezo_kernels import _native, directions
+from mezo_kernels.backends import _best
+from mezo_kernels.directions import cuda
 
 ISAS = ("portable", "avx2", "avx512")
 
@@ -102,8 +104,8 @@ def cuda_on_host_module(tmp_path_factory):
 def on_host(cuda_on_host_module, monkeypatch):
     """backend="cuda" runs the CUDA kernels on the host, on CPU tensors."""
     module = SimpleNamespace(module=lambda: cuda_on_host_module)
-    monkeypatch.setattr(directions.cuda, "_native", module)
-    monkeypatch.setattr(directions.cuda, "_at", lambda device: (0, 0))
+    monkeypatch.setattr(cuda, "_native", module)
+    monkeypatch.setattr(cuda, "_at", lambda device: (0, 0))
     monkeypatch.setattr(directions, "resolve", lambda name, device_type: name or "cpu")
     return Backend("cuda", "cpu")
 
@@ -123,3 +125,14 @@ def backend(request):
     if reason is not None:
         pytest.skip(reason)
     return Backend(request.param, "cuda")
+
+
+@pytest.fixture
+def no_native(monkeypatch):
+    """A package whose native module was never built."""
+    monkeypatch.setattr(_native, "import_error", "No module named 'mezo_kernels._C'")
+    monkeypatch.setattr(_native, "_C", None)
+    monkeypatch.delenv("MEZO_KERNELS_BACKEND", raising=False)
+    _best.cache_clear()
+    yield
+    _best.cache_clear()

@@ -6,19 +6,7 @@ import pytest
 import torch
 
 import mezo_kernels as mk
-from mezo_kernels import _native
-from mezo_kernels.backends import _best, resolve
-
-
-@pytest.fixture
-def no_native(monkeypatch):
-    """A package whose native module was never built."""
-    monkeypatch.setattr(_native, "import_error", "No module named 'mezo_kernels._C'")
-    monkeypatch.setattr(_native, "_C", None)
-    monkeypatch.delenv("MEZO_KERNELS_BACKEND", raising=False)
-    _best.cache_clear()
-    yield
-    _best.cache_clear()
+from mezo_kernels.backends import resolve
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import mezo_kernels as mk
-from mezo_kernels import _native
 
 LR, EPS, CLIP, SEED = 1e-3, 1e-2, 0.75, 2**63 + 11
 SHAPES = ((8, 24), (24, 8), (3, 5))
@@ -113,12 +112,12 @@ def assert_same_tensors(ours, theirs, bits):
 
 
 @pytest.fixture(params=["reference", "cpu"])
-def host_backend(request, monkeypatch):
+def host_backend(request):
     """With "reference" the scalars advance in PyTorch, as without the native module."""
     if mk.backends()[request.param] is not None:
         pytest.skip("native module")
     if request.param == "reference":
-        monkeypatch.setattr(_native, "import_error", "as if it were not built")
+        request.getfixturevalue("no_native")
     return request.param
 
 
@@ -126,12 +125,12 @@ def host_backend(request, monkeypatch):
 @pytest.mark.parametrize("num_directions", [1, 3])
 @pytest.mark.parametrize("clip", [None, CLIP], ids=["no clip", "clip"])
 def test_fifty_steps_equal_host_scalars(host_backend, bits, num_directions, distribution, clip):
-    if host_backend == "reference" and num_directions > 1:
-        pytest.skip("the reference takes 10 s; its scalars are those of one direction")
+    # The reference takes its time; the step that is skipped is among the first ten.
+    num_steps = 10 if host_backend == "reference" and num_directions > 1 else 50
     ours, theirs = Adapter("cpu", num_directions), Adapter("cpu", num_directions)
     state = make_state(ours, num_directions, distribution, clip=clip)
     bad = (7, 31)
-    for step in range(50):
+    for step in range(num_steps):
         assert int(state.step) == step
         step_on_device(ours, state, host_backend, is_bad=step in bad)
     mk.add_directions_(ours.plan, scalars=state, backend=host_backend)
@@ -140,11 +139,11 @@ def test_fifty_steps_equal_host_scalars(host_backend, bits, num_directions, dist
         host_backend,
         num_directions=num_directions,
         distribution=distribution,
-        num_steps=50,
+        num_steps=num_steps,
         clip=clip,
         bad=bad,
     )
-    assert len(history) == 48
+    assert len(history) == num_steps - sum(step < num_steps for step in bad)
     assert torch.equal(state.coefficients, torch.tensor(history[-1]))
     assert_same_tensors(ours.masters, theirs.masters, bits)
     for mine, other in zip(ours.slots, theirs.slots, strict=True):
