@@ -24,7 +24,7 @@ def sqrt_kernel(x_ptr, root_ptr, BLOCK: tl.constexpr, EXACT: tl.constexpr):
     tl.store(root_ptr + offs, tl.sqrt_rn(x) if EXACT else sqrt_of_radius(x))
 
 
-def box_muller_of_words(words: torch.Tensor, device: str, block: int = 128) -> torch.Tensor:
+def box_muller_of_words(words: torch.Tensor, device: str, block: int = 2048) -> torch.Tensor:
     """The two normals of each row of `[N, 2]` words, `[N, 2]` fp32."""
     count = -(-len(words) // block) * block
     padded = torch.zeros(count, 2, dtype=torch.int64)
