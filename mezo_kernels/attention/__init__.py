@@ -66,11 +66,14 @@ def shared_prefix_attention(
     Raises:
         ValueError: a wrong rank, shape, dtype, stride or device, a plan beside indices or neither,
             what `SharedPrefixPlan` raises, a negative soft cap, or an unknown backend name.
+        IndexError: a slot outside the caches (cpu, reference; triton does not check).
         NotImplementedError: a head dim above 256; backend "cuda", which is not there.
         RuntimeError: the requested backend is not usable here, with the reason.
 
-    Numerics: scores, softmax and sums in fp32 whatever the dtype (the reference computes in the
-    dtype of the inputs, fp64 too). Deterministic. Rows of one group with equal contents get the
+    Numerics: scores, softmax and sums in fp32 whatever the dtype; triton rounds the weights to the
+    dtype of v before they meet it, as tensor cores ask (the reference computes in the dtype of the
+    inputs, fp64 too). A prefix of more than 1024 tokens is attended to in parts of 1024 by triton,
+    whatever the batch. Deterministic. Rows of one group with equal contents get the
     same bits, wherever they stand in the group. A group's result does not depend on the other
     groups of the batch: triton by construction; cpu as far as BLAS computes each product of a
     batch alike, which the tests check. Backends agree within rounding, not in bits.

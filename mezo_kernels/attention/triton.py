@@ -86,7 +86,7 @@ def _launch(
     shape = {"BLOCK_M": work.block_m, "BLOCK_DV": block_dv}
     named = (inputs.q, inputs.k_suffix, inputs.v_suffix, inputs.k_cache, inputs.v_cache)
     lse_or_any = out if lse is None else lse
-    shared_prefix_kernel[(inputs.num_kv_heads, len(work.items))](
+    shared_prefix_kernel[(len(work.items), inputs.num_kv_heads)](
         *named,
         out,
         lse_or_any,
@@ -105,7 +105,7 @@ def _launch(
         **tiles_of(inputs.q.dtype, max(block_d, block_dv), work.block_m),
     )
     if len(work.merges):
-        merge_splits_kernel[(inputs.num_kv_heads, len(work.merges))](
+        merge_splits_kernel[(len(work.merges), inputs.num_kv_heads)](
             tables.partials, out, lse_or_any, work.merges, **flags, **shape, num_warps=8
         )
 

@@ -59,9 +59,9 @@ def shared_prefix_kernel(
     BLOCK_DV: tl.constexpr,
 ):
     """Attend from a tile of a group to a part of its prefix; the last part adds the own tokens."""
-    kv_head = tl.program_id(0).to(tl.int64)
-    num_heads = tl.num_programs(0) * GQA
-    item_ptr = items_ptr + tl.program_id(1) * 8
+    kv_head = tl.program_id(1).to(tl.int64)
+    num_heads = tl.num_programs(1) * GQA
+    item_ptr = items_ptr + tl.program_id(0) * 8
     token_start, token_stop = tl.load(item_ptr), tl.load(item_ptr + 1)
     m_start = tl.load(item_ptr + 2)
     kv_start, kv_stop = tl.load(item_ptr + 3), tl.load(item_ptr + 4)
@@ -129,7 +129,7 @@ def shared_prefix_kernel(
             tl.store(lse_ptr + offs_out, lse, mask=mask_m)
     else:
         # [partial results, H_kv, BLOCK_M, D_V + 2]
-        base = (partial.to(tl.int64) * tl.num_programs(0) + kv_head) * BLOCK_M
+        base = (partial.to(tl.int64) * tl.num_programs(1) + kv_head) * BLOCK_M
         ptrs = partial_ptr + (base + tl.arange(0, BLOCK_M)) * (D_V + 2)
         tl.store(ptrs[:, None] + offs_dv[None, :], acc, mask=mask_out)
         tl.store(ptrs + D_V, maximum, mask=mask_m)
@@ -149,9 +149,9 @@ def merge_splits_kernel(
     BLOCK_DV: tl.constexpr,
 ):
     """Merge the parts of one tile, in the order of the prefix."""
-    kv_head = tl.program_id(0).to(tl.int64)
-    num_kv_heads = tl.num_programs(0)
-    merge_ptr = merges_ptr + tl.program_id(1) * 5
+    kv_head = tl.program_id(1).to(tl.int64)
+    num_kv_heads = tl.num_programs(1)
+    merge_ptr = merges_ptr + tl.program_id(0) * 5
     token_start, token_stop = tl.load(merge_ptr), tl.load(merge_ptr + 1)
     offs_m = tl.load(merge_ptr + 2) + tl.arange(0, BLOCK_M)
     first = tl.load(merge_ptr + 3).to(tl.int64)

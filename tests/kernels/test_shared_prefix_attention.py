@@ -259,6 +259,13 @@ def test_bad_options(options, error, match, monkeypatch):
     assert str(caught.value).startswith("shared_prefix_attention: ")
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_slots_outside_the_cache_are_refused(backend):
+    ranges = BATCH.ranges | {"kv_indices": torch.tensor([0, 1, 2, len(BATCH.tensors[3])])}
+    with pytest.raises(IndexError):
+        mk.shared_prefix_attention(*BATCH.tensors, **ranges, scale=1.0, backend=backend)
+
+
 def test_fp64_and_wide_heads_are_refused():
     with pytest.raises(ValueError, match="q must have the dtype of q, one of"):
         BATCH.to(torch.float64).attend(backend="cpu")
