@@ -7,7 +7,8 @@ namespace {
 
 template <class Draw>
 __device__ __forceinline__ void add_to_vectors(const CudaTables& tables, const Work& work,
-                                               const CudaScalars& scalars, const Draw& draw) {
+                                               const CudaScalars& scalars, int count,
+                                               const Draw& draw) {
   const VectorWalk walk(tables, work);
   if (!walk.is_inside(0)) return;
   const TensorRow* tensor = tables.tensors + work.tensor;
@@ -19,7 +20,6 @@ __device__ __forceinline__ void add_to_vectors(const CudaTables& tables, const W
     group[v] = walk.group(v);
     if (walk.is_inside(v)) load_vector(data, dtype, walk.offset(v, row_stride), values[v]);
   }
-  const int count = *scalars.num_updates;
   for_each_update(scalars, count, draw, [&](const typename Draw::Row& row, float coefficient) {
     add_direction<kVectorsPerThread>(draw, row, coefficient, walk.shape.uid, group, values);
   });
@@ -31,10 +31,10 @@ __device__ __forceinline__ void add_to_vectors(const CudaTables& tables, const W
 
 template <class Draw>
 __device__ __forceinline__ void add_to_quads(const CudaTables& tables, const Work& work,
-                                             const CudaScalars& scalars, const Draw& draw) {
+                                             const CudaScalars& scalars, int count,
+                                             const Draw& draw) {
   const TensorRow tensor = tables.tensors[work.tensor];
   const auto uid = static_cast<uint32_t>(tensor.uid);
-  const int count = *scalars.num_updates;
   for_each_quad(tensor, work.block, [&](const Quad& quad) {
     float values[4] = {};
     quad.visit([&](int j, int64_t row, int64_t col) {
@@ -55,10 +55,13 @@ __global__ void __launch_bounds__(kThreads, Draw::kBlocksPerSm)
     add_kernel(const __grid_constant__ CudaTables tables,
                const __grid_constant__ CudaScalars scalars, const __grid_constant__ Draw draw) {
   const Work work = tables.work[blockIdx.x];
+  const int count = *scalars.num_updates;
+  // Nothing is pending: nothing moves.
+  if (count == 0) return;
   if (kVectorsOnly || blockIdx.x < tables.num_vector) {
-    add_to_vectors(tables, work, scalars, draw);
+    add_to_vectors(tables, work, scalars, count, draw);
   } else if (!kVectorsOnly) {
-    add_to_quads(tables, work, scalars, draw);
+    add_to_quads(tables, work, scalars, count, draw);
   }
 }
 

@@ -3,8 +3,8 @@
 SASS per element is a static count over 16 elements, what a thread of the vector kernels takes:
 
 * ``path``: all that a thread of a full block executes once, from the first instruction to EXIT,
-  tables, addresses and stores included, with an update of one direction and bf16 slots (or fp32
-  masters where there are no slots). `cuda_sass.Kernel.path` says how it is found.
+  tables, addresses and stores included, with an update of one direction; slots are bf16 for the
+  Gaussian and fp32 for Rademacher. `cuda_sass.Kernel.path` says how it is found.
 * ``loop``: one direction more, the body of the loop over the directions of an update.
 
 Every Gaussian costs half a MUFU.RSQ, so the number of them on a path says how many normals it
@@ -23,11 +23,15 @@ ARCHS = ("sm_90", "sm_80")
 
 @dataclass(frozen=True)
 class Budget:
-    """Upper limits, and how many Gaussians a thread draws on its path and in its loop."""
+    """Upper limits; for the path, how many Gaussians an element takes and which dtypes it is of.
+
+    fp32 shows in the number of 16-byte stores, bf16 in that of packed conversions.
+    """
 
     registers: int
     path: float | None = None
     path_draws: int = 0
+    path_dtype: tuple[str, int] = ("F2FP.BF16", ELEMENTS)
     loop: float | None = None
 
 
@@ -35,14 +39,16 @@ class Budget:
 # body without a second round exists; its loops are counted all the same.
 BUDGETS = {
     "sm_90": {
-        "add<Gaussian,1>": Budget(64, path=47.0, path_draws=1, loop=39.5),
+        "add<Gaussian,1>": Budget(
+            64, path=47.0, path_draws=1, path_dtype=("STG.E.128", 4), loop=39.5
+        ),
         "add<Gaussian,0>": Budget(64, loop=39.5),
         "add<Rademacher,0>": Budget(64),
         "add<Any,0>": Budget(96, loop=68.0),
         "pair<Gaussian,0>": Budget(64, path=52.0, path_draws=1),
         "pair<Gaussian,1>": Budget(72, path=93.0, path_draws=2),
-        "pair<Rademacher,0>": Budget(64, path=22.0),
-        "pair<Rademacher,1>": Budget(72, path=32.0),
+        "pair<Rademacher,0>": Budget(64, path=20.0, path_dtype=("STG.E.128", 8)),
+        "pair<Rademacher,1>": Budget(72, path=32.0, path_dtype=("STG.E.128", 12)),
         "perturb<Gaussian>": Budget(64),
         "perturb<Rademacher>": Budget(64),
         "perturb<Any>": Budget(96),
@@ -57,8 +63,8 @@ BUDGETS = {
         "add<Any,0>": Budget(96, loop=68.0),
         "pair<Gaussian,0>": Budget(64, path=51.0, path_draws=1),
         "pair<Gaussian,1>": Budget(72, path=91.0, path_draws=2),
-        "pair<Rademacher,0>": Budget(64, path=22.0),
-        "pair<Rademacher,1>": Budget(72, path=31.0),
+        "pair<Rademacher,0>": Budget(64, path=20.0, path_dtype=("STG.E.128", 8)),
+        "pair<Rademacher,1>": Budget(72, path=32.0, path_dtype=("STG.E.128", 12)),
         "perturb<Gaussian>": Budget(64),
         "perturb<Rademacher>": Budget(64),
         "perturb<Any>": Budget(96),
@@ -84,10 +90,6 @@ def kernels(tmp_path_factory):
     return {arch: cuda_sass.compile_kernels(arch, directory) for arch in ARCHS}
 
 
-def prefers_fp32(name: str) -> bool:
-    return name.startswith("add")
-
-
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_kernel_has_a_budget(kernels, arch):
     assert set(kernels[arch]) == set(BUDGETS[arch])
@@ -109,11 +111,10 @@ def test_sass_per_element_on_the_path(kernels, arch, name):
     budget = BUDGETS[arch][name]
     if budget.path is None:
         return
-    wanted = "STG.E.128" if prefers_fp32(name) else "F2FP.BF16"
-    path = kernels[arch][name].path("MUFU.RSQ", wanted)
+    opcode, count = budget.path_dtype
+    path = kernels[arch][name].path("MUFU.RSQ", opcode)
     assert path["MUFU.RSQ"] == budget.path_draws * ELEMENTS // 2
-    # fp32 masters back in 4 stores, or two bf16 slots of 16 elements packed two by two.
-    assert path[wanted] == (4 if prefers_fp32(name) else ELEMENTS)
+    assert path[opcode] == count
     per_element = path["all"] / ELEMENTS
     assert per_element <= budget.path, (
         f"{name} on {arch}: {per_element:.2f} SASS per element, budget {budget.path}"
