@@ -273,10 +273,14 @@ def report(
 ) -> str:
     lines = ["# A MeZO step end to end", "", "Agreement with float32 on the same weights:", ""]
     for check in checks:
+        word = "ok" if check["ok"] else "FAIL"
+        errors = [
+            f"{what} error {check[what + '_error']:.2e} "
+            f"(PyTorch in the same dtype {check[what + '_error_pytorch']:.2e})"
+            for what in ("loss", "grad")
+        ]
         lines.append(
-            f"- {check['lora_backend']}: {'ok' if check['ok'] else 'FAIL'}; loss error "
-            f"{check['loss_error']:.2e} (PyTorch in the same dtype "
-            f"{check['loss_error_pytorch']:.2e}), projected_grad error {check['grad_error']:.2e} ({check['grad_error_pytorch']:.2e}), "
+            f"- {check['lora_backend']}: {word}; {', '.join(errors)}, "
             f"projected_grad rms {check['grad_rms']:.2e}"
         )
     lines += [
