@@ -183,12 +183,7 @@ class _Batch:
     @torch.inference_mode()
     def score(self, sums: dict[str, list[float]]) -> tuple[int, int]:
         """Score into ``sums``; returns the tokens computed and the prefix tokens reused."""
-        # Adapter by adapter: neighbours under one adapter share their LoRA matmuls.
-        copies = [
-            (slot, uid, sequence)
-            for slot, uid in self.adapters.items()
-            for sequence in self.sequences
-        ]
+        copies = self._copies()
         rows = [self._row(uid, sequence) for _, uid, sequence in copies]
         requests, pages = self._requests([(uid, s) for _, uid, s in copies], rows)
         try:
@@ -205,6 +200,15 @@ class _Batch:
             return int(batch.extend_num_tokens), int(sum(batch.prefix_lens))
         finally:
             compat.release(self.scheduler, batch)
+
+    def _copies(self) -> list[tuple[str, str | None, _Sequence]]:
+        """Every sequence under every adapter, in the order of the batch."""
+        adapters = self.adapters.items()
+        if compat.model_runner(self.scheduler).device == "cpu":
+            # Adapter by adapter: neighbours under one adapter share their LoRA products.
+            return [(slot, uid, sequence) for slot, uid in adapters for sequence in self.sequences]
+        # Sequence by sequence: the rows that share a prefix are neighbours.
+        return [(slot, uid, sequence) for sequence in self.sequences for slot, uid in adapters]
 
     def _row(self, uid: str | None, sequence: _Sequence) -> attention.Row:
         """How many tokens a copy runs, and where its prefix lies."""

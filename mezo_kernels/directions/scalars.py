@@ -54,14 +54,21 @@ def scalars_of(
     domains = {DOMAINS[row.distribution] for row in rows}
     keys = {row.seed for row in rows}
     return Scalars(
-        directions=direction_table(rows).reshape(len(rows), 4).to(device),
-        factors=torch.tensor([*update[1], *scales], dtype=torch.float32).to(device),
-        num_updates=torch.tensor([len(update[0])], dtype=torch.int32).to(device),
+        directions=_sent(direction_table(rows).reshape(len(rows), 4), device),
+        factors=_sent(torch.tensor([*update[1], *scales], dtype=torch.float32), device),
+        num_updates=_sent(torch.tensor([len(update[0])], dtype=torch.int32), device),
         max_updates=len(update[0]),
         indices=tuple(indices.tolist()),
         domain=domains.pop() if len(domains) == 1 else None,
         key=keys.pop() if len(keys) == 1 else None,
     )
+
+
+def _sent(table: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The table on a device; the host does not wait for a GPU's stream."""
+    if device.type == "cpu":
+        return table
+    return table.pin_memory().to(device, non_blocking=True)
 
 
 def on_host(scalars: Scalars) -> tuple[list[Direction], list[float], Update]:
