@@ -48,6 +48,8 @@ class StepResult:
         losses: (plus, minus) of each direction, nats.
         projected_grads: the (clipped) estimate of each direction.
         coefficients: fp32-rounded by the kernels: theta <- fma(c, z, theta) of each direction.
+        signal_to_noise: abs(L+ - L-) of each direction over its standard error, from the
+            differences of the batch's examples; None where they are fewer than two or all equal.
         status: how the step ended.
         tokens: tokens the engine computed, by its own count, prompts included.
         prompt_tokens: of ``tokens``, those of prompts that run once on the base model (activated).
@@ -63,6 +65,7 @@ class StepResult:
     losses: tuple[tuple[float, float], ...]
     projected_grads: tuple[float, ...]
     coefficients: tuple[float, ...]
+    signal_to_noise: tuple[float | None, ...]
     status: StepStatus
     tokens: int
     prompt_tokens: int
@@ -332,6 +335,7 @@ def _result(number: int, reply: StepReply, total_s: float) -> StepResult:
         losses=tuple(zip(reply.losses_plus, reply.losses_minus, strict=True)),
         projected_grads=tuple(reply.projected_grads),
         coefficients=tuple(reply.coefficients),
+        signal_to_noise=tuple(reply.signal_to_noise),
         status=StepStatus.OK if reply.is_finite else StepStatus.NONFINITE_LOSS,
         tokens=reply.tokens,
         prompt_tokens=reply.prompt_tokens,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mezo.data import THETA, Rows
-from mezo.objectives import Targets, batch_loss
+from mezo.objectives import Targets, batch_loss, example_losses, signal_to_noise
 from mezo.spsa import clip_projected_grad, projected_grad, update_coefficient
 from mezo.state import AdapterState, is_fp32
 
@@ -92,6 +92,7 @@ class StepReply:
         losses_minus: L(theta - eps z) of each direction, nats.
         projected_grads: (clipped) estimates; empty when eps is 0.
         coefficients: c of each direction's update; empty when nothing was updated.
+        signal_to_noise: abs(L+ - L-) of each direction over its standard error, or None.
         is_finite: whether losses and coefficients are finite in fp32; if not, nothing was updated.
         tokens: tokens the engine computed, prompts included.
         forwards: forward batches it took.
@@ -105,6 +106,7 @@ class StepReply:
     losses_minus: list[float]
     projected_grads: list[float]
     coefficients: list[float]
+    signal_to_noise: list[float | None]
     is_finite: bool
     tokens: int
     forwards: int
@@ -133,7 +135,8 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
     slots = pair_slots(state.num_directions)
     scores = score(request.rows, slots)
     scored = time.perf_counter()
-    losses = [batch_loss(request.targets, scores.logprob_sums[slot]) for slot in slots]
+    sums = [scores.logprob_sums[slot] for slot in slots]
+    losses = [batch_loss(request.targets, values) for values in sums]
     plus, minus = losses[: state.num_directions], losses[state.num_directions :]
     is_finite = all(math.isfinite(x) for x in losses)
     grads: list[float] = []
@@ -155,6 +158,7 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
         losses_minus=minus,
         projected_grads=grads,
         coefficients=coefficients,
+        signal_to_noise=_signal_to_noise(request.targets, sums),
         is_finite=is_finite,
         tokens=scores.tokens,
         forwards=scores.forwards,
@@ -163,3 +167,10 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
         weights_s=perturbed - started,
         score_s=scored - perturbed,
     )
+
+
+def _signal_to_noise(targets: Targets, sums: Sequence[Sequence[float]]) -> list[float | None]:
+    """Of each direction, from the sums of all plus slots, then all minus slots."""
+    terms = [example_losses(targets, values) for values in sums]
+    half = len(terms) // 2
+    return [signal_to_noise(p, m) for p, m in zip(terms[:half], terms[half:], strict=True)]

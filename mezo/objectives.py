@@ -47,14 +47,48 @@ def batch_loss(targets: Targets, logprob_sums: Sequence[float]) -> float:
     Numerics: float64, exactly rounded sums: the order of the rows does not matter.
     Source: Malladi et al. 2023 (arXiv 2305.17333), appendix E.
     """
+    terms = example_losses(targets, logprob_sums)
+    count = len(terms) if targets.is_classification else sum(targets.counts)
+    return math.fsum(terms) / count
+
+
+def example_losses(targets: Targets, logprob_sums: Sequence[float]) -> list[float]:
+    """Return what each example adds to a batch's loss, in nats.
+
+    Completion: the sum of its tokens' negative log-likelihoods. Classification: its cross-entropy.
+    """
     if not targets.is_classification:
-        return -math.fsum(logprob_sums) / sum(targets.counts)
+        return [-value for value in logprob_sums]
     assert targets.labels is not None
-    terms = [
+    return [
         _log_sum_exp(scores) - scores[label]
         for scores, label in zip(option_scores(targets, logprob_sums), targets.labels, strict=True)
     ]
-    return math.fsum(terms) / len(terms)
+
+
+def signal_to_noise(plus: Sequence[float], minus: Sequence[float]) -> float | None:
+    """Return abs(L+ - L-) over its standard error, from the examples' own differences.
+
+        d_i = plus_i - minus_i;   abs(sum d) / sqrt(N var(d))
+
+    The noise is that of the draw of the batch and of rounding in the forward, both of which differ
+    from example to example. Below 1 the sign of a projected gradient says little about other
+    batches.
+
+    Args:
+        plus: `example_losses` under theta + eps z of N examples.
+        minus: the same under theta - eps z.
+
+    Returns:
+        The ratio; None for fewer than two examples, or where all differences are equal.
+    """
+    differences = [p - m for p, m in zip(plus, minus, strict=True)]
+    count, total = len(differences), math.fsum(differences)
+    if count < 2 or not math.isfinite(total):
+        return None
+    mean = total / count
+    variance = math.fsum((d - mean) ** 2 for d in differences) / (count - 1)
+    return abs(total) / math.sqrt(count * variance) if variance > 0 else None
 
 
 def option_scores(targets: Targets, logprob_sums: Sequence[float]) -> list[list[float]]:

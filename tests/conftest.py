@@ -7,6 +7,8 @@ import warnings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tiny models gain nothing from threads, which wait for one another where the cores are taken.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # isort: off
 import mezo  # first: it lets torchvision and transformers be imported on CPU hosts

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
+import scipy.stats
 import torch
 
-from mezo.objectives import Targets, batch_loss, option_scores, predictions
+from mezo.objectives import (
+    Targets,
+    batch_loss,
+    example_losses,
+    option_scores,
+    predictions,
+    signal_to_noise,
+)
 
 
 def test_completion_loss_is_the_mean_over_all_tokens():
@@ -44,3 +53,25 @@ def test_extreme_and_nonfinite_scores():
     assert batch_loss(two, [float("-inf"), 0.0]) == float("inf")
     assert batch_loss(two, [float("nan"), 0.0]) != batch_loss(two, [float("nan"), 0.0])
     assert batch_loss(Targets((1,)), [float("-inf")]) == float("inf")
+
+
+def test_signal_to_noise_is_the_t_statistic_of_the_paired_differences():
+    rng = random.Random(4)
+    plus = [rng.gauss(2, 1) for _ in range(12)]
+    minus = [rng.gauss(1, 1) for _ in range(12)]
+    expected = abs(scipy.stats.ttest_rel(plus, minus).statistic)
+    assert signal_to_noise(plus, minus) == pytest.approx(expected, rel=1e-12)
+
+
+def test_signal_to_noise_of_too_little():
+    assert signal_to_noise([1.0], [2.0]) is None
+    assert signal_to_noise([1.0, 2.0], [1.0, 2.0]) is None
+    assert signal_to_noise([1.0, float("nan")], [1.0, 2.0]) is None
+
+
+def test_example_losses_add_up_to_the_batch_loss():
+    sums = [-1.0, -2.5, -0.5, -4.0]
+    completion = Targets(counts=(1, 2, 1, 3))
+    assert math.fsum(example_losses(completion, sums)) / 7 == batch_loss(completion, sums)
+    options = Targets(counts=(1, 2, 1, 3), num_options=(2, 2), labels=(0, 1))
+    assert math.fsum(example_losses(options, sums)) / 2 == batch_loss(options, sums)
