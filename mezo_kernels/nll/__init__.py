@@ -76,10 +76,11 @@ def label_nll(
         RuntimeError: the requested backend is not usable here, with the reason.
 
     Numerics: products accumulated and everything after them in fp32 (the reference multiplies in
-    the dtype of the inputs, fp64 too, and returns fp64 for it). Deterministic. The tiles, their
-    order and the shape of each product are fixed by V, D_in and dtype, never by T: a row's result
-    does not depend on which rows are beside it, so that a plus and a minus row of one content get
-    the same bits. Backends agree within rounding, not in bits.
+    the dtype of the inputs, fp64 too, and returns fp64 for it). Deterministic. V, D_in and dtype
+    fix the tiles and their order, never T: a row's result does not depend on the rows beside it,
+    so a plus and a minus row of one content get the same bits. Triton holds this by construction;
+    cpu fills the rows to a multiple of 32 and relies on BLAS to compute a row alike in products of
+    32 to 512 rows, which the tests check. Backends agree within rounding, not in bits.
     Graph-safe: triton yes (it allocates its output and three floats per row and split); cpu no.
     Cost: lm_head is read once (per 64 rows in triton, mostly from L2); memory T * 1024 floats on
     the CPU, T * 3 * 128 on a GPU.
