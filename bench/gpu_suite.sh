@@ -67,6 +67,7 @@ if command -v compute-sanitizer >/dev/null; then
 else
   echo "gpu_suite: compute-sanitizer is not on PATH; memcheck and racecheck are left out."
 fi
+part paired 90 $python -m bench.paired --rounds 30 --out "$out"
 left=$((limit_s - SECONDS - 30))
 part bench $((left + 20)) $python -m bench.gpu_directions --out "$out" --budget "$left"
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
 import mezo_kernels as mk
-from bench.timing import environment, interleave
+from bench.timing import environment, gpu_environment, interleave
 
 RESULTS = Path(__file__).parent / "results"
 # H, H_kv, D of SmolLM2-135M, the model of the demo; V and D_in of its lm_head.
@@ -277,6 +277,7 @@ def report(rows: list[dict], where: dict[str, object]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--out", type=Path, help="default bench/results/<device>")
     parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -290,14 +291,14 @@ def main() -> None:
     where = environment()
     device = "cpu"
     if has_gpu:
-        device = torch.cuda.get_device_name().replace(" ", "_")
-        where |= {"gpu": device, "cuda": torch.version.cuda}
+        device = torch.cuda.get_device_name().lower().replace(" ", "-")
+        where = gpu_environment()
     rows = gpu_rows(arguments.rounds) if has_gpu else cpu_rows(arguments.rounds)
     text = report(rows, where)
     print(text)
     if arguments.dry_run:
         return
-    directory = RESULTS / device
+    directory = arguments.out or RESULTS / device
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "paired.md").write_text(text)
     (directory / "paired.json").write_text(json.dumps({**where, "rows": rows}, indent=1) + "\n")
