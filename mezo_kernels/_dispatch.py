@@ -1,13 +1,10 @@
 """Backend choice of the operations that are written in torch and Triton, without a native part."""
 
 import functools
-import importlib.util
 import logging
 import os
 
-import torch
-
-from mezo_kernels.backends import ENVIRONMENT_VARIABLE
+from mezo_kernels.backends import ENVIRONMENT_VARIABLE, reason_against, works_on
 
 logger = logging.getLogger("mezo_kernels")
 
@@ -58,11 +55,7 @@ def _best(device_type: str) -> str:
 
 
 def _reason_against_triton(device_type: str) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "The package triton is not installed; install it with `pip install triton`."
-    # As triton reads it: once it is imported, kernels are interpreted on CPU tensors.
-    if os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on", "y", "yes"}:
-        return None if device_type == "cpu" else "Triton's interpreter works on cpu tensors."
-    if device_type != "cuda":
-        return f"It works on {device_type} tensors only where TRITON_INTERPRET=1 is set."
-    return None if torch.cuda.is_available() else "No CUDA device is visible to torch."
+    reason = reason_against("triton")
+    if reason is None and not works_on("triton", device_type):
+        reason = f"It does not work on {device_type} tensors."
+    return reason

@@ -27,10 +27,11 @@ def backends() -> dict[str, str | None]:
 
     Graph-safe: yes. Cost: asks torch whether a CUDA device is visible; nothing is compiled.
     """
-    return {name: _reason_against(name) for name in _NAMES}
+    return {name: reason_against(name) for name in _NAMES}
 
 
-def _reason_against(name: str) -> str | None:
+def reason_against(name: str) -> str | None:
+    """Why a backend is not usable here, or None."""
     if name == "reference":
         return None
     if name == "triton":
@@ -62,7 +63,8 @@ def _is_interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on", "y", "yes"}
 
 
-def _works_on(name: str, device_type: str) -> bool:
+def works_on(name: str, device_type: str) -> bool:
+    """Whether a backend takes tensors of a kind of device."""
     if name == "triton" and _is_interpreting():
         return device_type == "cpu"
     return name in (*_BY_DEVICE.get(device_type, ()), "reference")
@@ -86,12 +88,10 @@ def resolve(explicit: str | None, device_type: str) -> str:
 def _best(device_type: str) -> str:
     candidates = _BY_DEVICE.get(device_type, ("reference",))
     best = next(
-        name
-        for name in candidates
-        if _works_on(name, device_type) and _reason_against(name) is None
+        name for name in candidates if works_on(name, device_type) and reason_against(name) is None
     )
     if best == "reference" and len(candidates) > 1:
-        reasons = " ".join(str(_reason_against(name)) for name in candidates[:-1])
+        reasons = " ".join(str(reason_against(name)) for name in candidates[:-1])
         logger.info("Using the slow reference backend on %s: %s", device_type, reasons)
     return best
 
@@ -103,8 +103,8 @@ def _check_named(name: str, is_explicit: bool, device_type: str) -> None:
             f"{source} must be one of {list(_NAMES)}, got {name!r}; "
             "mezo_kernels.backends() says which of them are usable."
         )
-    reason = _reason_against(name)
-    if reason is None and not _works_on(name, device_type):
+    reason = reason_against(name)
+    if reason is None and not works_on(name, device_type):
         reason = f"It does not work on {device_type} tensors."
     if reason is not None:
         raise RuntimeError(f"{source}={name!r} is not usable here: {reason}")
