@@ -5,6 +5,8 @@
 
 import argparse
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,6 +171,26 @@ def measure_generation(rounds: int) -> list[dict[str, object]]:
     ]
 
 
+def measure_threads(rounds: int) -> list[dict[str, object]]:
+    """Rows for the replay of 64 directions on 1, 2, 4 ... threads, in wall-clock seconds."""
+    cores = len(os.sched_getaffinity(0))
+    counts = [count for count in (1, 2, 4, 8, 16, 32, 64) if count <= cores]
+    call = generation()
+
+    def on_threads(count: int) -> Callable[[], object]:
+        def run() -> None:
+            torch.set_num_threads(count)
+            call()
+            torch.set_num_threads(1)
+
+        return run
+
+    calls = {f"{count} threads": on_threads(count) for count in counts}
+    timings = interleave(calls, rounds, clock=time.perf_counter)
+    what = "threads: the same, wall-clock"
+    return [row(what, "-", "torch.float32", t, GENERATION_ELEMENTS) for t in timings.values()]
+
+
 def table(rows: list[dict[str, object]]) -> str:
     lines = [
         "| what | dtype | path | ratio | ns per element | p20 - p80 |",
@@ -206,7 +228,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     where = environment()
-    rows = measure_generation(arguments.rounds)
+    rows = measure_generation(arguments.rounds) + measure_threads(arguments.rounds)
     for dtype in (torch.bfloat16, torch.float32):
         rows += measure(arguments.model, dtype, arguments.rounds)
     text = report(rows, where)
