@@ -54,23 +54,29 @@ class _NamedSlots:
         return self._tree.prefix_device_indices(request) if slots is None else slots
 
 
-def prepare_extend(scheduler: Any, requests: list[Any]) -> tuple[Any, Any]:
-    """Allocate KV and request slots for whole requests; returns (ScheduleBatch, ForwardBatch)."""
-    runner = model_runner(scheduler)
+def allocate(scheduler: Any, requests: list[Any]) -> Any:
+    """Allocate KV and request slots for whole requests; returns their ScheduleBatch."""
     batch = ScheduleBatch.init_new(
         reqs=requests,
         req_to_token_pool=scheduler.req_to_token_pool,
         token_to_kv_pool_allocator=scheduler.token_to_kv_pool_allocator,
         tree_cache=_NamedSlots(scheduler.tree_cache),
-        model_config=runner.model_config,
+        model_config=model_runner(scheduler).model_config,
         enable_overlap=False,
         spec_algorithm=scheduler.spec_algorithm,
     )
     batch.prepare_for_extend()
+    return batch
+
+
+def forward_batch_of(scheduler: Any, batch: Any) -> Any:
+    """What the model runner takes of an allocated batch."""
     if batch.input_ids is None:
         batch.input_ids = batch.prefill_input_ids_cpu.to(batch.device)
         batch.prefill_input_ids_cpu = None
-    return batch, ForwardBatch.init_new(batch, runner, return_hidden_states_before_norm=False)
+    return ForwardBatch.init_new(
+        batch, model_runner(scheduler), return_hidden_states_before_norm=False
+    )
 
 
 def release(scheduler: Any, batch: Any) -> None:

@@ -7,7 +7,7 @@ Three things stop SGLang 0.5.x there, and each has its function here:
 2. `sgl_kernel` has no CPU wheel, but SGLang imports a few `*_cpu` names from it at module level
    (speculative decoding and KV moves): `stub_sgl_kernel`, before SGLang is imported.
 3. SGLang's LoRA layers ask for pinned memory, which torch refuses without an accelerator:
-   `unpin_lora_memory`, once SGLang is there; it changes two of SGLang's modules.
+   `unpin_lora_memory`, once SGLang is there; it changes four of SGLang's modules.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _missing_kernel(name: str) -> Any:
 
 
 class _UnpinnedTorch(types.ModuleType):
-    """torch, as two of SGLang's modules see it: its factories ignore ``pin_memory=True``."""
+    """torch, as some of SGLang's modules see it: its factories ignore ``pin_memory=True``."""
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(torch, name)
@@ -83,17 +83,18 @@ class _UnpinnedTorch(types.ModuleType):
 
 
 def unpin_lora_memory() -> None:
-    """Let SGLang's LoRA layers and its torch LoRA backend work without pinned memory."""
+    """Let SGLang's LoRA layers and backends work without pinned memory."""
     if not is_cpu_host():
         return
     layers = importlib.import_module("sglang.srt.lora.layers")
-    backend = importlib.import_module("sglang.srt.lora.backend.torch_backend")
     if isinstance(layers.torch, _UnpinnedTorch):
         return
-    for module in (layers, backend):
+    names = ("torch_backend", "triton_backend", "chunked_backend")
+    backends = [importlib.import_module(f"sglang.srt.lora.backend.{name}") for name in names]
+    for module in (layers, *backends):
         module.torch = _UnpinnedTorch("torch")  # type: ignore[attr-defined]
     _without_pinning(layers.MergedColumnParallelLinearWithLoRA, "set_lora_info")
-    _without_pinning(backend.TorchNativeLoRABackend, "prepare_lora_batch")
+    _without_pinning(backends[0].TorchNativeLoRABackend, "prepare_lora_batch")
 
 
 def _without_pinning(cls: Any, method: str) -> None:

@@ -98,9 +98,9 @@ def _compute(scheduler: Any, missing: Sequence[tuple[Prompt, compat.Hit]]) -> in
         request = compat.scoring_request(f"mezo-prompt-{i}", prompt, None)
         compat.set_prefix(request, hit)
         requests.append(request)
-    batch, forward_batch = compat.prepare_extend(scheduler, requests)
+    batch = compat.allocate(scheduler, requests)
     try:
-        readout.run(scheduler, forward_batch)
+        readout.run(scheduler, batch)
     except BaseException:
         compat.release(scheduler, batch)
         raise
@@ -170,9 +170,9 @@ def private(scheduler: Any, wanted: Sequence[Owned]) -> Iterator[tuple[dict[Owne
         compat.scoring_request(f"mezo-private-{i}", prompt, uid)
         for i, (uid, prompt) in enumerate(wanted)
     ]
-    batch, forward_batch = compat.prepare_extend(scheduler, requests)
+    batch = compat.allocate(scheduler, requests)
     try:
-        readout.run(scheduler, forward_batch)
+        readout.run(scheduler, batch)
         slots = {
             pair: compat.kv_slots(scheduler, request, len(pair[1]))
             for pair, request in zip(wanted, requests, strict=True)

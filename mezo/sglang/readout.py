@@ -57,11 +57,11 @@ def check_lm_head(scheduler: Any) -> None:
 @torch.inference_mode()
 def run(
     scheduler: Any,
-    forward_batch: Any,
+    batch: Any,
     wanted: Wanted | None = None,
     plan: SharedPrefixPlan | None = None,
 ) -> list[float]:
-    """Run a batch; returns the wanted log-likelihoods (nats), or none.
+    """Run an allocated batch; returns the wanted log-likelihoods (nats), or none.
 
     With a plan, prefixes are attended to as it says and the batch's own KV is not stored.
 
@@ -76,6 +76,8 @@ def run(
         "logit_scale": float(1.0 if processor.logit_scale is None else processor.logit_scale),
     }
     readout = Readout(scheduler.tp_group, wanted or Wanted(), rule)
+    # Prepares the LoRA backend for the batch, too.
+    forward_batch = compat.forward_batch_of(scheduler, batch)
     with ExitStack() as stack:
         if plan is not None:
             pool = scheduler.token_to_kv_pool_allocator.get_kvcache()

@@ -187,14 +187,14 @@ class _Batch:
         rows = [self._row(uid, sequence) for _, uid, sequence in copies]
         requests, pages = self._requests([(uid, s) for _, uid, s in copies], rows)
         try:
-            batch, forward_batch = compat.prepare_extend(self.scheduler, requests)
+            batch = compat.allocate(self.scheduler, requests)
         except BaseException:
             compat.free_slots(self.scheduler, pages)
             raise
         try:
             wanted, readers = _wanted([(slot, sequence) for slot, _, sequence in copies])
             plan = attention.plan_of(self.scheduler, rows)
-            values = readout.run(self.scheduler, forward_batch, wanted, plan)
+            values = readout.run(self.scheduler, batch, wanted, plan)
             for (slot, row), value in zip(readers, values, strict=True):
                 sums[slot][row] += value
             return int(batch.extend_num_tokens), int(sum(batch.prefix_lens))
