@@ -37,8 +37,9 @@ SIGNATURE = {
 class Budget:
     """A kernel and its limits: instructions of the whole program and of the update's loop.
 
-    Both are per element and static. The program includes its reads of the tables, and in the
-    strided path a division for each vector, and the code of all its paths.
+    Both are static, divided by the 16 elements of a thread. The program includes its reads of the
+    tables, a division for each vector in the strided path, and the code of all paths that it has.
+    The general path takes its elements in four turns, so each costs four times the figure.
     """
 
     program: float
@@ -54,7 +55,7 @@ class Budget:
     has_update: bool = True
 
 
-# Measured values are at most 2 % below the limits; a limit that is not met is a finding.
+# Measured values are 2 to 9 % below the limits: room for another ptxas, not for another algorithm.
 BUDGETS = {
     "update fp32": Budget(47.5, 40.5, 80, 4, 4, 0.5),
     "update bf16": Budget(49.5, 41, 80, 2, 2, 0.5, master=BFLOAT16),
@@ -205,7 +206,7 @@ def test_the_root_is_that_of_ptxas(arch):
         for is_exact in (False, True)
     )  # fmt: skip
     # For all but these, ptxas calls a subroutine: x - 0x0d000000 > 0x727fffff, as unsigned bits.
-    assert re.search(r"ADD3? R\d+, R\d+, (-0xd000000|0xf3000000)", exact.sass)
+    assert re.search(r"ADD3? R\d+, .*(-0xd000000|0xf3000000)", exact.sass)
     assert re.search(r"ISETP\.GT\.U32\.AND P\d, PT, R\d+, 0x727fffff", exact.sass)
     least, most = (torch.tensor(x).view(torch.int32).item() for x in (2.0**-33, 64.0))
     assert least - 0x0D000000 >= 0

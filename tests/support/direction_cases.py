@@ -18,6 +18,7 @@ import torch
 
 import mezo_kernels as mk
 from mezo_kernels import plan as plan_module
+from mezo_kernels._fp32 import fma
 from mezo_kernels.directions.scalars import scalars_of
 
 FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
@@ -322,6 +323,23 @@ def edge_words_of_the_gaussian(backend, device):
     from triton_probes import box_muller_of_words
 
     return [box_muller_of_words(words, device)]
+
+
+@case(())
+def fma_near_ties(backend, device):
+    """Sums that float64 rounds to a tie of fp32, which they are not: it would round them twice."""
+    generator = torch.Generator().manual_seed(5)
+    n, ulp = 2048, 2.0**-23
+    c = 1 + torch.randint(0, 2**23, (n,), generator=generator) * ulp
+    # (1 + x)(1 - x) = 1 - x^2: half an ulp less at most 2**-50, a few of float64's last bits.
+    x = torch.randint(1, 1024, (n,), generator=generator) * ulp
+    sign = 1.0 - 2.0 * torch.randint(0, 2, (n,), generator=generator)
+    a, b = sign * (ulp / 2) * (1 + x), 1 - x
+    if backend == "triton":
+        from triton_probes import fma_of
+
+        return [fma_of(a.to(device), b.to(device), c.to(device))]
+    return [fma(a, b, c)]
 
 
 def difference(ours: Tensors, theirs: Tensors) -> str:

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mezo_kernels.directions.triton_philox import box_muller, sqrt_of_radius
+from mezo_kernels.directions.triton_philox import box_muller, fma, sqrt_of_radius
 
 
 @triton.jit
@@ -22,6 +22,20 @@ def sqrt_kernel(x_ptr, root_ptr, BLOCK: tl.constexpr, EXACT: tl.constexpr):
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + offs)
     tl.store(root_ptr + offs, tl.sqrt_rn(x) if EXACT else sqrt_of_radius(x))
+
+
+@triton.jit
+def fma_kernel(a_ptr, b_ptr, c_ptr, out_ptr, BLOCK: tl.constexpr):
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    a, b, c = tl.load(a_ptr + offs), tl.load(b_ptr + offs), tl.load(c_ptr + offs)
+    tl.store(out_ptr + offs, fma(a, b, c))
+
+
+def fma_of(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, block: int = 2048) -> torch.Tensor:
+    """`a * b + c` of `[N]` fp32, N a multiple of the block."""
+    out = torch.empty_like(a)
+    fma_kernel[(len(a) // block,)](a, b, c, out, BLOCK=block, enable_fp_fusion=False)
+    return out
 
 
 def box_muller_of_words(words: torch.Tensor, device: str, block: int = 2048) -> torch.Tensor:
