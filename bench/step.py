@@ -179,9 +179,9 @@ def report(
     for r in rows:
         shares = r["shares"]
         assert isinstance(shares, dict)
-        parts = [f"{100 * shares[k]:.1f} %" if shares else "" for k in ("weights", "score")]
+        own = [f"{100 * shares[k]:.1f} %" if shares else "" for k in ("weights", "score")]
         numbers = ["" if r[k] is None else str(r[k]) for k in ("tokens", "reused_tokens")]
-        lines.append(f"| {r['name']} | {r['ratio']:.2f} | {' | '.join([*numbers, *parts])} |")
+        lines.append(f"| {r['name']} | {r['ratio']:.2f} | {' | '.join([*numbers, *own])} |")
     lines += [
         "",
         "Where an sglang step's time goes, medians under a stopwatch in the scheduler's process;",
