@@ -44,18 +44,18 @@ def label(run: dict[str, Any]) -> str:
 def table(runs: list[dict[str, Any]]) -> str:
     """One row an evaluation point, one column a run."""
     lines = [
-        "| run | lr, clip | training sentences | step: accuracy (cross-entropy) | tokens a step |",
+        "| run | lr, clip | step: accuracy (cross-entropy) | minutes | tokens a step |",
         "|---|---|---|---|---|",
     ]
     for run in runs:
         points = " / ".join(
             f"{e['step']}: {e['accuracy']:.3f} ({e['loss']:.3f})" for e in run["evaluations"]
         )
-        config, n = run["config"], run["held_out"]["after"]["num_examples"]
+        config = run["config"]
         tokens = run["tokens_computed"] / run["steps"]
         lines.append(
-            f"| {label(run)} | {config['lr']:g}, {config['clip']:g} | {run['train_examples']} | "
-            f"{points}, {n} held out | {tokens:.0f} |"
+            f"| {label(run)} | {config['lr']:g}, {config['clip']:g} | {points} | "
+            f"{run['evaluations'][-1]['seconds'] / 60:.1f} | {tokens:.0f} |"
         )
     return "\n".join(lines)
 
@@ -68,8 +68,9 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2, sharex="col", sharey="row")
     for run in runs:
-        style = {"marker": "o", "markersize": 4, "label": label(run)}
-        style["linestyle"] = "-" if run["config"]["prefix"] == "activated" else "--"
+        style: dict[str, Any] = {"marker": "o", "markersize": 4, "label": label(run)}
+        style["color"] = "tab:blue" if run["config"]["prefix"] == "activated" else "tab:orange"
+        style["linestyle"] = ("-", "--", ":")[run["seed"] % 3]
         points = run["evaluations"]
         for column, xs in enumerate(
             ([p["step"] for p in points], [p["seconds"] / 60 for p in points])
@@ -102,7 +103,10 @@ def main() -> None:
         "# Training runs on the CPU\n\n"
         f"{runs[0]['model']} on {runs[0]['task']}, SGLang {runs[0]['versions']['sglang']}, fp32, "
         f"batch {runs[0]['batch_size']}, LoRA rank {runs[0]['config']['rank']} on all linears, "
-        f"eps {runs[0]['config']['eps']:g}, learning rate linear to 0. Written by "
+        f"eps {runs[0]['config']['eps']:g}, learning rate linear to 0, "
+        f"{runs[0]['train_examples']} training sentences, "
+        f"{runs[0]['held_out']['after']['num_examples']} held out; one thread on a core of its "
+        "own, other work on the second core. Minutes are those of the steps, without evaluations. Written by "
         "`python -m bench.training` from `bench/results/cpu/training.json`.\n\n"
         f"{text}\n\n![Accuracy and cross-entropy against steps and minutes](training.png)\n"
     )
