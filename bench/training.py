@@ -106,7 +106,8 @@ def main() -> None:
         f"eps {runs[0]['config']['eps']:g}, learning rate linear to 0, "
         f"{runs[0]['train_examples']} training sentences, "
         f"{runs[0]['held_out']['after']['num_examples']} held out; one thread on a core of its "
-        "own, other work on the second core. Minutes are those of the steps, without evaluations. Written by "
+        "own, other work on the second core. Minutes are those of the steps, without evaluations. "
+        "Written by "
         "`python -m bench.training` from `bench/results/cpu/training.json`.\n\n"
         f"{text}\n\n![Accuracy and cross-entropy against steps and minutes](training.png)\n"
     )
