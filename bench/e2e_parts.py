@@ -135,26 +135,19 @@ def make_batch(
     return mezo.Batch(prompts=prompts, completions=[ids(1) for _ in prompts])
 
 
-class PlainLoop:
-    """Algorithm 1 as the paper's code runs it, on the model of a `transformers` run.
+class PaperLoop:
+    """Algorithm 1 as the paper's code runs it: perturb in place by seed; four passes of z a step.
 
-    One LoRA slot is perturbed in place by seed, four passes of z a step, one forward a sign.
-    Nothing is shared with `mezo.step` but the padded forward.
+    A subclass says what ``loss()`` is.
     """
 
-    def __init__(self, run: mezo.Run, batch: mezo.Batch) -> None:
-        session = run.session
-        assert isinstance(session, TransformersSession)
-        self.session = session
-        self.config = run.config
-        self.encoded = run.encode(batch)
-        layers = session._layers.values()
-        self.parameters = [t for layer in layers for t in layer.slots[THETA].values()]
+    def __init__(self, parameters: list[torch.Tensor], config: mezo.MezoConfig) -> None:
+        self.parameters = parameters
+        self.config = config
         self.seed = 0
 
     def loss(self) -> float:
-        scores = self.session._score(self.encoded.rows, [THETA])
-        return batch_loss(self.encoded.targets, scores.logprob_sums[THETA])
+        raise NotImplementedError
 
     def perturb(self, scale: float) -> None:
         torch.manual_seed(self.seed)
@@ -162,7 +155,7 @@ class PlainLoop:
             z = torch.normal(
                 0.0, 1.0, parameter.shape, device=parameter.device, dtype=parameter.dtype
             )
-            parameter.add_(z, alpha=scale)
+            parameter.data.add_(z, alpha=scale)
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -174,3 +167,19 @@ class PlainLoop:
         loss_minus = self.loss()
         self.perturb(eps)
         self.perturb(-self.config.lr * (loss_plus - loss_minus) / (2 * eps))
+
+
+class PlainLoop(PaperLoop):
+    """The paper's loop on one LoRA slot of a `transformers` run, one padded forward a sign."""
+
+    def __init__(self, run: mezo.Run, batch: mezo.Batch) -> None:
+        session = run.session
+        assert isinstance(session, TransformersSession)
+        layers = session._layers.values()
+        super().__init__([t for layer in layers for t in layer.slots[THETA].values()], run.config)
+        self.session = session
+        self.encoded = run.encode(batch)
+
+    def loss(self) -> float:
+        scores = self.session._score(self.encoded.rows, [THETA])
+        return batch_loss(self.encoded.targets, scores.logprob_sums[THETA])

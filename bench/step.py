@@ -19,6 +19,7 @@ from statistics import median
 import torch
 
 import mezo
+from bench.e2e_parts import PaperLoop
 from bench.timing import Timing, environment, interleave
 from mezo import assets, tasks
 
@@ -27,8 +28,8 @@ RESULTS = Path(__file__).parent / "results" / "cpu"
 BATCH_SIZE = 16
 
 
-class PlainLoop:
-    """Algorithm 1 as the paper's code runs it: perturb in place by seed; four passes of z."""
+class PlainLoop(PaperLoop):
+    """The paper's loop on a PEFT model, one padded forward a sign."""
 
     def __init__(self, model_dir: str, config: mezo.MezoConfig, batch: mezo.Batch) -> None:
         from peft import LoraConfig, get_peft_model
@@ -39,9 +40,7 @@ class PlainLoop:
         )
         base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
         self.model = get_peft_model(base, lora).eval()
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.config = config
-        self.seed = 0
+        super().__init__([p for p in self.model.parameters() if p.requires_grad], config)
         tokenizer = AutoTokenizer.from_pretrained(model_dir)
         rows = [tokenizer(prompt + str(config.invocation))["input_ids"] for prompt in batch.prompts]
         width = max(map(len, rows))
@@ -55,22 +54,6 @@ class PlainLoop:
         logits = self.model(input_ids=self.ids, attention_mask=self.mask, use_cache=False).logits
         scores = logits[torch.arange(len(self.ids)), self.last][:, self.words]
         return torch.nn.functional.cross_entropy(scores, self.labels).item()
-
-    def perturb(self, scale: float) -> None:
-        torch.manual_seed(self.seed)
-        for parameter in self.parameters:
-            parameter.data.add_(torch.normal(0.0, 1.0, parameter.shape), alpha=scale)
-
-    @torch.inference_mode()
-    def step(self) -> None:
-        self.seed += 1
-        eps = self.config.eps
-        self.perturb(eps)
-        loss_plus = self.loss()
-        self.perturb(-2 * eps)
-        loss_minus = self.loss()
-        self.perturb(eps)
-        self.perturb(-self.config.lr * (loss_plus - loss_minus) / (2 * eps))
 
 
 def measure(rounds: int) -> tuple[list[dict[str, object]], dict[str, dict[str, float]]]:
