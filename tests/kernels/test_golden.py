@@ -42,13 +42,14 @@ def test_cpu_gives_the_golden_bits(isa, make_golden):
 
 
 @pytest.mark.gpu
-def test_cuda_gives_the_golden_bits(make_golden):
-    if mk.backends()["cuda"] is not None:
-        pytest.skip(mk.backends()["cuda"])
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_gpu_backends_give_the_golden_bits(make_golden, backend):
+    if mk.backends()[backend] is not None:
+        pytest.skip(mk.backends()[backend])
     spec = mk.TensorSpec("digest", make_golden.DIGEST_SHAPE)
     for digest in GOLDEN["digests"]:
         direction = mk.Direction(42, 7, 1, digest["distribution"])
-        z = mk.sample(spec, direction, backend="cuda", device="cuda").cpu()
+        z = mk.sample(spec, direction, backend=backend, device="cuda").cpu()
         assert make_golden.digest_of(z) == digest["blake2s"], BROKEN
 
 
