@@ -65,7 +65,14 @@ def allocate(scheduler: Any, requests: list[Any]) -> Any:
         enable_overlap=False,
         spec_algorithm=scheduler.spec_algorithm,
     )
-    batch.prepare_for_extend()
+    try:
+        batch.prepare_for_extend()
+    except BaseException:
+        # Request slots come first, and stay taken when there is no KV for them.
+        for request in requests:
+            if _row(request) is not None:
+                free_row(scheduler, request)
+        raise
     return batch
 
 
@@ -181,9 +188,14 @@ def set_slots(scheduler: Any, request: Any, slots: torch.Tensor) -> None:
 
 def kv_slots(scheduler: Any, request: Any, length: int) -> torch.Tensor:
     """KV slots of a request's first tokens."""
-    row = request.req_pool_idx if _HAS_EXTEND_RANGE else request.kv.req_pool_idx
-    slots: torch.Tensor = scheduler.req_to_token_pool.req_to_token[row, :length]
+    slots: torch.Tensor = scheduler.req_to_token_pool.req_to_token[_row(request), :length]
     return slots.to(torch.int64, copy=True)
+
+
+def _row(request: Any) -> int | None:
+    """A request's slot, or None before it has one."""
+    row: int | None = request.req_pool_idx if _HAS_EXTEND_RANGE else request.kv.req_pool_idx
+    return row
 
 
 def _key(tokens: Sequence[int]) -> Any:
