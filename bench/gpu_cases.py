@@ -113,7 +113,7 @@ class Buffers:
 
     def ours(self, backend: str) -> Callable[[], object]:
         """The call on a device backend, with scalars that lie there already."""
-        module = directions._module(backend)
+        module = directions._on_device(backend)
         run = module.perturb_scalars if self.slots else module.add_scalars_
         return lambda: run(self.plan, self.scalars)
 

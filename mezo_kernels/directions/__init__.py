@@ -9,7 +9,7 @@ import torch
 
 from mezo_kernels.backends import resolve
 from mezo_kernels.directions.device_step import DeviceStep
-from mezo_kernels.directions.scalars import Scalars, on_host
+from mezo_kernels.directions.scalars import Scalars, on_host, scalars_of
 from mezo_kernels.philox import Direction, TensorSpec
 from mezo_kernels.plan import AdapterPlan
 
@@ -18,6 +18,10 @@ class _Backend(Protocol):
     def sample(
         self, spec: TensorSpec, direction: Direction, device: torch.device
     ) -> torch.Tensor: ...
+
+
+class _HostBackend(_Backend, Protocol):
+    """A backend that takes the scalars of a call as they are."""
 
     def add_directions_(
         self, plan: AdapterPlan, directions: Sequence[Direction], coefficients: Sequence[float]
@@ -123,7 +127,12 @@ def add_directions_(
         _add_scalars_(plan, scalars.scalars, resolve(backend, plan.device.type))
         return
     coefficients = _rounded(function, "directions", "coefficients", directions, coefficients)
-    _backend_of(backend, plan).add_directions_(plan, directions, coefficients)
+    name = resolve(backend, plan.device.type)
+    if name in _ON_DEVICE:
+        sent = scalars_of(plan.device, update=(directions, coefficients))
+        _on_device(name).add_scalars_(plan, sent)
+    else:
+        _on_host(name).add_directions_(plan, directions, coefficients)
 
 
 def perturb_into(
@@ -192,23 +201,28 @@ def perturb_into(
     scales = _rounded(function, "directions", "scales", directions, scales)
     moves, factors = ((), ()) if update is None else update
     factors = _rounded(function, "update directions", "update coefficients", moves, factors)
-    _backend_of(backend, plan).perturb_into(plan, directions, scales, (moves, factors))
+    name = resolve(backend, plan.device.type)
+    if name in _ON_DEVICE:
+        sent = scalars_of(plan.device, directions, scales, (moves, factors))
+        _on_device(name).perturb_scalars(plan, sent)
+    else:
+        _on_host(name).perturb_into(plan, directions, scales, (moves, factors))
 
 
 def _add_scalars_(plan: AdapterPlan, scalars: Scalars, name: str) -> None:
     if name in _ON_DEVICE:
-        cast(_DeviceBackend, _module(name)).add_scalars_(plan, scalars)
+        _on_device(name).add_scalars_(plan, scalars)
     else:
         _, _, update = on_host(scalars)
-        _module(name).add_directions_(plan, *update)
+        _on_host(name).add_directions_(plan, *update)
     scalars.num_updates.zero_()
 
 
 def _perturb_scalars(plan: AdapterPlan, scalars: Scalars, name: str) -> None:
     if name in _ON_DEVICE:
-        cast(_DeviceBackend, _module(name)).perturb_scalars(plan, scalars)
+        _on_device(name).perturb_scalars(plan, scalars)
     else:
-        _module(name).perturb_into(plan, *on_host(scalars))
+        _on_host(name).perturb_into(plan, *on_host(scalars))
     # Behind the kernels on their stream: the update counts once.
     scalars.num_updates.zero_()
 
@@ -274,8 +288,12 @@ def _rounded(
     return rounded
 
 
-def _backend_of(backend: str | None, plan: AdapterPlan) -> _Backend:
-    return _module(resolve(backend, plan.device.type))
+def _on_host(name: str) -> _HostBackend:
+    return cast(_HostBackend, _module(name))
+
+
+def _on_device(name: str) -> _DeviceBackend:
+    return cast(_DeviceBackend, _module(name))
 
 
 def _module(backend: str) -> _Backend:

@@ -1,12 +1,10 @@
 """The cuda backend: addresses of a plan's tables and of a call's scalars, handed to the module."""
 
-from collections.abc import Sequence
-
 import torch
 
 from mezo_kernels import _native
-from mezo_kernels.directions.native import Update, direction_table
-from mezo_kernels.directions.scalars import Scalars, scalars_of
+from mezo_kernels.directions.native import direction_table
+from mezo_kernels.directions.scalars import Scalars
 from mezo_kernels.philox import MASK32, Direction, TensorSpec
 from mezo_kernels.plan import AdapterPlan, tensor_row
 
@@ -18,20 +16,6 @@ def sample(spec: TensorSpec, direction: Direction, device: torch.device) -> torc
     row = direction_table([direction])
     _native.module().cuda_sample(z.data_ptr(), tensor.data_ptr(), row.data_ptr(), *_at(z.device))
     return z
-
-
-def add_directions_(
-    plan: AdapterPlan, directions: Sequence[Direction], coefficients: Sequence[float]
-) -> None:
-    """Add a combination of directions to the masters."""
-    add_scalars_(plan, scalars_of(plan.device, update=(directions, coefficients)))
-
-
-def perturb_into(
-    plan: AdapterPlan, directions: Sequence[Direction], scales: Sequence[float], update: Update
-) -> None:
-    """Update the masters, then write every slot from them."""
-    perturb_scalars(plan, scalars_of(plan.device, directions, scales, update))
 
 
 def add_scalars_(plan: AdapterPlan, scalars: Scalars) -> None:

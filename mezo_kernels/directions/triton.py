@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from mezo_kernels.directions.native import Update
 from mezo_kernels.directions.scalars import Scalars, scalars_of
 from mezo_kernels.directions.triton_kernel import FLAT, GENERAL, MIXED, STRIDED, perturb_kernel
 from mezo_kernels.philox import Direction, TensorSpec
@@ -39,22 +37,8 @@ def sample(spec: TensorSpec, direction: Direction, device: torch.device) -> torc
     """Return z of a tensor."""
     # fma(1, z, -0) is z, whatever the sign of a zero.
     z = torch.full(spec.shape, -0.0, dtype=torch.float32, device=device)
-    add_directions_(AdapterPlan([z], [spec]), [direction], [1.0])
+    add_scalars_(AdapterPlan([z], [spec]), scalars_of(z.device, update=([direction], [1.0])))
     return z
-
-
-def add_directions_(
-    plan: AdapterPlan, directions: Sequence[Direction], coefficients: Sequence[float]
-) -> None:
-    """Add a combination of directions to the masters."""
-    add_scalars_(plan, scalars_of(plan.device, update=(directions, coefficients)))
-
-
-def perturb_into(
-    plan: AdapterPlan, directions: Sequence[Direction], scales: Sequence[float], update: Update
-) -> None:
-    """Update the masters, then write every slot from them."""
-    perturb_scalars(plan, scalars_of(plan.device, directions, scales, update))
 
 
 def add_scalars_(plan: AdapterPlan, scalars: Scalars) -> None:
