@@ -31,11 +31,13 @@ class Prefixes:
 
     Args:
         hits: where each prompt lies.
+        slots: KV slots of each prompt.
         computed: prompt tokens that had to be computed.
         forwards: forward batches that took.
     """
 
     hits: dict[Prompt, compat.Hit]
+    slots: dict[Prompt, torch.Tensor]
     computed: int = 0
     forwards: int = 0
 
@@ -84,7 +86,8 @@ def shared(scheduler: Any, prompts: Sequence[Prompt]) -> Iterator[Prefixes]:
                 hit = hold(prompt)
                 assert hit.length >= len(prompt), "an inserted prompt must be found"
         hits = {prompt: hit for prompt, (hit, _) in held.items()}
-        yield Prefixes(hits, computed=computed, forwards=int(bool(missing)))
+        slots = {p: compat.slots_of(scheduler.tree_cache, hit)[: len(p)] for p, hit in hits.items()}
+        yield Prefixes(hits, slots, computed=computed, forwards=int(bool(missing)))
     finally:
         for _, lock in held.values():
             compat.unlock(scheduler.tree_cache, lock)

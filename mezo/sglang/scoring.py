@@ -216,8 +216,7 @@ class _Batch:
         if not sequence.prefix_len:
             return attention.Row(size, None, None)
         if sequence.owner == BASE:
-            hit = self.prefixes.hits[sequence.prefix]
-            slots = compat.slots_of(self.scheduler.tree_cache, hit)[: sequence.prefix_len]
+            slots = self.prefixes.slots[sequence.prefix]
             return attention.Row(size, (BASE, sequence.prefix), slots)
         owned = (_owner(sequence, uid, self.theta), sequence.prefix)
         return attention.Row(size, owned, self.slots[owned])
