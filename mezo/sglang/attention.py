@@ -1,12 +1,14 @@
 """Attention of a scoring batch: a prefix is read once for all rows that share it.
 
 For the time of our forward a `PairedAttention` stands in front of the engine's attention backend.
-Layers that it cannot do go to the engine's own.
+Batches that are not ours, and layers that it cannot do, go to the engine's own. An engine that is
+started with `attention_backend="mezo"` has one around the backend that SGLang would choose itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -15,6 +17,8 @@ import torch
 
 from mezo.sglang import compat
 from mezo_kernels import SharedPrefixPlan, shared_prefix_attention
+
+NAME = "mezo"
 
 
 @dataclass(frozen=True)
@@ -57,15 +61,42 @@ def _indptr(sizes: Any) -> list[int]:
 
 
 class PairedAttention:
-    """An engine's attention backend, with the rows of one batch grouped by their prefix."""
+    """An engine's attention backend, with the rows of a batch grouped by their prefix.
 
-    def __init__(self, engines_own: Any, pool: Any, plan: SharedPrefixPlan) -> None:
-        self._engines_own = engines_own
-        self._pool = pool
-        self._plan = plan
+    Without a plan it is the engine's own backend: calls, attributes and what is written to them.
+    """
+
+    _OWN = ("engines_own", "_paired")
+
+    def __init__(self, engines_own: Any) -> None:
+        self.engines_own = engines_own
+        self._paired: tuple[Any, SharedPrefixPlan] | None = None
+
+    @classmethod
+    def around(cls, backend: Any) -> PairedAttention:
+        """The backend itself if it is one, else one in front of it."""
+        return backend if isinstance(backend, cls) else cls(backend)
+
+    @contextmanager
+    def paired(self, pool: Any, plan: SharedPrefixPlan) -> Iterator[None]:
+        """Let the forward inside group its rows by a plan; ``pool`` has the prefixes' KV."""
+        self._paired = (pool, plan)
+        try:
+            yield
+        finally:
+            self._paired = None
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._engines_own, name)
+        return getattr(self.engines_own, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._OWN:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.engines_own, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.engines_own, name)
 
     def forward(
         self,
@@ -78,19 +109,20 @@ class PairedAttention:
         **kwargs: Any,
     ) -> torch.Tensor:
         """`[T, H * D]` queries and the same tokens' keys and values -> `[T, H * D_v]`."""
-        if kwargs or not _is_plain(layer) or k is None:
-            output: torch.Tensor = self._engines_own.forward(
+        if self._paired is None or kwargs or k is None or not _is_plain(layer):
+            output: torch.Tensor = self.engines_own.forward(
                 q, k, v, layer, forward_batch, save_kv_cache, **kwargs
             )
             return output
+        pool, plan = self._paired
         # The rows' own keys and values are read here and by nobody later: they are not stored.
         attended = shared_prefix_attention(
             q.view(len(q), -1, layer.qk_head_dim),
             k.view(len(q), -1, layer.qk_head_dim),
             v.view(len(q), -1, layer.v_head_dim),
-            self._pool.get_key_buffer(layer.layer_id),
-            self._pool.get_value_buffer(layer.layer_id),
-            plan=self._plan,
+            pool.get_key_buffer(layer.layer_id),
+            pool.get_value_buffer(layer.layer_id),
+            plan=plan,
             scale=layer.scaling,
             soft_cap=layer.logit_cap,
         )
@@ -109,3 +141,28 @@ def _is_plain(layer: Any) -> bool:
         and getattr(layer, "xai_temperature_len", -1) <= 0
         and not layer.use_irope
     )
+
+
+def register_backend() -> None:
+    """Make `attention_backend="mezo"` known to SGLang."""
+    from sglang.srt.layers.attention.attention_registry import register_attention_backend
+    from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES, add_attention_backend_choices
+
+    register_attention_backend(NAME)(_create)
+    if NAME not in ATTENTION_BACKEND_CHOICES:
+        add_attention_backend_choices([NAME])
+
+
+def _create(runner: Any) -> PairedAttention:
+    """Build the backend that SGLang would choose for a model runner, with ours in front of it."""
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+
+    if runner.use_mla_backend:
+        raise ValueError(
+            f"attention_backend: {NAME!r} takes models with plain KV heads, got one with MLA; "
+            "leave attention_backend out."
+        )
+    own = compat.default_attention_backend(runner)
+    # What SGLang asks by name, it asks about the backend that does the work.
+    runner.prefill_attention_backend_str = runner.decode_attention_backend_str = own
+    return PairedAttention(ATTENTION_BACKENDS[own](runner))

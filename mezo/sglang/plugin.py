@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mezo.sglang import attention
 from mezo.sglang.cpu_host import unpin_lora_memory
 
 
@@ -12,6 +13,7 @@ def register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     unpin_lora_memory()
+    attention.register_backend()
     HookRegistry.register(
         "sglang.srt.managers.scheduler.Scheduler.handle_rpc_request",
         _handle_rpc_request,

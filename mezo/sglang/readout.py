@@ -81,7 +81,8 @@ def run(
     with ExitStack() as stack:
         if plan is not None:
             pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
-            attention = PairedAttention(runner.attn_backend, pool, plan)
+            attention = PairedAttention.around(runner.attn_backend)
+            stack.enter_context(attention.paired(pool, plan))
             stack.enter_context(replaced(runner, "attn_backend", attention))
         if getattr(runner, "prefill_cuda_graph_runner", None) is not None:
             # Its graphs were captured with the logits processor in them.
