@@ -54,7 +54,7 @@ compile() { # object, command ...
 }
 compile bindings "${cxx[@]}" "${info[@]}" "${x86[@]}" csrc/bindings.cpp
 compile bindings_cuda "${cxx[@]}" csrc/bindings_cuda.cpp
-for name in dispatch launch portable; do
+for name in dispatch launch lora portable; do
   compile "$name" "${cxx[@]}" "${x86[@]}" "csrc/cpu/$name.cpp"
 done
 if [ ${#x86[@]} -gt 0 ]; then

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "float16.h"
+#include "lora.h"
 #include "simd.h"
 
 namespace mezo {
@@ -18,6 +19,7 @@ struct Avx2 {
   MEZO_INLINE I load(const uint32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
+  MEZO_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
   MEZO_INLINE void store(float* p, F a) { _mm256_storeu_ps(p, a); }
   MEZO_INLINE I bits(F a) { return _mm256_castps_si256(a); }
   MEZO_INLINE F floats(I a) { return _mm256_castsi256_ps(a); }
@@ -87,6 +89,8 @@ const Ops& avx2_ops() {
       {store_float32, store_float16_f16c, store_bfloat16},
       accumulate,
       {fma_store_float32, fma_store_float16_f16c, fma_store_bfloat16},
+      Lora<Avx2>::shrink,
+      Lora<Avx2>::expand,
   };
   return ops;
 }

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "float16.h"
+#include "lora.h"
 #include "simd.h"
 
 namespace mezo {
@@ -16,6 +17,7 @@ struct Avx512 {
   MEZO_INLINE I set1(uint32_t a) { return _mm512_set1_epi32(static_cast<int>(a)); }
   MEZO_INLINE F set1(float a) { return _mm512_set1_ps(a); }
   MEZO_INLINE I load(const uint32_t* p) { return _mm512_loadu_si512(p); }
+  MEZO_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
   MEZO_INLINE void store(float* p, F a) { _mm512_storeu_ps(p, a); }
   MEZO_INLINE I bits(F a) { return _mm512_castps_si512(a); }
   MEZO_INLINE F floats(I a) { return _mm512_castsi512_ps(a); }
@@ -85,6 +87,8 @@ const Ops& avx512_ops() {
       {store_float32, store_float16_f16c, store_bfloat16},
       accumulate,
       {fma_store_float32, fma_store_float16_f16c, fma_store_bfloat16},
+      Lora<Avx512>::shrink,
+      Lora<Avx512>::expand,
   };
   return ops;
 }

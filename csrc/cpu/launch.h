@@ -21,6 +21,33 @@ void cpu_perturb(const TensorRow* masters, int64_t num_tensors, const Combinatio
 
 void cpu_advance(const StepState& state);
 
+// Rows of fp32 numbers, and matrices of adapters by slot.
+struct Rows {
+  float* data;
+  int64_t stride, width;
+};
+struct Slots {
+  const float* data;
+  int64_t slot_stride, row_stride;
+};
+// Rows start .. stop - 1 of a batch belong to the adapter in a slot.
+struct LoraSegment {
+  int64_t start, stop, slot;
+  float scaling;
+};
+struct LoraBatch {
+  const LoraSegment* segments;
+  int64_t num_segments;
+};
+
+// h <- scaling x A^T; rows of h outside of the segments are not written.
+void cpu_lora_shrink(const LoraBatch& batch, const Rows& x, const Slots& a, const Rows& h,
+                     int threads);
+
+// out[:, slice s] += h[:, s r .. (s + 1) r] B^T, where offsets[s] .. offsets[s + 1] are its columns.
+void cpu_lora_expand(const LoraBatch& batch, const Rows& h, const Slots& b, const Rows& out,
+                     const int64_t* offsets, int64_t num_slices, int threads);
+
 bool has_openmp();
 
 }  // namespace mezo

@@ -8,6 +8,27 @@ namespace mezo {
 // Generators write whole batches, so z needs room for this many floats beyond the last one asked.
 constexpr int64_t kGeneratorSlack = 128;
 
+// One adapter's rows of x through lora_A: h[t, j] = scale * sum_k x[t, k] a[j, k].
+struct Shrink {
+  const float* x;
+  int64_t x_stride, rows, depth;
+  const float* a;
+  int64_t a_stride, cols;
+  float* h;
+  int64_t h_stride;
+  float scale;
+};
+
+// And through lora_B: out[t, d] += sum_q h[t, q] b[d, q].
+struct Expand {
+  const float* h;
+  int64_t h_stride, rows, rank;
+  const float* b;
+  int64_t b_stride, cols;
+  float* out;
+  int64_t out_stride;
+};
+
 struct Ops {
   const char* name;
   // Philox words of groups c0 .. c0 + n - 1, and Gaussians of given words: for tests.
@@ -21,6 +42,8 @@ struct Ops {
   void (*store[kNumDTypes])(void* dst, const float* src, int64_t n);
   void (*accumulate)(float* acc, const float* z, float c, int64_t n);
   void (*fma_store[kNumDTypes])(void* dst, const float* acc, const float* z, float c, int64_t n);
+  void (*lora_shrink)(const Shrink&);
+  void (*lora_expand)(const Expand&);
 };
 
 MEZO_HD int64_t aligned_element(const Stream& stream, int64_t element) {

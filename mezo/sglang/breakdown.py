@@ -12,8 +12,8 @@ import torch
 
 from mezo.sglang import compat, readout
 from mezo.sglang.attention import PairedAttention
-from mezo.sglang.paired_lora import LORA_CALLS, PairedLora
 from mezo.sglang.replaced import replaced
+from mezo.sglang.segmented_lora import LORA_CALLS, LoraCalls
 
 
 class Stopwatch:
@@ -68,7 +68,7 @@ def watched(scheduler: Any, watch: Stopwatch) -> Iterator[None]:
     calls: list[tuple[Any, str, str]] = [(runner.model, "forward", "layers")]
     calls += [(owner, "forward", "attention") for owner in (runner.attn_backend, PairedAttention)]
     calls += [(method, "apply", "linear") for method in linears.values()]
-    for owner in (runner.lora_manager.lora_backend, PairedLora):
+    for owner in (runner.lora_manager.lora_backend, LoraCalls):
         calls += [(owner, name, "lora") for name in LORA_CALLS]
     calls.append((readout.Readout, "forward", "lm_head"))
     with ExitStack() as stack:

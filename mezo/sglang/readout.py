@@ -16,8 +16,8 @@ import torch
 
 from mezo.sglang import compat
 from mezo.sglang.attention import PairedAttention
-from mezo.sglang.paired_lora import paired_lora
 from mezo.sglang.replaced import replaced
+from mezo.sglang.segmented_lora import segmented_lora
 from mezo_kernels import SharedPrefixPlan, label_logits, label_nll, label_nll_from_parts
 
 
@@ -87,7 +87,7 @@ def run(
         if getattr(runner, "prefill_cuda_graph_runner", None) is not None:
             # Its graphs were captured with the logits processor in them.
             stack.enter_context(replaced(runner, "prefill_cuda_graph_runner", None))
-        stack.enter_context(paired_lora(runner.lora_manager.lora_backend))
+        stack.enter_context(segmented_lora(runner.lora_manager.lora_backend))
         stack.callback(runner.model.set_submodule, path, processor)
         runner.model.set_submodule(path, readout)
         runner.forward(forward_batch)
