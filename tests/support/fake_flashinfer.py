@@ -37,14 +37,15 @@ class _Wrapper:
     def _run(self, q, keys_of, *, out, lse, return_lse):
         layout = self.layout
         assert layout is not None, "planned first"
-        assert return_lse
+        assert return_lse == (lse is not None)
         assert q.dtype == layout["q_data_type"] == layout["kv_data_type"]
         assert q.shape[1:] == (layout["num_qo_heads"], layout["head_dim_qk"])
         assert len(q) == layout["qo"][-1]
-        assert out.shape == (*q.shape[:2], layout["head_dim_vo"])
+        assert out.shape == (*q.shape[:2], layout["head_dim_vo"] or layout["head_dim_qk"])
         assert out.is_contiguous()
-        assert lse.shape == q.shape[:2]
-        assert lse.dtype == torch.float32
+        if lse is not None:
+            assert lse.shape == q.shape[:2]
+            assert lse.dtype == torch.float32
         ranges = zip(pairwise(layout["qo"]), pairwise(layout["kv"]), strict=True)
         for (start, stop), keys in ranges:
             k, v = keys_of(*keys)
@@ -61,8 +62,9 @@ class _Wrapper:
                 )
                 scores = scores.masked_fill(~seen[:, None].to(q.device), -torch.inf)
             out[start:stop] = torch.einsum("shl,lhd->shd", scores.softmax(-1), v).to(q.dtype)
-            lse[start:stop] = scores.logsumexp(-1) * LOG2_E
-        return out, lse
+            if lse is not None:
+                lse[start:stop] = scores.logsumexp(-1) * LOG2_E
+        return (out, lse) if return_lse else out
 
 
 class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
