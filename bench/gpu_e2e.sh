@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A MeZO step end to end on a bare, offline GPU box: installs SGLang from a folder of wheels, builds
-# the module and runs bench.gpu_e2e. Ends inside ten minutes; what there was no time for is named.
+# the module and runs bench.gpu_e2e, then, in the time that is left, bench.paired with SGLang's forms
+# of the attention (paired_sglang.*). Ends inside ten minutes; what there was no time for is named.
 #
 #   bench/gpu_e2e.sh WHEELS [OUT] [arguments of bench.gpu_e2e ...]
 #   bench/gpu_e2e.sh --dry-run          the cases, on any host
@@ -38,4 +39,13 @@ fi
 export SGLANG_IS_FLASHINFER_AVAILABLE=false HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export CUDA_HOME=${CUDA_HOME:-/usr/local/cuda}
 export PATH=$PATH:$CUDA_HOME/bin PYTHONUNBUFFERED=1
-exec "$python" -m bench.gpu_e2e --out "$out" --budget $((540 - SECONDS)) "$@"
+status=0
+"$python" -m bench.gpu_e2e --out "$out" --budget $((540 - SECONDS)) "$@" || status=$?
+left=$((590 - SECONDS))
+if [ "$left" -ge 60 ]; then
+  timeout --kill-after=5 "$left" "$python" -m bench.paired --out "$out" --name paired_sglang \
+    --budget $((left - 30)) || status=$?
+else
+  echo "gpu_e2e: $left s are left; bench.paired needs 60 and is left out."
+fi
+exit "$status"

@@ -62,6 +62,15 @@ def interleave(
     }
 
 
+def rebased(timings: dict[str, Timing], baseline: str) -> dict[str, Timing]:
+    """The same times with the ratios of another baseline."""
+    base = timings[baseline].seconds
+    return {
+        name: Timing(name, t.seconds, [b / own for b, own in zip(base, t.seconds, strict=True)])
+        for name, t in timings.items()
+    }
+
+
 def environment() -> dict[str, object]:
     """What a number depends on: date, commit, versions, CPU."""
     commit = _git("rev-parse", "--short", "HEAD")
@@ -98,7 +107,11 @@ def cpu_field(name: str) -> str:
 
 
 def interleave_on_gpu(
-    calls: dict[str, list[Callable[[], object]]], rounds: int = 30, *, warm_up: int = 3
+    calls: dict[str, list[Callable[[], object]]],
+    rounds: int = 30,
+    *,
+    warm_up: int = 3,
+    before: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
     """Time calls on the current CUDA stream, in turn; the first one is the baseline of the ratios.
 
@@ -106,6 +119,8 @@ def interleave_on_gpu(
     what it reads was written to memory, not to the L2 cache, as long as the buffers of a whole list
     are larger than that (`num_sets`). Times are between events, so they include the gaps of calls
     that launch more slowly than the device runs; pass `as_graph` calls to leave those out.
+    ``before`` runs ahead of each call and is not timed: `l2_reader` makes caches cold where one set
+    of buffers has to do.
     """
     for variants in calls.values():
         for _ in range(warm_up):
@@ -116,6 +131,8 @@ def interleave_on_gpu(
     for turn in range(rounds):
         for name, variants in calls.items():
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            if before is not None:
+                before()
             start.record()
             variants[turn % len(variants)]()
             end.record()
@@ -143,6 +160,13 @@ def as_graph(call: Callable[[], object]) -> Callable[[], object]:
     with torch.cuda.graph(graph):
         call()
     return graph.replay
+
+
+def l2_reader(l2_bytes: int) -> Callable[[], object]:
+    """A call that reads twice the L2 cache; reading leaves nothing that must be written back."""
+    filler = torch.zeros(l2_bytes // 2, dtype=torch.float32, device="cuda")
+    total = torch.empty((), dtype=torch.float32, device="cuda")
+    return lambda: torch.sum(filler, dim=0, out=total)
 
 
 def num_sets(nbytes: int, l2_bytes: int, limit: int = 48) -> int:

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+from collections.abc import Callable, Mapping
 
 from mezo_kernels.backends import ENVIRONMENT_VARIABLE, reason_against, works_on
 
@@ -11,13 +12,22 @@ logger = logging.getLogger("mezo_kernels")
 _NAMES = ("reference", "cpu", "triton")
 
 
-def resolve_torch(function: str, explicit: str | None, device_type: str) -> str:
+def resolve_torch(
+    function: str,
+    explicit: str | None,
+    device_type: str,
+    own: Mapping[str, Callable[[str], str | None]] | None = None,
+) -> str:
     """Return the backend of a call: the explicit one, else the environment's, else the best.
 
     The cpu backend of these operations is torch, so it needs no native module. There is no cuda
     backend: naming it is an error, while the environment's `cuda`, meant for the operations that
-    have one, leaves the choice to the device.
+    have one, leaves the choice to the device. ``own`` names backends that this operation has alone,
+    each with what says why it cannot take a kind of device: they are used where they are asked for
+    by argument, since the environment speaks to all operations.
     """
+    own = own if own is not None and explicit is not None else {}
+    names = [*_NAMES, *own]
     named = explicit
     if explicit is None:
         named = os.environ.get(ENVIRONMENT_VARIABLE) or None
@@ -27,13 +37,15 @@ def resolve_torch(function: str, explicit: str | None, device_type: str) -> str:
     source = "backend" if explicit is not None else ENVIRONMENT_VARIABLE
     if named == "cuda":
         raise NotImplementedError(
-            f"{function}: backend must be one of {list(_NAMES)}, got 'cuda'; this operation has "
+            f"{function}: backend must be one of {names}, got 'cuda'; this operation has "
             "no CUDA C++ form, use 'triton'."
         )
-    if named not in _NAMES:
-        raise ValueError(f"{function}: {source} must be one of {list(_NAMES)}, got {named!r}.")
+    if named not in names:
+        raise ValueError(f"{function}: {source} must be one of {names}, got {named!r}.")
     reason = None
-    if named == "triton":
+    if named in own:
+        reason = own[named](device_type)
+    elif named == "triton":
         reason = _reason_against_triton(device_type)
     elif named == "cpu" and device_type != "cpu":
         reason = f"It does not work on {device_type} tensors."

@@ -7,7 +7,7 @@ started with `attention_backend="mezo"` has one around the backend that SGLang w
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from mezo.sglang import compat
-from mezo_kernels import SharedPrefixPlan, shared_prefix_attention
+from mezo.sglang import attention_forms, compat
+from mezo_kernels import SharedPrefixPlan
 
 NAME = "mezo"
 
@@ -36,11 +36,37 @@ class Row:
     slots: torch.Tensor | None
 
 
-def plan_of(scheduler: Any, rows: Sequence[Row]) -> SharedPrefixPlan | None:
-    """Group the rows of a batch by prefix; None where the engine's own attention has to do it."""
+@dataclass(frozen=True)
+class Grouping:
+    """The rows of a batch by prefix, with the KV of the prefixes and what attends to them."""
+
+    plan: SharedPrefixPlan
+    pool: Any
+    attend: Callable[..., Any]
+
+
+def group(scheduler: Any, rows: Sequence[Row]) -> Grouping | None:
+    """Group the rows of a batch by prefix; None where the engine's own attention is to do it."""
     pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
-    if not hasattr(pool, "k_buffer") or pool.dtype != compat.model_runner(scheduler).dtype:
+    runner = compat.model_runner(scheduler)
+    if not hasattr(pool, "k_buffer") or pool.dtype != runner.dtype:
         return None
+    plan = _plan_of(rows)
+    keys = pool.k_buffer[0]
+    model = runner.model_config
+    form = attention_forms.form_of(
+        plan,
+        device=keys.device,
+        gqa=model.num_attention_heads // model.num_key_value_heads,
+        head_dim=keys.shape[-1],
+        engines_own=runner.prefill_attention_backend_str,
+    )
+    if form == attention_forms.ENGINE:
+        return None
+    return Grouping(plan, pool, attention_forms.FORMS[form])
+
+
+def _plan_of(rows: Sequence[Row]) -> SharedPrefixPlan:
     groups: dict[Hashable, list[int]] = {}
     for i, row in enumerate(rows):
         groups.setdefault(("alone", i) if row.prefix is None else row.prefix, []).append(i)
@@ -63,14 +89,15 @@ def _indptr(sizes: Any) -> list[int]:
 class PairedAttention:
     """An engine's attention backend, with the rows of a batch grouped by their prefix.
 
-    Without a plan it is the engine's own backend: calls, attributes and what is written to them.
+    Without a grouping it is the engine's own backend: its calls, its attributes, and what is
+    written to them.
     """
 
-    _OWN = ("engines_own", "_paired")
+    _OWN = ("engines_own", "_grouping")
 
     def __init__(self, engines_own: Any) -> None:
         self.engines_own = engines_own
-        self._paired: tuple[Any, SharedPrefixPlan] | None = None
+        self._grouping: Grouping | None = None
 
     @classmethod
     def around(cls, backend: Any) -> PairedAttention:
@@ -78,13 +105,13 @@ class PairedAttention:
         return backend if isinstance(backend, cls) else cls(backend)
 
     @contextmanager
-    def paired(self, pool: Any, plan: SharedPrefixPlan) -> Iterator[None]:
-        """Let the forward inside group its rows by a plan; ``pool`` has the prefixes' KV."""
-        self._paired = (pool, plan)
+    def paired(self, grouping: Grouping) -> Iterator[None]:
+        """Let the forward inside take its batch's rows by prefix."""
+        self._grouping = grouping
         try:
             yield
         finally:
-            self._paired = None
+            self._grouping = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engines_own, name)
@@ -109,20 +136,20 @@ class PairedAttention:
         **kwargs: Any,
     ) -> torch.Tensor:
         """`[T, H * D]` queries and the same tokens' keys and values -> `[T, H * D_v]`."""
-        if self._paired is None or kwargs or k is None or not _is_plain(layer):
+        grouping = self._grouping
+        if grouping is None or kwargs or k is None or not _is_plain(layer):
             output: torch.Tensor = self.engines_own.forward(
                 q, k, v, layer, forward_batch, save_kv_cache, **kwargs
             )
             return output
-        pool, plan = self._paired
         # The rows' own keys and values are read here and by nobody later: they are not stored.
-        attended = shared_prefix_attention(
+        attended = grouping.attend(
             q.view(len(q), -1, layer.qk_head_dim),
             k.view(len(q), -1, layer.qk_head_dim),
             v.view(len(q), -1, layer.v_head_dim),
-            pool.get_key_buffer(layer.layer_id),
-            pool.get_value_buffer(layer.layer_id),
-            plan=plan,
+            grouping.pool.get_key_buffer(layer.layer_id),
+            grouping.pool.get_value_buffer(layer.layer_id),
+            plan=grouping.plan,
             scale=layer.scaling,
             soft_cap=layer.logit_cap,
         )

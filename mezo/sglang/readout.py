@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from mezo.sglang import compat
-from mezo.sglang.attention import PairedAttention
+from mezo.sglang.attention import Grouping, PairedAttention
 from mezo.sglang.replaced import replaced
 from mezo.sglang.segmented_lora import segmented_lora
-from mezo_kernels import SharedPrefixPlan, label_logits, label_nll, label_nll_from_parts
+from mezo_kernels import label_logits, label_nll, label_nll_from_parts
 
 
 @dataclass
@@ -59,11 +59,11 @@ def run(
     scheduler: Any,
     batch: Any,
     wanted: Wanted | None = None,
-    plan: SharedPrefixPlan | None = None,
+    grouping: Grouping | None = None,
 ) -> list[float]:
     """Run an allocated batch; returns the wanted log-likelihoods (nats), or none.
 
-    With a plan, prefixes are attended to as it says and the batch's own KV is not stored.
+    With a grouping, prefixes are attended to as it says and the batch's own KV is not stored.
 
     Numerics: logits accumulated and normalised in fp32. The result of a row does not depend on the
     other rows of the batch's last hidden states.
@@ -79,10 +79,9 @@ def run(
     # Prepares the LoRA backend for the batch, too.
     forward_batch = compat.forward_batch_of(scheduler, batch)
     with ExitStack() as stack:
-        if plan is not None:
-            pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
+        if grouping is not None:
             attention = PairedAttention.around(runner.attn_backend)
-            stack.enter_context(attention.paired(pool, plan))
+            stack.enter_context(attention.paired(grouping))
             stack.enter_context(replaced(runner, "attn_backend", attention))
         if getattr(runner, "prefill_cuda_graph_runner", None) is not None:
             # Its graphs were captured with the logits processor in them.

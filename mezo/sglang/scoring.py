@@ -193,8 +193,8 @@ class _Batch:
             raise
         try:
             wanted, readers = _wanted([(slot, sequence) for slot, _, sequence in copies])
-            plan = attention.plan_of(self.scheduler, rows)
-            values = readout.run(self.scheduler, batch, wanted, plan)
+            grouping = attention.group(self.scheduler, rows)
+            values = readout.run(self.scheduler, batch, wanted, grouping)
             for (slot, row), value in zip(readers, values, strict=True):
                 sums[slot][row] += value
             return int(batch.extend_num_tokens), int(sum(batch.prefix_lens))

@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 
 from mezo_kernels._dispatch import resolve_torch
-from mezo_kernels.attention import cpu, reference
+from mezo_kernels.attention import cpu, flashinfer, reference
 from mezo_kernels.attention.inputs import AttentionInputs
 from mezo_kernels.attention.plan import Indices, SharedPrefixPlan
 
@@ -57,7 +57,8 @@ def shared_prefix_attention(
         soft_cap: cap(x) = soft_cap * tanh(x / soft_cap); 0 is none.
         return_lse: also return the log-sum-exp of each token and head.
         out: `[T, H, D_v]` contiguous, dtype and device of ``q``, to write to; None makes one.
-        backend: "reference" | "cpu" | "triton" | None (the best one for the device).
+        backend: "reference" | "cpu" | "triton" | "flashinfer" (where that package is installed,
+            when it is named) | None (the best of the others for the device).
 
     Returns:
         `[T, H, D_v]` in the dtype of ``q``, ``out`` where it is given; with ``return_lse`` also
@@ -66,8 +67,9 @@ def shared_prefix_attention(
     Raises:
         ValueError: a wrong rank, shape, dtype, stride or device, a plan beside indices or neither,
             what `SharedPrefixPlan` raises, a negative soft cap, or an unknown backend name.
-        IndexError: a slot outside the caches (cpu, reference; triton does not check).
-        NotImplementedError: a head dim above 256; backend "cuda", which is not there.
+        IndexError: a slot outside the caches (cpu, reference; the GPU backends do not check).
+        NotImplementedError: a head dim above 256; flashinfer: a head dim but 64, 128 and 256, or
+            two of them, or fp32; backend "cuda", which is not there.
         RuntimeError: the requested backend is not usable here, with the reason.
 
     Numerics: scores, softmax and sums in fp32 whatever the dtype; triton rounds the weights to the
@@ -76,13 +78,18 @@ def shared_prefix_attention(
     whatever the batch. Deterministic. Rows of one group with equal contents get the
     same bits, wherever they stand in the group. A group's result does not depend on the other
     groups of the batch: triton by construction; cpu as far as BLAS computes each product of a
-    batch alike, which the tests check. Backends agree within rounding, not in bits.
-    Graph-safe: triton with a plan that was used once; cpu no. Cost: a group's prefix is read once
-    for all its rows (once per 64 packed queries in triton); scores are held whole on the CPU.
+    batch alike, which the tests check. Neither is promised by flashinfer, which splits prefixes by
+    the whole batch and rounds the results over prefix and row to the dtype of q before it merges
+    them. Backends agree within rounding, not in bits.
+    Graph-safe: triton and flashinfer with a plan that was used once with these shapes and scalars;
+    cpu no. Calls of flashinfer on one device share a workspace: keep them on one stream. Cost: a
+    group's prefix is read once for all its rows (once per tile of packed queries on a GPU, 64 in
+    triton); scores are held whole on the CPU.
     Source: Juravsky et al. 2024 (arXiv 2402.05099) for the shared prefix; Milakov and Gimelshein
     2018 (arXiv 1805.02867) for the running softmax.
     """
-    name = resolve_torch(_FUNCTION, backend, q.device.type)
+    own = {"flashinfer": flashinfer.reason_against}
+    name = resolve_torch(_FUNCTION, backend, q.device.type, own)
     plan = _plan_of(plan, qo_indptr, group_indptr, kv_indptr, kv_indices)
     inputs = AttentionInputs(
         q, k_suffix, v_suffix, k_cache, v_cache, plan, float(scale), float(soft_cap)
@@ -139,4 +146,6 @@ def _backend_of(name: str) -> _Backend:
 
         backend: _Backend = module
         return backend
+    if name == "flashinfer":
+        return flashinfer
     return cpu if name == "cpu" else reference

@@ -1,0 +1,75 @@
+"""The paired attention composed of SGLang's kernels: in Triton's interpreter, and on a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from gates import assert_close_to_truth
+from interpreted_composed import CHECKS, composed, limit, make
+from shared_prefix import Batch, random_batch, shuffle_rows
+
+from mezo.sglang import composed as module
+
+PROGRAM = Path(__file__).parents[1] / "support" / "interpreted_composed.py"
+
+
+@pytest.fixture(scope="module")
+def results():
+    """What each check said, in a process whose triton interprets."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.run(
+        [sys.executable, str(PROGRAM)], env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+@pytest.mark.sglang
+@pytest.mark.slow
+@pytest.mark.parametrize("check", CHECKS)
+def test_interpreted(results, check):
+    assert results[check] is None, results[check]
+
+
+@pytest.mark.sglang
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 2, 64, 64), (8, 1, 128, 128), (6, 2, 96, 64)], ids=str)
+def test_on_a_gpu_against_float64(dtype, shape):
+    for soft_cap in (0.0, 2.0):
+        batch, options = make(dtype, shape), {"soft_cap": soft_cap, "return_lse": True}
+        truth, truth_lse = batch.truth(**options)
+        same, same_lse = batch.attend(backend="reference", **options)
+        shuffled, plan, places = shuffle_rows(batch, 5)
+        moved = Batch([t.cuda() for t in shuffled.tensors], batch.ranges, batch.scale)
+        ours, lse = (result.cpu()[places] for result in composed(moved, plan, **options))
+        assert_close_to_truth(ours, same, truth, limit(batch, truth))
+        assert_close_to_truth(lse, same_lse, truth_lse, 2**-24 * 16 * shape[2] ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scale": 0.0}, "scale must not be 0"),
+        ({"q": torch.zeros(3, 4, 16)}, r"q must be \(23, 4, 16\)"),
+        ({"k_cache": torch.zeros(5, 1, 16)}, "k_cache must be"),
+        ({"v_suffix": torch.zeros(23, 3, 16)}, "k_suffix must be"),
+        ({"k_suffix": torch.zeros(23, 2, 16).half()}, "k_suffix must be"),
+        ({"out": torch.zeros(23, 4, 8)}, "out must be contiguous"),
+    ],
+    ids=["scale", "q", "k_cache", "v_suffix", "dtype", "out"],
+)
+def test_what_does_not_fit_is_refused_before_a_launch(change, message):
+    batch = random_batch([(4, (3, 20))])
+    names = ("q", "k_suffix", "v_suffix", "k_cache", "v_cache")
+    arguments = dict(zip(names, batch.tensors, strict=True))
+    arguments |= {"plan": batch.plan(), "scale": 0.25} | change
+    with pytest.raises(ValueError, match=message):
+        module.composed_attention(**arguments)
