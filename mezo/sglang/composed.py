@@ -78,7 +78,8 @@ def composed_attention(
 
     Raises:
         ValueError: tensors that do not fit the plan or each other, or a scale of 0.
-        RuntimeError: this SGLang cannot attend to a prefix and to new tokens apart.
+        RuntimeError: there is no SGLang, or one that cannot attend to a prefix and to new tokens
+            apart.
 
     Numerics: scores and softmax in fp32; fp32 products are TF32 on a GPU, as SGLang's kernel makes
     them. Both halves are rounded to the dtype of ``q`` before they are merged, so 16-bit results
@@ -195,8 +196,13 @@ def _extend(
 @functools.cache
 def _kernel() -> Callable[..., Any]:
     """SGLang's `extend_attention_fwd`."""
-    from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
-
+    try:
+        from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
+    except ImportError as error:
+        raise RuntimeError(
+            f"{_FUNCTION}: SGLang's extend_attention_fwd must be there to import, got {error}; use "
+            "SGLang 0.5.17 to 0.5.23."
+        ) from error
     missing = {"lse_extend", "skip_prefix", "skip_extend"} - set(
         inspect.signature(extend_attention_fwd).parameters
     )

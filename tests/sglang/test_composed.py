@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -73,3 +74,20 @@ def test_what_does_not_fit_is_refused_before_a_launch(change, message):
     arguments |= {"plan": batch.plan(), "scale": 0.25} | change
     with pytest.raises(ValueError, match=message):
         module.composed_attention(**arguments)
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_sglang_that_cannot_do_it_is_named(is_there, monkeypatch):
+    package, path = "sglang", ("kernels", "ops", "attention", "extend_attention")
+    for name in ("", *path):
+        package += "." * bool(name) + name
+        monkeypatch.setitem(sys.modules, package, ModuleType(package))
+    if is_there:
+        older = {"extend_attention_fwd": lambda q, skip_extend=False: None}
+        vars(sys.modules[package]).update(older)
+    module._kernel.cache_clear()
+    batch = random_batch([(4, (3, 20))])
+    said = "without lse_extend, skip_prefix; use SGLang" if is_there else "must be there to import"
+    with pytest.raises(RuntimeError, match=said):
+        composed(batch, batch.plan())
+    assert not module._kernel.cache_info().currsize
