@@ -29,8 +29,11 @@ FORMS: dict[str, Callable[..., Any]] = {
     "composed": composed_attention,
     "flashinfer": functools.partial(shared_prefix_attention, backend="flashinfer"),
 }
-# SGLang's backends whose attention to a prefix per row is measured, too, and its name there.
-_MEASURED_AS = {"triton": "sglang_triton", "flashinfer": "flashinfer_per_row"}
+# FlashInfer splits prefixes by the whole batch, so that a row's bits depend on its company: only
+# where it is asked for.
+_AUTOMATIC = (DEFAULT, "composed")
+# SGLang's backends that keep a row's bits as they do, by their names in the points.
+_MEASURED_AS = {"triton": "sglang_triton"}
 _POINTS = Path(__file__).parent / "attention_points"
 
 Point = Mapping[str, Any]  # prefix, suffix, rows, gqa, head_dim, us: {form: microseconds}
@@ -58,7 +61,7 @@ def form_of(
     if not points:
         return DEFAULT
     unshared = _MEASURED_AS.get(engines_own, "")
-    best = fastest(plan, points, (*FORMS, unshared), gqa=gqa, head_dim=head_dim)
+    best = fastest(plan, points, (*_AUTOMATIC, unshared), gqa=gqa, head_dim=head_dim)
     return ENGINE if best == unshared else best
 
 
