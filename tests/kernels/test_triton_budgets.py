@@ -83,7 +83,7 @@ def compiled(name: str, arch: int) -> Compiled:
             "WORK_BLOCK": 2048,
             "VECTOR": 8 if budget.writes or budget.master != FLOAT32 else 4,
         }
-        options = backend.options_of(budget.paths)
+        options = backend.options_of(budget.paths, len(budget.writes))
         _compiled[key] = compile_kernel(perturb_kernel, SIGNATURE, constexprs, arch=arch, **options)
     return _compiled[key]
 
@@ -137,7 +137,7 @@ def test_spills_exceed_a_budget():
         "PATHS": (FLAT,), "MASTER": FLOAT32, "WRITES": PAIR, "DOMAIN": GAUSSIAN,
         "HAS_UPDATE": True, "WORK_BLOCK": 2048, "VECTOR": 8,
     }  # fmt: skip
-    options = backend.options_of((FLAT,)) | {"maxnreg": 48}
+    options = backend.options_of((FLAT,), 2) | {"maxnreg": 48}
     kernel = compile_kernel(perturb_kernel, SIGNATURE, constexprs, **options)
     found = "; ".join(excesses(kernel, BUDGETS["update and two bf16 slots"]))
     assert "stack bytes" in found

@@ -90,6 +90,16 @@ class Compiled:
             if branch.branch_target is not None and branch.branch_target < branch.address
         ]
 
+    @property
+    def innermost_loops(self) -> list[tuple[Instruction, ...]]:
+        """The loop bodies that have no other one inside."""
+        spans = [(body[0].address, body[-1].address) for body in self.loops]
+        return [
+            body
+            for body, (start, stop) in zip(self.loops, spans, strict=True)
+            if not any((start, stop) != s and start <= s[0] and s[1] <= stop for s in spans)
+        ]
+
     def count(self, opcode: str) -> int:
         """How many instructions have an opcode whose beginning the regular expression matches."""
         return count(self.instructions, opcode)
@@ -135,10 +145,15 @@ def compile_kernel(
     assert not missing, f"{fn.__name__}: arguments without a type or a value: {sorted(missing)}"
     source = ASTSource(fn, types, dict(constexprs), attributes)
     kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return of_kernel(kernel, fn.__name__, arch)
+
+
+def of_kernel(kernel: Any, name: str, arch: int) -> Compiled:
+    """Read what triton's compiled kernel became."""
     sass, resources = _dump(kernel.asm["cubin"])
     registers, stack, _, local = map(int, _RESOURCES.search(resources).groups())
     return Compiled(
-        name=fn.__name__,
+        name=name,
         arch=arch,
         ptx=kernel.asm["ptx"],
         sass=sass,
