@@ -8,10 +8,10 @@ from mezo_kernels.attention.plan import SharedPrefixPlan
 from mezo_kernels.backends import backends
 from mezo_kernels.directions import add_directions_, perturb_into, sample
 from mezo_kernels.directions.device_step import DeviceStep
-from mezo_kernels.lora import SegmentedLora
 from mezo_kernels.nll import label_logits, label_nll, label_nll_from_parts
 from mezo_kernels.philox import Direction, TensorSpec, philox4x32
 from mezo_kernels.plan import AdapterPlan
+from mezo_kernels.segmented_lora import SegmentedLora
 
 __all__ = [
     "AdapterPlan",
