@@ -56,6 +56,11 @@ class SegmentedLora:
                 f"SegmentedLora: indptr must be row numbers that never decrease, got "
                 f"{list(indptr)}; pass cumulative sums of lengths."
             )
+        if any(slot is not None and slot < 0 for slot in slots):
+            raise ValueError(
+                f"SegmentedLora: slots must be >= 0, or None for no adapter, got {list(slots)}; "
+                "pass places in the weights."
+            )
         if rank < 1:
             raise ValueError(f"SegmentedLora: rank must be >= 1, got {rank}; pass the adapters' r.")
         if backend is not None and backend not in _NAMES:
@@ -74,6 +79,7 @@ class SegmentedLora:
             for start, stop, slot, scaling in zip(indptr, indptr[1:], slots, scalings, strict=False)
             if slot is not None and stop > start
         ]
+        self._num_slots = max((slot for _, _, slot, _ in self._segments), default=-1) + 1
         covered = sum(stop - start for start, stop, _, _ in self._segments)
         self._is_full = covered == self._num_rows
 
@@ -121,6 +127,11 @@ class SegmentedLora:
                 f"{(len(h), slices * self._rank)} for {slices} slices, got {tuple(out.shape)} and "
                 f"{tuple(h.shape)}; pass the offsets of the stacked modules."
             )
+        if out.dtype != h.dtype or out.stride(-1) != 1:
+            raise ValueError(
+                f"SegmentedLora.expand_: out must be {h.dtype} with stride(-1) == 1, got "
+                f"{out.dtype} stride {out.stride()}; pass the base layer's output."
+            )
         if self._is_native(h):
             _native.module().cpu_lora_expand(
                 self._segments,
@@ -160,10 +171,10 @@ class SegmentedLora:
         too_small = weights.ndim != 3 or any(
             have < need for have, need in zip(weights.shape[1:], least, strict=True)
         )
-        slots = max((slot for _, _, slot, _ in self._segments), default=-1) + 1
-        if too_small or len(weights) < slots or weights.dtype != rows.dtype:
+        if too_small or len(weights) < self._num_slots or weights.dtype != rows.dtype:
             raise ValueError(
-                f"SegmentedLora.{what}: weights must be at least {(slots, *least)} {rows.dtype}, "
+                f"SegmentedLora.{what}: weights must be at least {(self._num_slots, *least)} "
+                f"{rows.dtype}, "
                 f"got {tuple(weights.shape)} {weights.dtype}; pass the module's whole buffer."
             )
         if rows.stride(-1) != 1 or weights.stride(-1) != 1:

@@ -149,6 +149,9 @@ def test_bad_input_gets_a_sentence():
     for message, call in {
         "one entry more": lambda: mk.SegmentedLora([0, 1], [0, 1], [1.0], 4),
         "never decrease": lambda: mk.SegmentedLora([0, 2, 1], [0, 1], [1.0, 1.0], 4),
+        "slots must be >= 0": lambda: mk.SegmentedLora([0, 1], [-1], [1.0], 4),
+        "out must be torch.float32": lambda: lora.expand_(out.double(), h, b, offsets),
+        r"stride\(-1\) == 1, got": lambda: lora.expand_(out.T.contiguous().T, h, b, offsets),
         "rank must be >= 1": lambda: mk.SegmentedLora([0, 1], [0], [1.0], 0),
         "one of": lambda: mk.SegmentedLora([0, 1], [0], [1.0], 4, backend="cuda"),
         "as indptr ends": lambda: lora.shrink(x[:3], a, 2),
