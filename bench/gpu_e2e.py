@@ -113,9 +113,13 @@ def agreement(device: str, model_dir: str | None, directions: int) -> list[dict[
             engine = launch(model_dir, config, device, lora_backend)
             try:
                 ours = pairs(engine, config, batches)
+                floors = {
+                    mode: noise_floor(engine, dataclasses.replace(config, prefix=mode), batches)
+                    for mode in ("exact", "activated", "detached")
+                }
             finally:
                 engine.shutdown()
-            found.append(verdict(lora_backend, ours, plain, truth, dtype))
+            found.append(verdict(lora_backend, ours, plain, truth, dtype) | {"floors": floors})
     return found
 
 
@@ -128,6 +132,21 @@ def pairs(host: Any, config: mezo.MezoConfig, batches: list[mezo.Batch]) -> torc
             result = run.measure(run.encode(batch), offset=offset)
             rows.append([result.loss_plus, result.loss_minus, result.projected_grads[0]])
     return torch.tensor(rows, dtype=torch.float64)
+
+
+def noise_floor(host: Any, config: mezo.MezoConfig, batches: list[mezo.Batch]) -> float:
+    """The largest |L+ - L-| at eps 0, over batches of several sizes; 0 where twins stay twins."""
+    with mezo.attach(host, config) as run:
+        run.apply_update([0.3])
+        results = [
+            run.pair_losses(
+                dataclasses.replace(b, prompts=b.prompts[:n], completions=b.completions[:n]),
+                eps=0.0,
+            )
+            for b in batches[:4]
+            for n in (1, 3, len(b.prompts))
+        ]
+    return max(abs(result.loss_plus - result.loss_minus) for result in results)
 
 
 def verdict(
@@ -281,7 +300,8 @@ def report(
         ]
         lines.append(
             f"- {check['lora_backend']}: {word}; {', '.join(errors)}, "
-            f"projected_grad rms {check['grad_rms']:.2e}"
+            f"projected_grad rms {check['grad_rms']:.2e}; |L+ - L-| at eps 0 at most "
+            + ", ".join(f"{floor:.1e} ({mode})" for mode, floor in check["floors"].items())
         )
     lines += [
         "",
