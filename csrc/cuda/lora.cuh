@@ -1,0 +1,98 @@
+// What shrink.cu and expand.cu share: perturbed elements of a factor as fragments, and row tiles.
+//
+// A warp makes its part of the factor once, for both copies of a pair, and keeps it in registers
+// while the rows of both copies pass by. The sum over the inner dimension may run in any fixed
+// order, so it is permuted: the four elements that a lane holds of one column of an mma, rows 2 t,
+// 2 t + 1, 2 t + 8 and 2 t + 9, are four neighbours in memory, one Philox group. The lane's
+// elements of the other operand are permuted alike, which makes them neighbours, too.
+#pragma once
+
+#include "draw.cuh"
+#include "launch.h"
+#include "memory.cuh"
+#include "mma.cuh"
+
+namespace mezo {
+namespace {
+
+constexpr int kTileRows = 32;  // two of the 16 rows of an mma
+constexpr int kTileMmas = kTileRows / 16;
+
+// A lane's place in a warp, and a warp's in its block.
+struct Lane {
+  int warp, g, t;
+  __device__ __forceinline__ Lane()
+      : warp(static_cast<int>(threadIdx.x) / 32),
+        g(static_cast<int>(threadIdx.x) % 32 / 4),
+        t(static_cast<int>(threadIdx.x) % 4) {}
+};
+
+// What a copy without a direction multiplies: fma(1, -0, m) is m, whatever the sign of a zero.
+template <class Draw>
+struct PairDraw {
+  const Draw& draw;
+  typename Draw::Row row = {};
+  float scales[2] = {1.0f, 1.0f};
+  uint32_t uid;
+  bool has_direction;
+
+  __device__ __forceinline__ PairDraw(const Draw& draw, const LoraCall& call, const LoraPair& pair,
+                                      const TensorRow& factor)
+      : draw(draw), uid(static_cast<uint32_t>(factor.uid)), has_direction(pair.direction >= 0) {
+    if (!has_direction) return;
+    row = draw.load_row(call.directions + pair.direction);
+    for (int k = 0; k < 2; ++k) scales[k] = call.scales[pair.scales[k]];
+  }
+
+  // The four elements of group `group` from `address` on, perturbed for both copies and packed to
+  // the dtype of x: two words each.
+  template <int64_t kDType>
+  __device__ __forceinline__ void four(uint32_t group, int64_t address,
+                                       uint32_t packed[2][2]) const {
+    float values[4], z[4] = {-0.0f, -0.0f, -0.0f, -0.0f};
+    const uint4 words = load_16_bytes(address);
+    memcpy(values, &words, sizeof values);
+    if (has_direction) draw.four(row, uid, group, z);
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      float perturbed[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) perturbed[i] = fma_rn(scales[k], z[i], values[i]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        packed[k][i] = kDType == kFloat16 ? pack_float16(perturbed + 2 * i)
+                                          : pack_bfloat16(perturbed + 2 * i);
+      }
+    }
+  }
+};
+
+// Philox group of an element of a factor; cols and their offsets are multiples of 4. Groups are
+// below 2^32, so they may wrap on the way.
+__device__ __forceinline__ uint32_t group_of(const TensorRow& factor, int64_t row, int64_t col) {
+  return static_cast<uint32_t>(
+      ((factor.row0 + row) * factor.global_cols + factor.col0 + col) >> 2);
+}
+
+__device__ __forceinline__ int64_t address_of(const TensorRow& factor, int64_t row, int64_t col) {
+  return factor.data + 4 * (row * factor.row_stride + col);
+}
+
+// Calls body(copy, first row, end of the copy's rows) for this block's tiles of both copies. The
+// copy is a constant of each call, so that fragments indexed by it stay in registers.
+template <class Body>
+__device__ __forceinline__ void for_each_tile(const LoraPair& pair, int64_t chunk, int64_t chunks,
+                                              Body&& body) {
+#pragma unroll
+  for (int copy = 0; copy < 2; ++copy) {
+    const int64_t last = pair.last[copy];
+#pragma unroll 1
+    for (int64_t row = pair.first[copy] + chunk * kTileRows; row < last;
+         row += chunks * kTileRows) {
+      body(copy, row, last);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mezo
