@@ -106,7 +106,7 @@ def perturbed_lora(
     )
     if not a.numel() or not y.numel():
         # Empty sums.
-        return y if out is not None else y.zero_()
+        return y.zero_() if out is None else out
     module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
     cast(_Backend, module).perturbed_lora(call)
     return y if out is None else out
