@@ -104,11 +104,11 @@ void perturbed_lora(const std::array<std::array<int64_t, 9>, 2>& factors,
   call.y = {memory[3], memory[4], memory[5]};
   call.h = memory[6];
   call.partials = memory[7];
-  call.num_pairs = sizes[0];
+  call.num_pairs = static_cast<uint32_t>(sizes[0]);
   call.num_rows = sizes[1];
-  call.shrink_chunks = sizes[2];
-  call.expand_chunks = sizes[3];
-  call.num_splits = (call.a.cols + kLoraSplit - 1) / kLoraSplit;
+  call.shrink_chunks = static_cast<uint32_t>(sizes[2]);
+  call.expand_chunks = static_cast<uint32_t>(sizes[3]);
+  call.num_splits = static_cast<uint32_t>((call.a.cols + kLoraSplit - 1) / kLoraSplit);
   call.pairs = address<const LoraPair>(name, "pairs", tables[0], call.num_pairs);
   // Copies without a direction need none.
   call.directions = reinterpret_cast<const DirectionRow*>(tables[1]);

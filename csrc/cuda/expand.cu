@@ -21,35 +21,42 @@ __global__ void __launch_bounds__(kExpandThreads, kRank == 64 ? 3 : 4)
   constexpr int kSteps = kIsHalf ? 1 : kRank / 16, kFragments = kIsHalf ? 2 : 4;
   const Lane lane;
   const int64_t outputs = call.b.rows;
-  const int64_t num_blocks = (outputs + kBlockOutputs - 1) / kBlockOutputs;
-  int64_t block = blockIdx.x;
+  const uint32_t num_blocks = (static_cast<uint32_t>(outputs) + kBlockOutputs - 1) / kBlockOutputs;
+  uint32_t block = blockIdx.x;
   const int64_t output0 = block % num_blocks * kBlockOutputs + lane.warp * kWarpOutputs;
   block /= num_blocks;
-  const int64_t chunk = block % call.expand_chunks;
+  const uint32_t chunk = block % call.expand_chunks;
   const LoraPair pair = call.pairs[block / call.expand_chunks];
   const int rank0 = 4 * (kIsHalf ? lane.t % 2 : lane.t);
 
   uint32_t factor[2][kFragments][kSteps][2] = {};
   const PairDraw<Draw> perturbed(draw, call, pair, call.b);
+  perturbed.visit([&](auto has_direction) {
 #pragma unroll
-  for (int f = 0; f < kFragments; ++f) {
-    const int j = kIsHalf ? 2 * f + lane.t / 2 : f;
-    const int64_t output = output0 + lane.g / 2 * 8 + 2 * j + lane.g % 2;
-    // Whole vectors of eight exist or do not.
-    if (output >= outputs) continue;
+    for (int f = 0; f < kFragments; ++f) {
+      const int j = kIsHalf ? 2 * f + lane.t / 2 : f;
+      const int64_t output = output0 + lane.g / 2 * 8 + 2 * j + lane.g % 2;
+      // A branch also keeps the fragments apart: all at once would take registers that rows need.
+      if (output >= outputs) continue;
+      const Place place(call.b, output, rank0);
+      uint4 masters[kSteps];
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      const int rank = 16 * step + rank0;
-      uint32_t packed[2][2];
-      perturbed.template four<kDType>(group_of(call.b, output, rank),
-                                      address_of(call.b, output, rank), packed);
+      for (int step = 0; step < kSteps; ++step) {
+        masters[step] = place.load(4 * step);
+      }
 #pragma unroll
-      for (int copy = 0; copy < 2; ++copy) {
-        factor[copy][f][step][0] = packed[copy][0];
-        factor[copy][f][step][1] = packed[copy][1];
+      for (int step = 0; step < kSteps; ++step) {
+        uint32_t packed[2][2];
+        perturbed.template four<kDType, has_direction>(place.group + 4 * step, masters[step],
+                                                       packed);
+#pragma unroll
+        for (int copy = 0; copy < 2; ++copy) {
+          factor[copy][f][step][0] = packed[copy][0];
+          factor[copy][f][step][1] = packed[copy][1];
+        }
       }
     }
-  }
+  });
 
   const int64_t mine = output0 + 8 * lane.t;
   for_each_tile(pair, chunk, call.expand_chunks, [&](int copy, int64_t row0, int64_t last) {
@@ -102,7 +109,7 @@ template <class Draw, int64_t kDType>
 const char* launch_expand(const LoraCall& call, const Draw& draw, const CudaTarget& target) {
   const int64_t num_blocks = (call.b.rows + kBlockOutputs - 1) / kBlockOutputs;
   const auto run = [&](auto kernel) {
-    return launch(target, call.num_pairs * call.expand_chunks * num_blocks, kExpandThreads, kernel,
+    return launch(target, num_blocks * call.num_pairs * call.expand_chunks, kExpandThreads, kernel,
                   call, draw);
   };
   switch (call.b.cols) {

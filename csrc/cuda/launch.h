@@ -64,9 +64,10 @@ struct LoraCall {
   const LoraPair* pairs;
   const DirectionRow* directions;
   const float* scales;
-  int64_t num_pairs, num_rows, num_splits;
+  int64_t num_rows;
+  uint32_t num_pairs, num_splits;
   // How many blocks share the rows of a pair.
-  int64_t shrink_chunks, expand_chunks;
+  uint32_t shrink_chunks, expand_chunks;
   float scaling;
   bool is_added;
 };

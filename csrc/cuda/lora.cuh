@@ -7,6 +7,8 @@
 // elements of the other operand are permuted alike, which makes them neighbours, too.
 #pragma once
 
+#include <type_traits>
+
 #include "draw.cuh"
 #include "launch.h"
 #include "memory.cuh"
@@ -27,11 +29,12 @@ struct Lane {
         t(static_cast<int>(threadIdx.x) % 4) {}
 };
 
-// What a copy without a direction multiplies: fma(1, -0, m) is m, whatever the sign of a zero.
+// How a pair's copies come to their elements of a factor.
 template <class Draw>
 struct PairDraw {
   const Draw& draw;
   typename Draw::Row row = {};
+  // fma(1, -0, m) is m, whatever the sign of a zero: what copies without a direction take.
   float scales[2] = {1.0f, 1.0f};
   uint32_t uid;
   bool has_direction;
@@ -44,15 +47,24 @@ struct PairDraw {
     for (int k = 0; k < 2; ++k) scales[k] = call.scales[pair.scales[k]];
   }
 
-  // The four elements of group `group` from `address` on, perturbed for both copies and packed to
-  // the dtype of x: two words each.
-  template <int64_t kDType>
-  __device__ __forceinline__ void four(uint32_t group, int64_t address,
+  // Calls body(has direction) with a constant: a branch at each draw would cut the code into pieces
+  // that are not scheduled together.
+  template <class Body>
+  __device__ __forceinline__ void visit(Body&& body) const {
+    if (has_direction) {
+      body(std::true_type{});
+    } else {
+      body(std::false_type{});
+    }
+  }
+
+  // Four elements of one Philox group as words of the dtype of x, for both copies.
+  template <int64_t kDType, bool kHasDirection>
+  __device__ __forceinline__ void four(uint32_t group, const uint4& master,
                                        uint32_t packed[2][2]) const {
     float values[4], z[4] = {-0.0f, -0.0f, -0.0f, -0.0f};
-    const uint4 words = load_16_bytes(address);
-    memcpy(values, &words, sizeof values);
-    if (has_direction) draw.four(row, uid, group, z);
+    memcpy(values, &master, sizeof values);
+    if (kHasDirection) draw.four(row, uid, group, z);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       float perturbed[4];
@@ -67,28 +79,32 @@ struct PairDraw {
   }
 };
 
-// Philox group of an element of a factor; cols and their offsets are multiples of 4. Groups are
-// below 2^32, so they may wrap on the way.
-__device__ __forceinline__ uint32_t group_of(const TensorRow& factor, int64_t row, int64_t col) {
-  return static_cast<uint32_t>(
-      ((factor.row0 + row) * factor.global_cols + factor.col0 + col) >> 2);
-}
-
-__device__ __forceinline__ int64_t address_of(const TensorRow& factor, int64_t row, int64_t col) {
-  return factor.data + 4 * (row * factor.row_stride + col);
-}
+// An element of a factor: its address, and its Philox group. Columns are multiples of 4, and groups
+// below 2^32, so that they may wrap on the way.
+struct Place {
+  int64_t address;
+  uint32_t group;
+  __device__ __forceinline__ Place(const TensorRow& factor, int64_t row, int64_t col)
+      : address(factor.data + 4 * (row * factor.row_stride + col)),
+        group(static_cast<uint32_t>(
+            ((factor.row0 + row) * factor.global_cols + factor.col0 + col) >> 2)) {}
+  // The four elements `groups` groups further on in the row.
+  __device__ __forceinline__ uint4 load(int groups) const {
+    return load_16_bytes(address + 16 * groups);
+  }
+};
 
 // Calls body(copy, first row, end of the copy's rows) for this block's tiles of both copies. The
 // copy is a constant of each call, so that fragments indexed by it stay in registers.
 template <class Body>
-__device__ __forceinline__ void for_each_tile(const LoraPair& pair, int64_t chunk, int64_t chunks,
+__device__ __forceinline__ void for_each_tile(const LoraPair& pair, uint32_t chunk, uint32_t chunks,
                                               Body&& body) {
 #pragma unroll
   for (int copy = 0; copy < 2; ++copy) {
     const int64_t last = pair.last[copy];
 #pragma unroll 1
-    for (int64_t row = pair.first[copy] + chunk * kTileRows; row < last;
-         row += chunks * kTileRows) {
+    for (int64_t row = pair.first[copy] + static_cast<int64_t>(chunk) * kTileRows; row < last;
+         row += static_cast<int64_t>(chunks) * kTileRows) {
       body(copy, row, last);
     }
   }

@@ -21,37 +21,44 @@ __global__ void __launch_bounds__(kShrinkThreads, 2)
   constexpr int kSums = kTileMmas * kTiles;
   __shared__ float4 sums[2][kShrinkWarps][kSums][32];
   const Lane lane;
-  const int64_t num_splits = call.num_splits, slices = call.a.rows / (8 * kTiles);
-  int64_t block = blockIdx.x;
-  const int64_t split = block % num_splits;
-  block /= num_splits;
+  // Divisions of 64 bits are long.
+  const uint32_t slices = static_cast<uint32_t>(call.a.rows) / (8 * kTiles);
+  uint32_t block = blockIdx.x;
+  const int64_t split = block % call.num_splits;
+  block /= call.num_splits;
   const int64_t rank0 = block % slices * 8 * kTiles;
   block /= slices;
-  const int64_t chunk = block % call.shrink_chunks;
+  const uint32_t chunk = block % call.shrink_chunks;
   const LoraPair pair = call.pairs[block / call.shrink_chunks];
 
   const int64_t cols = call.a.cols;
   const int64_t col0 = split * kLoraSplit + lane.warp * kWarpCols + 8 * lane.t;
-  uint32_t factor[2][kTiles][2 * kChunks][2] = {};
+  uint32_t factor[2][kTiles][2 * kChunks][2];
   const PairDraw<Draw> perturbed(draw, call, pair, call.a);
+  perturbed.visit([&](auto has_direction) {
 #pragma unroll
-  for (int j = 0; j < kTiles; ++j) {
-    const int64_t rank = rank0 + 8 * j + lane.g;
+    for (int j = 0; j < kTiles; ++j) {
+      const Place place(call.a, rank0 + 8 * j + lane.g, col0);
+      uint4 masters[2 * kChunks];
 #pragma unroll
-    for (int step = 0; step < 2 * kChunks; ++step) {
-      const int64_t col = col0 + step / 2 * 32 + step % 2 * 4;
-      // Whole vectors of eight exist or do not.
-      if (col >= cols) continue;
-      uint32_t packed[2][2];
-      perturbed.template four<kDType>(group_of(call.a, rank, col), address_of(call.a, rank, col),
-                                      packed);
+      for (int step = 0; step < 2 * kChunks; ++step) {
+        const bool is_inside = col0 + 32 * (step / 2) < cols;
+        masters[step] = is_inside ? place.load(8 * (step / 2) + step % 2) : make_uint4(0, 0, 0, 0);
+      }
+      // Beyond the last column are numbers, too, but x has zeros there.
 #pragma unroll
-      for (int copy = 0; copy < 2; ++copy) {
-        factor[copy][j][step][0] = packed[copy][0];
-        factor[copy][j][step][1] = packed[copy][1];
+      for (int step = 0; step < 2 * kChunks; ++step) {
+        uint32_t packed[2][2];
+        perturbed.template four<kDType, has_direction>(place.group + 8 * (step / 2) + step % 2,
+                                                       masters[step], packed);
+#pragma unroll
+        for (int copy = 0; copy < 2; ++copy) {
+          factor[copy][j][step][0] = packed[copy][0];
+          factor[copy][j][step][1] = packed[copy][1];
+        }
       }
     }
-  }
+  });
 
   int turn = 0;
   for_each_tile(pair, chunk, call.shrink_chunks, [&](int copy, int64_t row0, int64_t last) {
@@ -139,7 +146,7 @@ template <class Draw, int64_t kDType>
 const char* launch_shrink(const LoraCall& call, const Draw& draw, const CudaTarget& target) {
   const auto run = [&](auto kernel, int64_t ranks) {
     const int64_t blocks =
-        call.num_pairs * call.shrink_chunks * (call.a.rows / ranks) * call.num_splits;
+        (call.a.rows / ranks) * call.num_pairs * call.shrink_chunks * call.num_splits;
     return launch(target, blocks, kShrinkThreads, kernel, call, draw);
   };
   return call.a.rows == 8 ? run(shrink_kernel<Draw, kDType, 1>, 8)

@@ -22,30 +22,32 @@ SPLIT_K = 256
 FINISH_BLOCK = 1024
 
 
-def shrink_tiles(dtype: torch.dtype, rank: int) -> dict[str, int]:
-    """Tile sizes and launch options of the first half."""
-    block_r = _block_r(dtype, rank, 8)
-    block_k = max(16, min(32 if dtype == torch.float32 else 128, 2048 // block_r))
-    return {"BLOCK_R": block_r, "BLOCK_K": block_k, "SPLIT_K": SPLIT_K, **_options(dtype)}
+def shrink_tiles(dtype: torch.dtype, rank: int, is_even: bool) -> dict[str, int]:
+    """Tile sizes and launch options of the first half; even: aligned, and a multiple of 16."""
+    is_small = dtype == torch.float32 or not is_even
+    block_r = _block_r(is_small, rank, 8)
+    block_k = max(16, min(32 if is_small else 128, 2048 // block_r))
+    return {"BLOCK_R": block_r, "BLOCK_K": block_k, "SPLIT_K": SPLIT_K, **_options(is_small)}
 
 
-def expand_tiles(dtype: torch.dtype, rank: int) -> dict[str, int]:
+def expand_tiles(dtype: torch.dtype, rank: int, is_even: bool) -> dict[str, int]:
     """Tile sizes and launch options of the second half."""
-    block_r = _block_r(dtype, rank, 4)
+    is_small = dtype == torch.float32 or not is_even
+    block_r = _block_r(is_small, rank, 4)
     # A product is at least 16 deep.
     pads = max(0, 5 - block_r.bit_length())
-    return {"BLOCK_N": 64, "BLOCK_R": block_r, "PADS": pads, **_options(dtype)}
+    block_n = 32 if is_small else 64
+    return {"BLOCK_N": block_n, "BLOCK_R": block_r, "PADS": pads, **_options(is_small)}
 
 
-def _block_r(dtype: torch.dtype, rank: int, least: int) -> int:
-    # IEEE products run on the CUDA cores, with both operands in registers.
-    most = 16 if dtype == torch.float32 else 64
-    return min(most, max(least, triton.next_power_of_2(rank)))
+# IEEE products run on the CUDA cores, with both operands in registers; addresses of single elements
+# and a Philox call for each take registers, too.
+def _block_r(is_small: bool, rank: int, least: int) -> int:
+    return min(16 if is_small else 64, max(least, triton.next_power_of_2(rank)))
 
 
-def _options(dtype: torch.dtype) -> dict[str, int]:
-    block_m = 32 if dtype == torch.float32 else 64
-    return {"BLOCK_M": block_m, "num_warps": 4, "num_stages": 2}
+def _options(is_small: bool) -> dict[str, int]:
+    return {"BLOCK_M": 32 if is_small else 64, "num_warps": 4, "num_stages": 2}
 
 
 def perturbed_lora(call: LoraCall) -> None:
@@ -58,7 +60,9 @@ def run(sent: DeviceCall) -> None:
     call = sent.call
     x, a, b, y = call.x, call.a, call.b, call.y
     (T, D), R = x.shape, len(a)
-    shrink, expand = shrink_tiles(x.dtype, R), expand_tiles(x.dtype, R)
+    is_aligned_a, is_aligned_b = is_aligned(call.a_spec), is_aligned(call.b_spec)
+    shrink = shrink_tiles(x.dtype, R, is_aligned_a and D % 16 == 0)
+    expand = expand_tiles(x.dtype, R, is_aligned_b and len(b) % 16 == 0)
     splits = triton.cdiv(D, SPLIT_K)
     partials = torch.empty(splits, T, R, dtype=torch.float32, device=x.device)
     h = torch.empty(T, R, dtype=x.dtype, device=x.device)
@@ -84,7 +88,7 @@ def run(sent: DeviceCall) -> None:
             D,
             R,
             *place_of(call.a_spec),
-            IS_ALIGNED=is_aligned(call.a_spec),
+            IS_ALIGNED=is_aligned_a,
             **constants,
             **shrink,
         )
@@ -103,7 +107,7 @@ def run(sent: DeviceCall) -> None:
             R,
             *place_of(call.b_spec),
             call.scaling,
-            IS_ALIGNED=is_aligned(call.b_spec),
+            IS_ALIGNED=is_aligned_b,
             IS_ADDED=call.is_added,
             **constants,
             **expand,

@@ -138,12 +138,17 @@ def finish_kernel(partials_ptr, h_ptr, size, num_splits, BLOCK: tl.constexpr):
 
 
 @device
+def _spread_once(factor):
+    rows: tl.constexpr = factor.shape[0]
+    cols: tl.constexpr = factor.shape[1]
+    return tl.join(factor, tl.zeros_like(factor)).reshape(rows, 2 * cols)
+
+
+@device
 def _spread(factor, PADS: tl.constexpr):
     """Columns 2**PADS apart with zeros in between, for the least depth of a product."""
     for _ in tl.static_range(PADS):
-        rows: tl.constexpr = factor.shape[0]
-        cols: tl.constexpr = factor.shape[1]
-        factor = tl.join(factor, tl.zeros_like(factor)).reshape(rows, 2 * cols)
+        factor = _spread_once(factor)
     return factor
 
 

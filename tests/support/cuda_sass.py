@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CSRC = Path(__file__).parents[2] / "csrc"
-SOURCES = ("add", "expand", "perturb", "shrink", "small")
+DIRECTIONS, LORA = ("add", "perturb", "small"), ("expand", "shrink")
 # As CMakeLists.txt has them.
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-fmad=false")
 
@@ -117,10 +117,10 @@ class Kernel:
         return {"MUFU.RSQ": rsq, "all": -length}
 
 
-def compile_kernels(arch: str, directory: Path) -> dict[str, Kernel]:
-    """Compile every source to a cubin for one architecture; a few seconds each."""
+def compile_kernels(arch: str, directory: Path, sources: tuple[str, ...]) -> dict[str, Kernel]:
+    """Compile sources to cubins for one architecture; a few seconds each."""
     kernels: dict[str, Kernel] = {}
-    for source in SOURCES:
+    for source in sources:
         cubin = directory / f"{source}_{arch}.cubin"
         command = [str(find_nvcc()), *FLAGS, f"-arch={arch}", "-cubin", "-Xptxas", "-v"]
         command += ["-o", str(cubin), str(CSRC / "cuda" / f"{source}.cu")]
