@@ -34,17 +34,15 @@ template <class Draw>
 struct PairDraw {
   const Draw& draw;
   typename Draw::Row row = {};
-  // fma(1, -0, m) is m, whatever the sign of a zero: what copies without a direction take.
-  float scales[2] = {1.0f, 1.0f};
+  float scales[2];
   uint32_t uid;
   bool has_direction;
 
   __device__ __forceinline__ PairDraw(const Draw& draw, const LoraCall& call, const LoraPair& pair,
                                       const TensorRow& factor)
       : draw(draw), uid(static_cast<uint32_t>(factor.uid)), has_direction(pair.direction >= 0) {
-    if (!has_direction) return;
-    row = draw.load_row(call.directions + pair.direction);
     for (int k = 0; k < 2; ++k) scales[k] = call.scales[pair.scales[k]];
+    if (has_direction) row = draw.load_row(call.directions + pair.direction);
   }
 
   // Calls body(has direction) with a constant: a branch at each draw would cut the code into pieces
@@ -62,7 +60,9 @@ struct PairDraw {
   template <int64_t kDType, bool kHasDirection>
   __device__ __forceinline__ void four(uint32_t group, const uint4& master,
                                        uint32_t packed[2][2]) const {
-    float values[4], z[4] = {-0.0f, -0.0f, -0.0f, -0.0f};
+    // Without a direction the scale is 0, too. Then a -0 of the master becomes +0, which no sum that
+    // begins with +0 shows.
+    float values[4], z[4] = {};
     memcpy(values, &master, sizeof values);
     if (kHasDirection) draw.four(row, uid, group, z);
 #pragma unroll

@@ -43,7 +43,7 @@ def expand_tiles(dtype: torch.dtype, rank: int, is_even: bool) -> dict[str, int]
 # IEEE products run on the CUDA cores, with both operands in registers; addresses of single elements
 # and a Philox call for each take registers, too.
 def _block_r(is_small: bool, rank: int, least: int) -> int:
-    return min(16 if is_small else 64, max(least, triton.next_power_of_2(rank)))
+    return min(16 if is_small else 64, max(least, 1 << (rank - 1).bit_length()))
 
 
 def _options(is_small: bool) -> dict[str, int]:

@@ -19,9 +19,8 @@ def _pair(pairs_ptr, scales_ptr, pair, tile, BLOCK_M: tl.constexpr):
     """(direction, scale, first row and end of each copy's part of a tile)."""
     row_ptr = pairs_ptr + 8 * pair
     direction = tl.load(row_ptr)
-    # fma(1, -0, m) is m, whatever the sign of a zero.
-    scale0 = tl.where(direction < 0, 1.0, tl.load(scales_ptr + tl.load(row_ptr + 1)))
-    scale1 = tl.where(direction < 0, 1.0, tl.load(scales_ptr + tl.load(row_ptr + 2)))
+    scale0 = tl.load(scales_ptr + tl.load(row_ptr + 1))
+    scale1 = tl.load(scales_ptr + tl.load(row_ptr + 2))
     first0, first1 = tl.load(row_ptr + 3), tl.load(row_ptr + 4)
     last0, last1 = tl.load(row_ptr + 5), tl.load(row_ptr + 6)
     step = tile * BLOCK_M
@@ -40,9 +39,12 @@ def _z_tile(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """z of a tile `[ROWS, COLS]` of a factor, -0 where there is no direction."""
+    """z of a tile `[ROWS, COLS]` of a factor; 0, as is its scale, where there is no direction.
+
+    Then a -0 of the master becomes +0, which no sum that begins with +0 shows.
+    """
     uid, element0, global_cols = place
-    z = tl.full((ROWS, COLS), -0.0, dtype=tl.float32)
+    z = tl.zeros((ROWS, COLS), dtype=tl.float32)
     if direction >= 0:
         row_ptr = directions_ptr + 4 * direction
         if IS_ALIGNED:
