@@ -1,4 +1,6 @@
 // perturbed_lora, second half: y = round(scaling h B^T + y) for B of either sign, made in registers.
+#include <type_traits>
+
 #include "launcher.cuh"
 #include "lora.cuh"
 
@@ -105,35 +107,27 @@ __global__ void __launch_bounds__(kExpandThreads, kRank == 64 ? 3 : 4)
   });
 }
 
-template <class Draw, int64_t kDType>
-const char* launch_expand(const LoraCall& call, const Draw& draw, const CudaTarget& target) {
-  const int64_t num_blocks = (call.b.rows + kBlockOutputs - 1) / kBlockOutputs;
-  const auto run = [&](auto kernel) {
-    return launch(target, num_blocks * call.num_pairs * call.expand_chunks, kExpandThreads, kernel,
-                  call, draw);
-  };
-  switch (call.b.cols) {
-    case 8:
-      return run(expand_kernel<Draw, kDType, 8>);
-    case 16:
-      return run(expand_kernel<Draw, kDType, 16>);
-    case 32:
-      return run(expand_kernel<Draw, kDType, 32>);
-    default:
-      return run(expand_kernel<Draw, kDType, 64>);
-  }
-}
-
 }  // namespace
 
 const char* cuda_expand(const LoraCall& call, const CommonSeed& seed, const CudaTarget& target) {
-  const auto run = [&](const auto& draw) {
-    return call.x.dtype == kFloat16
-               ? launch_expand<std::decay_t<decltype(draw)>, kFloat16>(call, draw, target)
-               : launch_expand<std::decay_t<decltype(draw)>, kBFloat16>(call, draw, target);
-  };
-  return seed.domain == kDomainGaussian ? run(GaussianDraw{round_keys(seed.key0, seed.key1)})
-                                        : run(AnyDraw{});
+  return visit_draw(call, seed, [&](const auto& draw, auto dtype) {
+    using Draw = std::decay_t<decltype(draw)>;
+    const auto run = [&](auto kernel) {
+      const int64_t num_blocks = (call.b.rows + kBlockOutputs - 1) / kBlockOutputs;
+      return launch(target, num_blocks * call.num_pairs * call.expand_chunks, kExpandThreads,
+                    kernel, call, draw);
+    };
+    switch (call.b.cols) {
+      case 8:
+        return run(expand_kernel<Draw, dtype, 8>);
+      case 16:
+        return run(expand_kernel<Draw, dtype, 16>);
+      case 32:
+        return run(expand_kernel<Draw, dtype, 32>);
+      default:
+        return run(expand_kernel<Draw, dtype, 64>);
+    }
+  });
 }
 
 }  // namespace mezo

@@ -110,5 +110,17 @@ __device__ __forceinline__ void for_each_tile(const LoraPair& pair, uint32_t chu
   }
 }
 
+// Calls body(draw, dtype of x as a constant) and returns what it does. Gaussian directions with one
+// seed have kernels of their own, all others share one.
+template <class Body>
+const char* visit_draw(const LoraCall& call, const CommonSeed& seed, Body&& body) {
+  const auto with = [&](const auto& draw) {
+    return call.x.dtype == kFloat16 ? body(draw, std::integral_constant<int64_t, kFloat16>{})
+                                    : body(draw, std::integral_constant<int64_t, kBFloat16>{});
+  };
+  return seed.domain == kDomainGaussian ? with(GaussianDraw{round_keys(seed.key0, seed.key1)})
+                                        : with(AnyDraw{});
+}
+
 }  // namespace
 }  // namespace mezo

@@ -1,4 +1,6 @@
 // perturbed_lora, first half: h = round(x A^T) for A of either sign, made in registers.
+#include <type_traits>
+
 #include "launcher.cuh"
 #include "lora.cuh"
 
@@ -142,28 +144,19 @@ __global__ void __launch_bounds__(kFinishThreads)
   store_vector(call.h, call.x.dtype, vector, total);
 }
 
-template <class Draw, int64_t kDType>
-const char* launch_shrink(const LoraCall& call, const Draw& draw, const CudaTarget& target) {
-  const auto run = [&](auto kernel, int64_t ranks) {
-    const int64_t blocks =
-        (call.a.rows / ranks) * call.num_pairs * call.shrink_chunks * call.num_splits;
-    return launch(target, blocks, kShrinkThreads, kernel, call, draw);
-  };
-  return call.a.rows == 8 ? run(shrink_kernel<Draw, kDType, 1>, 8)
-                          : run(shrink_kernel<Draw, kDType, 2>, 16);
-}
-
 }  // namespace
 
 const char* cuda_shrink(const LoraCall& call, const CommonSeed& seed, const CudaTarget& target) {
-  const auto run = [&](const auto& draw) {
-    return call.x.dtype == kFloat16
-               ? launch_shrink<std::decay_t<decltype(draw)>, kFloat16>(call, draw, target)
-               : launch_shrink<std::decay_t<decltype(draw)>, kBFloat16>(call, draw, target);
-  };
-  const char* error = seed.domain == kDomainGaussian
-                          ? run(GaussianDraw{round_keys(seed.key0, seed.key1)})
-                          : run(AnyDraw{});
+  const char* error = visit_draw(call, seed, [&](const auto& draw, auto dtype) {
+    using Draw = std::decay_t<decltype(draw)>;
+    const auto run = [&](auto kernel, int64_t ranks) {
+      const int64_t blocks =
+          (call.a.rows / ranks) * call.num_pairs * call.shrink_chunks * call.num_splits;
+      return launch(target, blocks, kShrinkThreads, kernel, call, draw);
+    };
+    return call.a.rows == 8 ? run(shrink_kernel<Draw, dtype, 1>, 8)
+                            : run(shrink_kernel<Draw, dtype, 2>, 16);
+  });
   if (error != nullptr) return error;
   const int64_t vectors = call.num_rows * call.a.rows / kVector;
   return launch(target, (vectors + kFinishThreads - 1) / kFinishThreads, kFinishThreads,

@@ -41,7 +41,7 @@ class LoraCall:
         ):
             if first < last:
                 by_direction.setdefault(index, []).append((k, first, last))
-        pairs = []
+        pairs: list[tuple[int, ...]] = []
         for index, copies in by_direction.items():
             for i in range(0, len(copies), 2):
                 one = copies[i]
@@ -57,6 +57,7 @@ class LoraCall:
             scalars_of(self.x.device, self.directions, self.scales),
             sent(torch.tensor(pairs, dtype=torch.int32), self.x.device),
             max(max(pair[5] - pair[3], pair[6] - pair[4]) for pair in pairs),
+            any(pair[4] < pair[6] for pair in pairs),
         )
 
 
@@ -69,9 +70,11 @@ class DeviceCall:
         scalars: its directions and scales.
         pairs: `[P, 8]` int32, the LoraPair of csrc/table.h.
         max_rows: the most rows of one copy.
+        has_second: whether any pair has rows of a second copy.
     """
 
     call: LoraCall
     scalars: Scalars
     pairs: torch.Tensor
     max_rows: int
+    has_second: bool

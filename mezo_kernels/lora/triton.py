@@ -70,7 +70,7 @@ def run(sent: DeviceCall) -> None:
     domain = sent.scalars.domain
     constants: dict[str, Any] = {
         "DOMAIN": MIXED.value if domain is None else domain,
-        "IS_PAIR": any(pair[4] < pair[6] for pair in call.pairs()),
+        "IS_PAIR": sent.has_second,
         # Nothing is contracted but what the kernels say.
         "enable_fp_fusion": False,
     }

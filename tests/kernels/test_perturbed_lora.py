@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_cases import BFLOAT16, CHECKS, FLOAT16, FLOAT32, NEXT, Problem, Target, make
+from lora_cases import BFLOAT16, CHECKS, FLOAT16, FLOAT32, NEXT, Problem, Target, assert_right, make
 
 import mezo_kernels as mk
 from mezo_kernels.lora import cuda as lora_cuda
@@ -53,7 +53,6 @@ def interpreted():
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     environment.pop("MEZO_KERNELS_BACKEND", None)
-    # Masters that overflow fp16's products on purpose, and numpy says so.
     command = [sys.executable, "-W", "error", str(PROGRAM)]
     process = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
@@ -75,7 +74,17 @@ def test_cuda_blocks_may_share_the_rows(on_host, monkeypatch, chunks):
     assert torch.equal(problem.run(target), expected)
 
 
-def test_a_planted_error_is_seen(monkeypatch):
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_projection_of_a_large_model(name):
+    # More blocks than a device holds, and rows that they share.
+    if (reason := mk.backends()[name]) is not None:
+        pytest.skip(reason)
+    for rank in (8, 16):
+        assert_right(make(BFLOAT16, rank, 4096, 14336, (700, 900), has_out=True), TARGETS[name])
+
+
+def test_a_planted_error_is_seen():
     # The sign of one copy.
     problem = make(FLOAT32)
     truth, _, bound = problem.truth()
