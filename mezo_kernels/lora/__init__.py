@@ -76,10 +76,11 @@ def perturbed_lora(
     fp32, one rounding. fp32 products are IEEE. Deterministic. On triton and cuda the order of a
     row's sums follows from D_in, D_out, R, specs and dtype: it does not depend on the rows beside
     it or on their number, so rows of one content under one scale get the same bits. reference and
-    cpu multiply with BLAS, which does not promise that. Backends agree within rounding, the factors in bits.
+    cpu multiply with BLAS, which does not promise that. Backends agree within rounding, the factors
+    in bits.
     Graph-safe: no, each call sends its scalars; what it launches is (`LoraCall.on_device`).
     Cost: three launches on a GPU; [D_in / 512, T, R] fp32 on cuda ([D_in / 256, T, R] on triton)
-    are written and read in between. triton makes z anew for each 64 rows of a copy, cuda for each
+    are written and read in between. triton makes z anew for each 32 or 64 rows of a copy, cuda for each
     share of the rows, as many as fill the device. reference and cpu write the factors to memory.
     Source: Hu et al. 2021 (arXiv 2106.09685) for LoRA; Malladi et al. 2023 (arXiv 2305.17333).
     """

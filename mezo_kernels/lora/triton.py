@@ -26,7 +26,7 @@ def shrink_tiles(dtype: torch.dtype, rank: int, is_even: bool) -> dict[str, int]
     """Tile sizes and launch options of the first half; even: aligned, and a multiple of 16."""
     is_small = dtype == torch.float32 or not is_even
     block_r = _block_r(is_small, rank, 8)
-    block_k = max(16, min(32 if is_small else 128, 2048 // block_r))
+    block_k = max(16, min(32 if is_small else 64, 2048 // block_r))
     return {"BLOCK_R": block_r, "BLOCK_K": block_k, "SPLIT_K": SPLIT_K, **_options(is_small)}
 
 

@@ -263,12 +263,13 @@ def check_rows_of_one_content_have_one_result(target: Target) -> None:
         return
     for dtype in target.dtypes:
         for rank in (8,) if target.is_slow else (8, 64):
-            problem = make(dtype, rank, rows=(60, 90), scales=[0.1, 0.1], d_out=72)
+            sizes = {"d_in": 264 if target.is_slow else 520, "d_out": 72}
+            problem = make(dtype, rank, rows=(60, 90), scales=[0.1, 0.1], **sizes)
             problem.x[60:120] = problem.x[:60]
             y = problem.run(target)
             assert torch.equal(y[60:120], y[:60])
             # Other rows, another place in the tiles, another copy, fewer rows.
-            alone = make(dtype, rank, rows=(7,), scales=[0.1], d_out=72)
+            alone = make(dtype, rank, rows=(7,), scales=[0.1], **sizes)
             alone.x = problem.x[23:30].clone()
             assert torch.equal(alone.run(target), y[23:30])
             assert torch.equal(problem.run(target), y)
