@@ -80,8 +80,9 @@ def perturbed_lora(
     in bits.
     Graph-safe: no, each call sends its scalars; what it launches is (`LoraCall.on_device`).
     Cost: three launches on a GPU; [D_in / 512, T, R] fp32 on cuda ([D_in / 256, T, R] on triton)
-    are written and read in between. triton makes z anew for each 32 or 64 rows of a copy, cuda for each
-    share of the rows, as many as fill the device. reference and cpu write the factors to memory.
+    are written and read in between. triton makes z anew for each 32 or 64 rows of a copy, cuda for
+    each share of the rows, as many as fill the device. reference and cpu write the factors to
+    memory.
     Source: Hu et al. 2021 (arXiv 2106.09685) for LoRA; Malladi et al. 2023 (arXiv 2305.17333).
     """
     function = "perturbed_lora"
