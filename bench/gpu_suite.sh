@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything a GPU has to show, in one command and under ten minutes: builds the module, runs the
-# tests that need a GPU, compute-sanitizer, and bench.gpu_directions. Needs no network, no SGLang and
+# tests that need a GPU, compute-sanitizer, bench.paired, bench.perturbed_lora, bench.gpu_directions. Needs no network, no SGLang and
 # no package of mezo/. Exits with 1 when any part failed.
 #
 #   bench/gpu_suite.sh [OUT]    OUT, else $OUT, else bench/results/<device>; PYTHON overrides
@@ -47,7 +47,8 @@ build() {
 # tests/conftest.py imports mezo and so transformers: only the conftest of the kernels is read.
 tests=($python -m pytest -q -p no:cacheprovider --confcutdir=tests/kernels -W default
   -o "addopts=-ra --strict-markers --import-mode=importlib")
-small="not host and not triton and (test_slots_of_sglang or test_steps_on_each_device_backend)"
+small="not host and not triton and (test_slots_of_sglang or test_steps_on_each_device_backend or
+  several_directions)"
 
 export -f build
 export python
@@ -58,19 +59,21 @@ import mezo_kernels
 reasons = mezo_kernels.backends()
 print(reasons)
 raise SystemExit(reasons["cpu"] or reasons["cuda"])'
-part tests 240 "${tests[@]}" -m gpu tests/kernels
+part tests 220 "${tests[@]}" -m gpu tests/kernels
 if command -v compute-sanitizer >/dev/null; then
   sanitized=("${tests[@]}" -m "gpu and not slow" -k "$small" tests/kernels/test_cuda.py
-    tests/kernels/test_device_step.py)
-  part memcheck 90 compute-sanitizer --tool memcheck --error-exitcode 9 "${sanitized[@]}"
-  part racecheck 60 compute-sanitizer --tool racecheck --error-exitcode 9 "${sanitized[@]}"
+    tests/kernels/test_device_step.py tests/kernels/test_perturbed_lora.py)
+  part memcheck 70 compute-sanitizer --tool memcheck --error-exitcode 9 "${sanitized[@]}"
+  part racecheck 50 compute-sanitizer --tool racecheck --error-exitcode 9 "${sanitized[@]}"
 else
   echo "gpu_suite: compute-sanitizer is not on PATH; memcheck and racecheck are left out."
 fi
+part bench 130 $python -m bench.gpu_directions --out "$out" --budget 110
 # Without SGLang and FlashInfer their forms are left out, which the table says.
-part paired 110 $python -m bench.paired --out "$out" --budget 85
+part paired 100 $python -m bench.paired --out "$out" --budget 75
 left=$((limit_s - SECONDS - 30))
-part bench $((left + 20)) $python -m bench.gpu_directions --out "$out" --budget "$left"
+part perturbed_lora $((left + 20)) $python -m bench.perturbed_lora --rounds 10 --out "$out" \
+  --budget "$left"
 
 $python - "$out" <<'PY'
 import json

@@ -1,4 +1,4 @@
-"""Kernels for training with forward passes: random directions, paired attention, label losses.
+"""Kernels for training with forward passes: directions, perturbed LoRA, attention, label losses.
 
 Importing this package compiles nothing and touches no GPU.
 """
@@ -8,6 +8,7 @@ from mezo_kernels.attention.plan import SharedPrefixPlan
 from mezo_kernels.backends import backends
 from mezo_kernels.directions import add_directions_, perturb_into, sample
 from mezo_kernels.directions.device_step import DeviceStep
+from mezo_kernels.lora import perturbed_lora
 from mezo_kernels.nll import label_logits, label_nll, label_nll_from_parts
 from mezo_kernels.philox import Direction, TensorSpec, philox4x32
 from mezo_kernels.plan import AdapterPlan
@@ -26,6 +27,7 @@ __all__ = [
     "label_nll",
     "label_nll_from_parts",
     "perturb_into",
+    "perturbed_lora",
     "philox4x32",
     "sample",
     "shared_prefix_attention",

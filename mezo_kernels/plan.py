@@ -89,7 +89,7 @@ class AdapterPlan:
                 self._check_tensor(f"outputs[{k}][{i}]", output, spec)
         self._check_addresses()
         self.tensor_table = _table([tensor_row(*p) for p in zip(masters, specs, strict=True)], 9)
-        self.output_table = _table([_memory(t) for slot in self.outputs or () for t in slot], 3)
+        self.output_table = _table([output_row(t) for slot in self.outputs or () for t in slot], 3)
 
     def device_tables(self) -> DeviceTables:
         """The tables in the memory of the plan's device, made once."""
@@ -132,7 +132,7 @@ class AdapterPlan:
         counts = [spec.shape[1], spec.col0, spec.row0 * spec.whole_shape[1]]
         counts += [spec.whole_shape[1]] if spec.shape[0] > 1 else []
         for tensor in (self.masters[i], *(slot[i] for slot in self.outputs or ())):
-            address, row_stride, _ = _memory(tensor)
+            address, row_stride, _ = output_row(tensor)
             # The kernels count a stride in 32 bits.
             if address % 16 or row_stride >= 1 << 32:
                 return False
@@ -205,7 +205,7 @@ class AdapterPlan:
                 )
 
 
-def _memory(tensor: torch.Tensor) -> tuple[int, int, int]:
+def output_row(tensor: torch.Tensor) -> tuple[int, int, int]:
     """The OutputRow of csrc/table.h."""
     rows, cols = tensor.shape
     # One row is contiguous whatever its stride says.
@@ -216,7 +216,7 @@ def _memory(tensor: torch.Tensor) -> tuple[int, int, int]:
 def tensor_row(tensor: torch.Tensor, spec: TensorSpec) -> tuple[int, ...]:
     """The TensorRow of csrc/table.h: memory, shape and logical place."""
     place = (spec.uid, spec.row0, spec.col0, spec.whole_shape[1])
-    return (*_memory(tensor), *spec.shape, *place)
+    return (*output_row(tensor), *spec.shape, *place)
 
 
 def _vector_row(spec: TensorSpec) -> tuple[int, ...]:

@@ -22,6 +22,17 @@ __device__ __forceinline__ void store_16_bytes(int64_t address, const uint4& val
                : "memory");
 }
 
+__device__ __forceinline__ uint2 load_8_bytes(int64_t address) {
+  uint2 value;
+  asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "l"(address));
+  return value;
+}
+
+__device__ __forceinline__ void store_8_bytes(int64_t address, const uint2& value) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(value.x), "r"(value.y)
+               : "memory");
+}
+
 __device__ __forceinline__ float load_float32(int64_t address) {
   float value;
   asm volatile("ld.global.f32 %0, [%1];" : "=f"(value) : "l"(address));

@@ -126,7 +126,7 @@ def add_directions_(
         _check_scalars(function, plan, scalars, directions, coefficients)
         _add_scalars_(plan, scalars.scalars, resolve(backend, plan.device.type))
         return
-    coefficients = _rounded(function, "directions", "coefficients", directions, coefficients)
+    coefficients = rounded_factors(function, "directions", "coefficients", directions, coefficients)
     name = resolve(backend, plan.device.type)
     if name in _ON_DEVICE:
         sent = scalars_of(plan.device, update=(directions, coefficients))
@@ -198,9 +198,9 @@ def perturb_into(
             f"{function}: directions must have one entry per slot, {len(plan.outputs)}, got "
             f"{len(directions)}; name a direction for each slot (with scale 0 for an exact copy)."
         )
-    scales = _rounded(function, "directions", "scales", directions, scales)
+    scales = rounded_factors(function, "directions", "scales", directions, scales)
     moves, factors = ((), ()) if update is None else update
-    factors = _rounded(function, "update directions", "update coefficients", moves, factors)
+    factors = rounded_factors(function, "update directions", "update coefficients", moves, factors)
     name = resolve(backend, plan.device.type)
     if name in _ON_DEVICE:
         sent = scalars_of(plan.device, directions, scales, (moves, factors))
@@ -268,7 +268,7 @@ def _plan_of(
     return AdapterPlan(tensors, specs, outputs)
 
 
-def _rounded(
+def rounded_factors(
     function: str, left: str, right: str, directions: Sequence[Direction], factors: Sequence[float]
 ) -> list[float]:
     """The factors rounded to fp32, once and for every backend."""

@@ -54,9 +54,9 @@ def scalars_of(
     domains = {DOMAINS[row.distribution] for row in rows}
     keys = {row.seed for row in rows}
     return Scalars(
-        directions=_sent(direction_table(rows).reshape(len(rows), 4), device),
-        factors=_sent(torch.tensor([*update[1], *scales], dtype=torch.float32), device),
-        num_updates=_sent(torch.tensor([len(update[0])], dtype=torch.int32), device),
+        directions=sent(direction_table(rows).reshape(len(rows), 4), device),
+        factors=sent(torch.tensor([*update[1], *scales], dtype=torch.float32), device),
+        num_updates=sent(torch.tensor([len(update[0])], dtype=torch.int32), device),
         max_updates=len(update[0]),
         indices=tuple(indices.tolist()),
         domain=domains.pop() if len(domains) == 1 else None,
@@ -64,7 +64,7 @@ def scalars_of(
     )
 
 
-def _sent(table: torch.Tensor, device: torch.device) -> torch.Tensor:
+def sent(table: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The table on a device; the host does not wait for a GPU's stream."""
     if device.type == "cpu":
         return table

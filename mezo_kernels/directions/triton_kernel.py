@@ -135,7 +135,7 @@ def _z_in(place, uid, step, tail, key0, key1, IS_RADEMACHER: tl.constexpr, GROUP
 
 
 @device
-def _z(place, uid, direction_ptr, DOMAIN: tl.constexpr, GROUPS: tl.constexpr):
+def z_of_places(place, uid, direction_ptr, DOMAIN: tl.constexpr, GROUPS: tl.constexpr):
     """z under the direction of a DirectionRow; places are groups of four, or elements for 0."""
     key0, key1 = tl.load(direction_ptr).to(tl.uint32), tl.load(direction_ptr + 1).to(tl.uint32)
     step, tail = tl.load(direction_ptr + 2).to(tl.uint32), tl.load(direction_ptr + 3).to(tl.uint32)
@@ -177,13 +177,15 @@ def _perturb(
     if HAS_UPDATE:
         num_updates = tl.load(num_updates_ptr)
         for j in range(num_updates):
-            z = _z(place, uid, directions_ptr + 4 * j, DOMAIN, GROUPS)
+            z = z_of_places(place, uid, directions_ptr + 4 * j, DOMAIN, GROUPS)
             values = fma(z, tl.load(factors_ptr + j), values)
         mask_update = mask & (num_updates > 0)
         _store(data, first, offsets, mask_update, values, dtype, MASTER, PATH)
     for w in tl.static_range(len(WRITES)):
         if WRITES[w][3]:
-            z = _z(place, uid, directions_ptr + 4 * (max_updates + WRITES[w][2]), DOMAIN, GROUPS)
+            z = z_of_places(
+                place, uid, directions_ptr + 4 * (max_updates + WRITES[w][2]), DOMAIN, GROUPS
+            )
         perturbed = values
         if WRITES[w][2] >= 0:
             perturbed = fma(z, tl.load(factors_ptr + max_updates + WRITES[w][0]), values)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import mezo_kernels as mk
-from mezo_kernels import _native, directions
+from mezo_kernels import _native, directions, lora
 from mezo_kernels.backends import _best
 from mezo_kernels.directions import cuda
+from mezo_kernels.lora import cuda as lora_cuda
 
 ISAS = ("portable", "avx2", "avx512")
 
@@ -104,9 +105,11 @@ def cuda_on_host_module(tmp_path_factory):
 def on_host(cuda_on_host_module, monkeypatch):
     """backend="cuda" runs the CUDA kernels on the host, on CPU tensors."""
     module = SimpleNamespace(module=lambda: cuda_on_host_module)
-    monkeypatch.setattr(cuda, "_native", module)
+    for backend in (cuda, lora_cuda):
+        monkeypatch.setattr(backend, "_native", module)
     monkeypatch.setattr(cuda, "_at", lambda device: (0, 0))
-    monkeypatch.setattr(directions, "resolve", lambda name, device_type: name or "cpu")
+    for package in (directions, lora):
+        monkeypatch.setattr(package, "resolve", lambda name, device_type: name or "cpu")
     return Backend("cuda", "cpu")
 
 

@@ -85,9 +85,10 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
-    """{arch: {name: kernel}}, all sources compiled for all architectures; about 10 s of CPU."""
+    """{arch: {name: kernel}}, the directions' sources for all architectures; about 10 s of CPU."""
     directory = tmp_path_factory.mktemp("sass")
-    return {arch: cuda_sass.compile_kernels(arch, directory) for arch in ARCHS}
+    sources = cuda_sass.DIRECTIONS
+    return {arch: cuda_sass.compile_kernels(arch, directory, sources) for arch in ARCHS}
 
 
 @pytest.mark.parametrize("arch", ARCHS)

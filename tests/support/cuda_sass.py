@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CSRC = Path(__file__).parents[2] / "csrc"
-SOURCES = ("add", "perturb", "small")
+DIRECTIONS, LORA = ("add", "perturb", "small"), ("expand", "shrink")
 # As CMakeLists.txt has them.
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-fmad=false")
 
-_KERNEL = re.compile(r"\d+(add|pair|perturb|sample|advance|normals)_kernel(.*)")
-_ARGUMENTS = re.compile(r"\d+(Gaussian|Rademacher|Any)DrawE?(?:Lb([01])E)?")
+_KERNEL = re.compile(
+    r"\d+(add|pair|perturb|sample|advance|normals|shrink|finish|expand)_kernel(.*)"
+)
+_ARGUMENTS = re.compile(r"\d+(Gaussian|Rademacher|Any)DrawE?((?:L[bil]\d+E)*)")
 _LABEL = re.compile(r"(\.L_x_\d+)")
 
 
@@ -115,10 +117,10 @@ class Kernel:
         return {"MUFU.RSQ": rsq, "all": -length}
 
 
-def compile_kernels(arch: str, directory: Path) -> dict[str, Kernel]:
-    """Compile every source to a cubin for one architecture; a few seconds each."""
+def compile_kernels(arch: str, directory: Path, sources: tuple[str, ...]) -> dict[str, Kernel]:
+    """Compile sources to cubins for one architecture; a few seconds each."""
     kernels: dict[str, Kernel] = {}
-    for source in SOURCES:
+    for source in sources:
         cubin = directory / f"{source}_{arch}.cubin"
         command = [str(find_nvcc()), *FLAGS, f"-arch={arch}", "-cubin", "-Xptxas", "-v"]
         command += ["-o", str(cubin), str(CSRC / "cuda" / f"{source}.cu")]
@@ -149,7 +151,8 @@ def _name(mangled: str) -> str:
     arguments = _ARGUMENTS.search(found[2])
     if arguments is None:
         return found[1]
-    return f"{found[1]}<{','.join(filter(None, arguments.groups()))}>"
+    draw, constants = arguments.groups()
+    return f"{found[1]}<{','.join([draw, *re.findall(r'[0-9]+', constants)])}>"
 
 
 def _resources(log: str) -> dict[str, tuple[int, int, int]]:

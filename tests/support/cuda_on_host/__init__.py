@@ -9,7 +9,7 @@ from types import ModuleType
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
-SOURCES = ("add", "perturb", "small")
+SOURCES = ("add", "expand", "perturb", "shrink", "small")
 
 
 def cuda_include_dir() -> Path | None:
@@ -45,7 +45,7 @@ def build(directory: Path) -> ModuleType:
     for source in (CSRC / "bindings_cuda.cpp", HERE / "module.cpp"):
         objects.append(_compile(flags, source, directory / f"{source.stem}.o"))
     target = directory / f"cuda_on_host{sysconfig.get_config_var('EXT_SUFFIX')}"
-    _run(["g++", "-shared", "-pthread", *objects, "-o", str(target)])
+    _run(["g++", "-shared", *objects, "-o", str(target)])
     spec = importlib.util.spec_from_file_location("cuda_on_host", target)
     assert spec is not None
     assert spec.loader is not None
