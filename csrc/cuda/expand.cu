@@ -1,4 +1,4 @@
-// perturbed_lora, second half: y = round(scaling h B^T + y) for B of either sign, made in registers.
+// perturbed_lora, second half: y = round(scaling h B^T + y), B of either sign made in registers.
 #include <type_traits>
 
 #include "launcher.cuh"
@@ -14,8 +14,8 @@ constexpr int kExpandThreads = 32 * kExpandWarps;
 constexpr int kWarpOutputs = 32;
 constexpr int kBlockOutputs = kExpandWarps * kWarpOutputs;
 
-// kRank 8 fills half of an mma's inner dimension. So that no lane draws in vain, lanes t = 0, 1 hold
-// the ranks of one column and t = 2, 3 those of the next; h is there twice, and half of it masked.
+// kRank 8 fills half of an mma's inner dimension. So that no lane draws in vain, lanes t = 0, 1
+// hold the ranks of one column and t = 2, 3 those of the next; h is there twice, half of it masked.
 template <class Draw, int64_t kDType, int kRank>
 __global__ void __launch_bounds__(kExpandThreads, kRank == 64 ? 3 : 4)
     expand_kernel(const __grid_constant__ LoraCall call, const __grid_constant__ Draw draw) {

@@ -60,8 +60,8 @@ struct PairDraw {
   template <int64_t kDType, bool kHasDirection>
   __device__ __forceinline__ void four(uint32_t group, const uint4& master,
                                        uint32_t packed[2][2]) const {
-    // Without a direction the scale is 0, too. Then a -0 of the master becomes +0, which no sum that
-    // begins with +0 shows.
+    // Without a direction the scale is 0, too. Then a -0 of the master becomes +0, which no sum
+    // that begins with +0 shows.
     float values[4], z[4] = {};
     memcpy(values, &master, sizeof values);
     if (kHasDirection) draw.four(row, uid, group, z);

@@ -7,8 +7,8 @@
 namespace mezo {
 namespace {
 
-// c += a b for a warp: a is 16 x 16, b 16 x 8, both fp16 or bf16, c 16 x 8 in fp32. With g = lane / 4
-// and t = lane % 4, two elements of 16 bits a word (PTX ISA, mma.m16n8k16):
+// c += a b for a warp: a is 16 x 16, b 16 x 8, both fp16 or bf16, c 16 x 8 in fp32. With
+// g = lane / 4 and t = lane % 4, two elements of 16 bits a word (PTX ISA, mma.m16n8k16):
 //   a: rows g, g + 8, g, g + 8, columns 2 t and 2 t + 1, for the last two words 8 further on
 //   b: column g, rows 2 t and 2 t + 1, for the second word 8 further on
 //   c: rows g, g, g + 8, g + 8, columns 2 t and 2 t + 1 in turn

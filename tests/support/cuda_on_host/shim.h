@@ -1,8 +1,8 @@
 // Compiles csrc/cuda/*.cu with a host compiler and runs the kernels thread by thread, so that their
 // index arithmetic and their order of operations can be tested without a GPU.
 //
-// Where threads wait for one another, a block's threads are coroutines: one runs until it waits, then
-// the next one does. Races between them are not seen here.
+// Where threads wait for one another, a block's threads are coroutines: one runs until it waits,
+// then the next one does. Races between them are not seen here.
 #pragma once
 
 #include <cuda_fp16.h>
