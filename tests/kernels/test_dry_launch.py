@@ -11,6 +11,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 import direction_cases
+import lora_cases
 from aot import count
 from dry_launch import SHARED_LIMIT, dry_launches
 from shared_prefix import random_batch, shuffle_rows
@@ -101,3 +102,15 @@ def test_label_losses(dtype):
                 mk.label_nll(hidden, lm_head, targets, backend="triton")
                 mk.label_nll(hidden, lm_head, targets, bias=bias, soft_cap=30.0, backend="triton")
             check(launches, arch, {"label_nll_kernel", "merge_parts_kernel"})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_perturbed_lora(dtype):
+    shapes = [(8, 576, 192, "whole"), (16, 4096, 1024, "even"), (64, 512, 200, "whole")]
+    shapes += [(3, 520, 200, "odd")]
+    for arch in (90, 80) if dtype == torch.bfloat16 else (90,):
+        for rank, d_in, d_out, shard in shapes:
+            problem = lora_cases.make(dtype, rank, d_in, d_out, shard=shard, has_out=True)
+            with dry_launches(arch) as launches:
+                problem.run(lora_cases.Target("triton", "cpu"))
+            check(launches, arch, {"shrink_kernel", "finish_kernel", "expand_kernel"})
