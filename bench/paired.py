@@ -1,4 +1,4 @@
-"""Attention of rows that share prefixes and label losses, against what runs without them.
+"""Attention of rows that share prefixes, label losses, LoRA of pairs, against what runs without.
 
 `python -m bench.paired` prints the tables of this host and writes bench/results/<device>/paired.*;
 the JSON has the times of each form by shape, too, under "points". `--dry-run` lists the cases.
@@ -10,10 +10,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 
+import mezo_kernels as mk
 from bench.paired_cases import (
     CPU_ATTENTION,
     CPU_LABELS,
@@ -29,6 +31,10 @@ from bench.timing import environment, gpu_environment, interleave
 RESULTS = Path(__file__).parent / "results"
 # V and D_in of the lm_head of SmolLM2-135M, the model of the demo.
 VOCAB, HIDDEN = 49152, 576
+# (D_in, D_out of the stacked modules) of its linear layers; tokens of the demo's activated and
+# exact steps.
+MODULES = ((576, (576, 192, 192)), (576, (576,)), (576, (1536, 1536)), (1536, (576,)))
+RANK, CPU_LORA = 8, (96, 832)
 CPU_METHOD = (
     "Ratios: the first path's time over this one's, median of per-round ratios, interleaved in one "
     "process. One thread, CPU time of that thread, fp32."
@@ -74,7 +80,48 @@ def cpu_rows(rounds: int) -> list[dict]:
         name = f"T {num_tokens}, V {VOCAB}, D_in {HIDDEN}"
         check(name, [calls["linear + log_softmax"](), calls["label_nll"]()], 2e-5)
         rows += measure("label loss", name, calls, max(5, rounds // 3))
+    for num_tokens in CPU_LORA:
+        name = f"T {num_tokens}, r {RANK}, the modules of a layer"
+        calls, outputs = lora_calls(num_tokens)
+        check(name, outputs, 1e-4)
+        rows += measure("LoRA of a pair", name, calls, rounds)
     return rows
+
+
+def lora_calls(num_tokens: int) -> tuple[Calls, list[torch.Tensor]]:
+    """All linear modules of a layer of SmolLM2-135M for two adapters, by each path."""
+    segments = [0, num_tokens // 2, num_tokens]
+    lora = mk.SegmentedLora(segments, [2, 3], [2.0, 2.0], RANK)
+    modules = []
+    for depth, widths in MODULES:
+        offsets = [sum(widths[:i]) for i in range(len(widths) + 1)]
+        shapes = ((4, len(widths) * RANK, depth), (4, offsets[-1], RANK))
+        a, b = (torch.randn(shape) / shape[-1] ** 0.5 for shape in shapes)
+        x, base = torch.randn(num_tokens, depth), torch.randn(num_tokens, offsets[-1])
+        modules.append((x, a, b, base, offsets))
+
+    def loop(x, a, b, out, offsets) -> torch.Tensor:
+        """Each adapter and each stacked module apart, as SGLang's torch_native backend."""
+        for slot, (start, stop) in zip((2, 3), pairwise(segments), strict=True):
+            h = 2.0 * (x[start:stop] @ a[slot].T)
+            for i, (first, last) in enumerate(pairwise(offsets)):
+                own = h[:, i * RANK : (i + 1) * RANK]
+                out[start:stop, first:last].addmm_(own, b[slot, first:last].T)
+        return out
+
+    def ours(x, a, b, out, offsets) -> torch.Tensor:
+        lora.expand_(out, lora.shrink(x, a, len(offsets) - 1), b, offsets)
+        return out
+
+    outputs = [
+        torch.cat([path(x, a, b, base.clone(), o) for x, a, b, base, o in modules], dim=1)
+        for path in (loop, ours)
+    ]
+    calls = {
+        "addmm per adapter and module (torch_native)": lambda: [loop(*m) for m in modules],
+        "SegmentedLora": lambda: [ours(*m) for m in modules],
+    }
+    return calls, outputs
 
 
 def report(rows: list[dict], where: dict[str, object], notes: Sequence[str] = ()) -> str:
@@ -90,7 +137,7 @@ def report(rows: list[dict], where: dict[str, object], notes: Sequence[str] = ()
     facts = ", ".join(f"{key} {value}" for key, value in where.items() if key != "cpu_flags")
     said = "".join(f"* {note}\n" for note in notes)
     return (
-        "# Shared prefixes and label losses\n\n"
+        "# Shared prefixes, label losses, LoRA of pairs\n\n"
         f"{GPU_METHOD if extra else CPU_METHOD} Written by `python -m bench.paired`.\n\n"
         + "\n".join(lines)
         + (f"\n\n{said}" if said else "\n")
@@ -102,6 +149,7 @@ def plan_of() -> list[str]:
     """The cases, one a line."""
     lines = [f"cpu attention: {case}" for case in CPU_ATTENTION]
     lines += [f"cpu label loss: T {t}, V {VOCAB}, D_in {HIDDEN}" for t in CPU_LABELS]
+    lines += [f"cpu LoRA of a pair: T {t}, r {RANK}" for t in CPU_LORA]
     lines += [f"gpu attention: {case}, {case.nbytes} bytes" for case in gpu_attention()]
     lines += [f"gpu label loss: T {t}, V {vocab}, D_in {dim}" for t, vocab, dim in GPU_LABELS]
     return lines
