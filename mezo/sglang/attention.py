@@ -7,6 +7,8 @@ started with `attention_backend="mezo"` has one around the backend that SGLang w
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +18,11 @@ from typing import Any
 import torch
 
 from mezo.sglang import attention_forms, compat
+from mezo.sglang.cpu_host import is_cpu_host
 from mezo_kernels import SharedPrefixPlan
 
 NAME = "mezo"
+_IS_NAMED = "MEZO_ATTENTION_IS_NAMED"
 
 
 @dataclass(frozen=True)
@@ -171,25 +175,43 @@ def _is_plain(layer: Any) -> bool:
 
 
 def register_backend() -> None:
-    """Make `attention_backend="mezo"` known to SGLang."""
-    from sglang.srt.layers.attention.attention_registry import register_attention_backend
+    """Make `attention_backend="mezo"` known to SGLang.
+
+    SGLang decides much by a backend's name, so it goes on seeing its own: `resolve_name` puts that
+    into the server's arguments, and the backends that are built then get ours in front.
+    """
+    from sglang.srt.layers.attention.attention_registry import (
+        ATTENTION_BACKENDS,
+        register_attention_backend,
+    )
     from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES, add_attention_backend_choices
 
-    register_attention_backend(NAME)(_create)
     if NAME not in ATTENTION_BACKEND_CHOICES:
         add_attention_backend_choices([NAME])
+    if os.environ.get(_IS_NAMED):
+        for name, create in list(ATTENTION_BACKENDS.items()):
+            register_attention_backend(name)(functools.partial(_in_front_of, create))
 
 
-def _create(runner: Any) -> PairedAttention:
-    """Build the backend that SGLang would choose for a model runner, with ours in front of it."""
-    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+def _in_front_of(create: Callable[[Any], Any], runner: Any) -> PairedAttention:
+    return PairedAttention.around(create(runner))
 
-    if runner.use_mla_backend:
-        raise ValueError(
-            f"attention_backend: {NAME!r} takes models with plain KV heads, got one with MLA; "
-            "leave attention_backend out."
-        )
-    own = compat.default_attention_backend(runner)
-    # What SGLang asks by name, it asks about the backend that does the work.
-    runner.prefill_attention_backend_str = runner.decode_attention_backend_str = own
-    return PairedAttention(ATTENTION_BACKENDS[own](runner))
+
+def resolve_name(server_args: Any) -> None:
+    """Replace our name in new server arguments by SGLang's own choice, and remember it.
+
+    Raises:
+        ValueError: it is named for prefill or decode alone.
+    """
+    for field in ("prefill_attention_backend", "decode_attention_backend"):
+        if getattr(server_args, field, None) == NAME:
+            raise ValueError(
+                f"{field}: {NAME!r} must be named as attention_backend, which takes both kinds of "
+                f"batches, got it as {field}; pass attention_backend={NAME!r}."
+            )
+    if server_args.attention_backend == NAME:
+        # For the server's processes, which are started later. Arguments are resolved more than
+        # once, so it stays; servers that this process starts afterwards get it, too.
+        os.environ[_IS_NAMED] = "1"
+        # On CPUs SGLang would choose one that needs AMX.
+        server_args.attention_backend = "torch_native" if is_cpu_host() else None

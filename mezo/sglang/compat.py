@@ -240,18 +240,6 @@ def model_runner(scheduler: Any) -> Any:
     return scheduler.tp_worker.model_runner
 
 
-def default_attention_backend(runner: Any) -> str:
-    """Name of the attention backend that SGLang would choose for a model runner."""
-    if runner.device == "cpu":
-        return "torch_native"  # its choice for CPUs with AMX needs kernels that others do not have
-    arguments = (runner.use_mla_backend, runner.model_config)
-    try:
-        from sglang.srt.arg_groups.model_override_base import get_default_attn_backend
-    except ImportError:
-        return str(runner.server_args._get_default_attn_backend(*arguments))
-    return str(get_default_attn_backend(runner.server_args, *arguments))
-
-
 def send(socket: Any, message: Any) -> None:
     """Send a message to the schedulers, as Engine.collective_rpc does."""
     try:

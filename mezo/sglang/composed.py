@@ -219,10 +219,13 @@ def _kernel() -> Callable[..., Any]:
 @functools.cache
 def _merge() -> Callable[..., Any]:
     """SGLang's `merge_state`, which speaks natural logarithms."""
-    from sglang.srt.layers.attention.merge_state import merge_state
-
-    merge: Callable[..., Any] = merge_state
-    return merge
+    try:
+        from sglang.srt.layers.attention.merge_state import merge_state as merge
+    except ImportError:
+        # 0.5.17 asks for a compiled form there, which CPU hosts do not have.
+        from sglang.kernels.ops.attention.merge_state import merge_state_triton as merge
+    found: Callable[..., Any] = merge
+    return found
 
 
 def _tables(plan: SharedPrefixPlan, device: torch.device) -> _Tables:

@@ -14,6 +14,7 @@ def register() -> None:
 
     unpin_lora_memory()
     attention.register_backend()
+    HookRegistry.register(_resolution_of_arguments(), attention.resolve_name, HookType.BEFORE)
     HookRegistry.register(
         "sglang.srt.managers.scheduler.Scheduler.handle_rpc_request",
         _handle_rpc_request,
@@ -44,6 +45,14 @@ def _handle_rpc_request(original: Any, scheduler: Any, request: Any) -> Any:
     if request.method != worker.METHOD:
         return original(scheduler, request)
     return worker.handle(scheduler, request)
+
+
+def _resolution_of_arguments() -> str:
+    """Where SGLang derives settings from new server arguments."""
+    from sglang.srt.server_args import ServerArgs
+
+    name = "resolve_once" if hasattr(ServerArgs, "resolve_once") else "__post_init__"
+    return f"sglang.srt.server_args.ServerArgs.{name}"
 
 
 def _has_match_limit() -> bool:

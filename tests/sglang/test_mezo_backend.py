@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from types import SimpleNamespace
 
@@ -67,26 +68,44 @@ def test_what_is_written_to_it_reaches_the_engines_own():
     assert not hasattr(backend, "kv_index_translator")
 
 
-def test_on_a_gpu_it_wraps_what_sglang_would_choose(model_dir):
-    from sglang.srt.configs.model_config import ModelConfig
-    from sglang.srt.server_args import ServerArgs
-
-    from mezo.sglang import compat
-
-    arguments = ServerArgs(model_path=model_dir, device="cpu", attention_backend="mezo")
-    runner = SimpleNamespace(
-        device="cuda",
-        use_mla_backend=False,
-        server_args=arguments,
-        model_config=ModelConfig.from_server_args(arguments),
-    )
-    assert compat.default_attention_backend(runner) in ("triton", "flashinfer")
-    runner.device = "cpu"
-    assert compat.default_attention_backend(runner) == "torch_native"
-
-
-def test_mla_is_refused():
+@pytest.fixture
+def attention(monkeypatch):
     from mezo.sglang import attention
 
-    with pytest.raises(ValueError, match="got one with MLA"):
-        attention._create(SimpleNamespace(use_mla_backend=True))
+    monkeypatch.delenv(attention._IS_NAMED, raising=False)
+    yield attention
+    os.environ.pop(attention._IS_NAMED, None)
+
+
+@pytest.mark.parametrize(("is_cpu", "own"), [(True, "torch_native"), (False, None)])
+def test_sglang_sees_its_own_choice(attention, monkeypatch, is_cpu, own):
+    monkeypatch.setattr(attention, "is_cpu_host", lambda: is_cpu)
+    arguments = SimpleNamespace(attention_backend="mezo")
+    other = SimpleNamespace(attention_backend="triton")
+    attention.resolve_name(other)
+    assert other.attention_backend == "triton"
+    assert attention._IS_NAMED not in os.environ
+    for _ in range(2):
+        attention.resolve_name(arguments)
+        assert arguments.attention_backend == own
+        assert os.environ[attention._IS_NAMED]
+
+
+def test_backends_are_built_with_ours_in_front(attention, monkeypatch):
+    from sglang.srt.layers.attention import attention_registry
+
+    own = SimpleNamespace()
+    backends = {"triton": lambda runner: own, "fa3": lambda runner: own}
+    monkeypatch.setattr(attention_registry, "ATTENTION_BACKENDS", backends)
+    attention.register_backend()
+    assert backends["fa3"](None) is own
+    monkeypatch.setenv(attention._IS_NAMED, "1")
+    attention.register_backend()
+    assert backends["fa3"](None).engines_own is own
+    assert isinstance(backends["triton"](None), attention.PairedAttention)
+
+
+@pytest.mark.parametrize("field", ["prefill_attention_backend", "decode_attention_backend"])
+def test_half_of_it_is_refused(attention, field):
+    with pytest.raises(ValueError, match="must be named as attention_backend"):
+        attention.resolve_name(SimpleNamespace(attention_backend=None, **{field: "mezo"}))

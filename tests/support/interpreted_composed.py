@@ -122,8 +122,10 @@ def main() -> None:
         from mezo.sglang.cpu_host import prepare_import
 
         prepare_import()
-        import sglang.kernels.ops.attention.extend_attention
-        import sglang.srt.layers.attention.merge_state  # noqa: F401
+        from mezo.sglang.composed import _kernel, _merge
+
+        _kernel()
+        _merge()
     for name, check in CHECKS.items():
         try:
             check()
