@@ -1,20 +1,15 @@
 """perturbed_lora on every backend: the factors' bits, float64, company, views, bad inputs."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from interpreted import run_interpreted
 from lora_cases import BFLOAT16, CHECKS, FLOAT16, FLOAT32, NEXT, Problem, Target, assert_right, make
 
 import mezo_kernels as mk
 from mezo_kernels.lora import cuda as lora_cuda
 
-PROGRAM = Path(__file__).parents[1] / "support" / "lora_cases.py"
 TARGETS = {
     "reference": Target("reference", "cpu", is_invariant=False),
     "cpu": Target("cpu", "cpu", is_invariant=False),
@@ -51,12 +46,7 @@ def test_backend(target, check):
 def interpreted():
     """What each check said, in a process whose triton interprets."""
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    environment.pop("MEZO_KERNELS_BACKEND", None)
-    command = [sys.executable, "-W", "error", str(PROGRAM)]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout)
+    return run_interpreted("lora_cases.py", "-W", "error")
 
 
 @pytest.mark.slow

@@ -1,36 +1,21 @@
 """The triton backend gives the bits of the others: interpreted here, compiled on a GPU."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from direction_cases import CASES, difference, edge_words
+from interpreted import run_interpreted
 
 import mezo_kernels as mk
 from mezo_kernels.backends import _best, resolve
 
 pytest.importorskip("triton")
 
-SUPPORT = Path(__file__).parents[1] / "support"
-
 
 @pytest.fixture(scope="session")
 def interpreted():
     """What the interpreter says of every case: "" where it has the reference's bits."""
-    package = Path(mk.__file__).parents[1]
-    environment = os.environ | {
-        "TRITON_INTERPRET": "1",
-        "PYTHONPATH": os.pathsep.join((str(package), str(SUPPORT))),
-    }
     # Fan-outs overflow fp16 on purpose, and numpy says so.
-    command = [sys.executable, "-W", "ignore::RuntimeWarning", str(SUPPORT / "direction_cases.py")]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    return run_interpreted("direction_cases.py", "-W", "ignore::RuntimeWarning")
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,10 +1,6 @@
 """The paired attention composed of SGLang's kernels: in Triton's interpreter, and on a GPU."""
 
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,23 +9,17 @@ import torch
 pytest.importorskip("triton")
 
 from gates import assert_close_to_truth
+from interpreted import run_interpreted
 from interpreted_composed import CHECKS, composed, limit, make
 from shared_prefix import Batch, random_batch, shuffle_rows
 
 from mezo.sglang import composed as module
 
-PROGRAM = Path(__file__).parents[1] / "support" / "interpreted_composed.py"
-
 
 @pytest.fixture(scope="module")
 def results():
     """What each check said, in a process whose triton interprets."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.run(
-        [sys.executable, str(PROGRAM)], env=environment, capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
+    return run_interpreted("interpreted_composed.py")
 
 
 @pytest.mark.sglang

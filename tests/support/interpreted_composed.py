@@ -5,13 +5,11 @@ Run as a program with TRITON_INTERPRET=1; prints one line of JSON, {check: null 
 
 from __future__ import annotations
 
-import json
-import sys
-import traceback
 import warnings
 
 import torch
 from gates import assert_close_to_truth
+from interpreted import checks_of, report
 from shared_prefix import bound, random_batch, shuffle_rows
 
 DTYPES = (torch.float32, torch.float16)
@@ -108,14 +106,10 @@ def check_prefix_per_row():
         assert_close_to_truth(ours[places], same, truth, bound(batch, truth))
 
 
-CHECKS = {
-    name.removeprefix("check_"): f for name, f in globals().items() if name.startswith("check_")
-}
+CHECKS = checks_of(globals())
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    results: dict[str, str | None] = {}
     with warnings.catch_warnings():
         # SGLang's imports warn; not our warnings.
         warnings.simplefilter("ignore")
@@ -126,13 +120,7 @@ def main() -> None:
 
         _kernel()
         _merge()
-    for name, check in CHECKS.items():
-        try:
-            check()
-            results[name] = None
-        except Exception:
-            results[name] = traceback.format_exc()
-    json.dump(results, sys.stdout)
+    report(CHECKS)
 
 
 if __name__ == "__main__":

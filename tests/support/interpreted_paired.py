@@ -6,12 +6,9 @@ JSON, {check: null or the traceback}. fp32 and fp16 only: the interpreter gets b
 
 from __future__ import annotations
 
-import json
-import sys
-import traceback
-
 import torch
 from gates import assert_close_to_truth
+from interpreted import checks_of, report
 from shared_prefix import bound, is_twins, random_batch, shuffle_rows, twin_rows
 
 import mezo_kernels as mk
@@ -205,22 +202,12 @@ class split_len:  # noqa: N801
         work.SPLIT_LEN = self.before
 
 
-CHECKS = {
-    name.removeprefix("check_"): f for name, f in globals().items() if name.startswith("check_")
-}
+CHECKS = checks_of(globals())
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    results: dict[str, str | None] = {}
-    for name, check in CHECKS.items():
-        try:
-            with split_len(64):
-                check()
-            results[name] = None
-        except Exception:
-            results[name] = traceback.format_exc()
-    json.dump(results, sys.stdout)
+    with split_len(64):
+        report(CHECKS)
 
 
 if __name__ == "__main__":

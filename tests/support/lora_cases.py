@@ -6,17 +6,15 @@ JSON, {check: null or the traceback}. fp32 and fp16 only: the interpreter gets b
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from gates import assert_close_to_truth
+from interpreted import checks_of, report
 
 import mezo_kernels as mk
 
@@ -286,22 +284,12 @@ def check_nothing_to_do(target: Target) -> None:
             assert problem.run(target).eq(SENTINEL).all()
 
 
-CHECKS: dict[str, Callable[[Target], None]] = {
-    name.removeprefix("check_"): f for name, f in globals().items() if name.startswith("check_")
-}
+CHECKS = checks_of(globals())
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     target = Target("triton", "cpu", (FLOAT32, FLOAT16), is_slow=True)
-    results: dict[str, str | None] = {}
-    for name, check in CHECKS.items():
-        try:
-            check(target)
-            results[name] = None
-        except Exception:
-            results[name] = traceback.format_exc()
-    json.dump(results, sys.stdout)
+    report(CHECKS, target)
 
 
 if __name__ == "__main__":

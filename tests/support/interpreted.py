@@ -1,0 +1,51 @@
+"""Checks in Triton's interpreter: a process of its own, as triton decides at its import."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+
+
+def checks_of(namespace: Mapping[str, Any]) -> dict[str, Callable[..., None]]:
+    """The functions `check_*` of a module, by what follows."""
+    return {n.removeprefix("check_"): f for n, f in namespace.items() if n.startswith("check_")}
+
+
+def report(checks: Mapping[str, Callable[..., None]], *arguments: Any) -> None:
+    """Run all checks and print, as one line of JSON, None or the traceback of each."""
+    torch.set_num_threads(1)
+    results: dict[str, str | None] = {}
+    for name, check in checks.items():
+        try:
+            check(*arguments)
+            results[name] = None
+        except Exception:
+            results[name] = traceback.format_exc()
+    print(json.dumps(results))
+
+
+def run_interpreted(program: str, *flags: str) -> dict[str, Any]:
+    """The last line that a program beside this file prints, in a process whose triton interprets.
+
+    Args:
+        program: its file name.
+        flags: options of Python, e.g. "-W", "error".
+    """
+    path = os.pathsep.join(sys.path)
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    environment.pop("MEZO_KERNELS_BACKEND", None)
+    command = [sys.executable, *flags, str(HERE / program)]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    results: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return results
