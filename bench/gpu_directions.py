@@ -6,18 +6,12 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 import mezo_kernels as mk
-from bench import gpu_roofline
+from bench import gpu_main, gpu_roofline
 from bench.gpu_baselines import BASELINES
 from bench.gpu_cases import MEANING, Buffers, Case, cases, has_bits_of_cpu
 from bench.timing import Timing, as_graph, gpu_environment, interleave_on_gpu, num_sets
@@ -148,54 +142,21 @@ def report(rows: list[Row], roofline: gpu_roofline.Roofline, where: Row, notes: 
 
 def run(out: Path, rounds: int, budget_s: float, only: str) -> int:
     """Measure and write; the exit status is 1 where a case failed."""
-    started = time.monotonic()
     where = gpu_environment()
     l2_bytes = int(str(where["l2_bytes"]))
     roofline = gpu_roofline.measure()
     rows: list[Row] = []
+
+    def measure(case: Case) -> list[str]:
+        timings, said = measure_case(case, l2_bytes, rounds)
+        rows.extend(rows_of(case, timings, roofline, l2_bytes))
+        return said
+
     notes = [f"{b}: {reason}" for b in BACKENDS if (reason := mk.backends()[b]) is not None]
-    for case in cases():
-        if only not in case.name:
-            continue
-        if time.monotonic() - started > budget_s:
-            notes.append(f"FAIL {case.name}: left out, {budget_s:.0f} s were over")
-            continue
-        try:
-            timings, said = measure_case(case, l2_bytes, rounds)
-            rows += rows_of(case, timings, roofline, l2_bytes)
-            notes += said
-        except Exception as error:
-            traceback.print_exc()
-            notes.append(f"FAIL {case.name}: {type(error).__name__}: {error}")
-        torch.cuda.empty_cache()
-        print(f"{time.monotonic() - started:.0f} s: {case.name}", file=sys.stderr, flush=True)
-    out.mkdir(parents=True, exist_ok=True)
-    text = report(rows, roofline, where, notes)
-    (out / "gpu_directions.md").write_text(text)
+    notes += gpu_main.measure_all(cases(), measure, budget_s=budget_s, only=only)
     facts = {**where, "roofline": vars(roofline), "notes": notes, "rows": rows}
-    (out / "gpu_directions.json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(text)
-    return int(not rows or any(note.startswith("FAIL") for note in notes))
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="where to write; bench/results/<device> otherwise")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--budget", type=float, default=300.0, help="seconds after which to stop")
-    parser.add_argument("--only", default="", help="part of the names of the cases to run")
-    parser.add_argument("--dry-run", action="store_true", help="print the cases, measure nothing")
-    arguments = parser.parse_args()
-    if arguments.dry_run:
-        print(plan_of([case for case in cases() if arguments.only in case.name]))
-        return 0
-    if not torch.cuda.is_available():
-        print("bench.gpu_directions: needs a CUDA device, found none; pass --dry-run.")
-        return 2
-    device = torch.cuda.get_device_name(0).lower().replace(" ", "-")
-    out = arguments.out or Path(__file__).parent / "results" / device
-    return run(out, arguments.rounds, arguments.budget, arguments.only)
+    return gpu_main.write(out, "gpu_directions", report(rows, roofline, where, notes), facts)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(gpu_main.main("gpu_directions", __doc__, cases, plan_of, run, rounds=30))

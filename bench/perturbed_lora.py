@@ -6,12 +6,8 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
 import sys
-import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +16,7 @@ from pathlib import Path
 import torch
 
 import mezo_kernels as mk
+from bench import gpu_main
 from bench.shapes import MODELS
 from bench.timing import Timing, as_graph, gpu_environment, interleave_on_gpu
 from mezo_kernels import directions
@@ -223,53 +220,22 @@ def report(rows: list[dict[str, object]], where: dict[str, object], notes: list[
 
 def run(out: Path, rounds: int, budget_s: float, only: str) -> int:
     """Measure and write; the exit status is 1 where a case failed."""
-    started = time.monotonic()
     where = gpu_environment()
     reasons = {form: mk.backends()[form] for form in FORMS}
     forms = [form for form in FORMS if reasons[form] is None]
-    notes = [f"{form}: {reason}" for form, reason in reasons.items() if reason is not None]
     rows: list[dict[str, object]] = []
-    for case in cases() if forms else []:
-        if only not in case.name:
-            continue
-        if time.monotonic() - started > budget_s:
-            notes.append(f"FAIL {case.name}: left out, {budget_s:.0f} s were over")
-            continue
-        try:
-            timings, said = measure(case, forms, rounds)
-            rows.append(row_of(case, timings))
-            notes += said
-        except Exception as error:
-            traceback.print_exc()
-            notes.append(f"FAIL {case.name}: {type(error).__name__}: {error}")
-        torch.cuda.empty_cache()
-    out.mkdir(parents=True, exist_ok=True)
-    text = report(rows, where, notes)
-    (out / "perturbed_lora.md").write_text(text)
+
+    def measure_one(case: Case) -> list[str]:
+        timings, said = measure(case, forms, rounds)
+        rows.append(row_of(case, timings))
+        return said
+
+    notes = [f"{form}: {reason}" for form, reason in reasons.items() if reason is not None]
+    found = cases() if forms else []
+    notes += gpu_main.measure_all(found, measure_one, budget_s=budget_s, only=only)
     facts = {**where, "notes": notes, "rows": rows}
-    (out / "perturbed_lora.json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(text)
-    return int(not rows or any(note.startswith("FAIL") for note in notes))
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="where to write; bench/results/<device> otherwise")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--budget", type=float, default=300.0, help="seconds after which to stop")
-    parser.add_argument("--only", default="", help="part of the names of the cases to run")
-    parser.add_argument("--dry-run", action="store_true", help="print the cases, measure nothing")
-    arguments = parser.parse_args()
-    if arguments.dry_run:
-        print(plan_of([case for case in cases() if arguments.only in case.name]))
-        return 0
-    if not torch.cuda.is_available():
-        print("bench.perturbed_lora: needs a CUDA device, found none; pass --dry-run.")
-        return 2
-    device = torch.cuda.get_device_name(0).lower().replace(" ", "-")
-    out = arguments.out or Path(__file__).parent / "results" / device
-    return run(out, arguments.rounds, arguments.budget, arguments.only)
+    return gpu_main.write(out, "perturbed_lora", report(rows, where, notes), facts)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(gpu_main.main("perturbed_lora", __doc__, cases, plan_of, run, rounds=20))

@@ -1,8 +1,10 @@
 """The GPU benchmarks without a GPU: their plans of cases, and the calls that they time."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,3 +82,28 @@ def test_the_timed_forms_add_what_the_slots_add(monkeypatch, on_host):
     assert bench.difference(case, "cuda", "cpu", "cuda") < 2**-6
     monkeypatch.setattr(bench.Buffers, "inside", exchanged)
     assert bench.difference(case, "cuda", "cpu", "cuda") > 0.5
+
+
+def test_a_case_that_fails_or_has_no_time_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench import gpu_main
+
+    cases = [SimpleNamespace(name=name) for name in ("a r8", "b r8", "c r16")]
+    rows = []
+
+    def measure(case):
+        if case.name == "b r8":
+            raise RuntimeError("out of memory")
+        rows.append({"case": case.name})
+        return [f"{case.name}: said"]
+
+    notes = gpu_main.measure_all(cases, measure, budget_s=60, only="r8")
+    assert notes == ["a r8: said", "FAIL b r8: RuntimeError: out of memory"]
+    assert gpu_main.write(tmp_path / "new", "x", "# text", {"rows": rows, "notes": notes}) == 1
+    assert gpu_main.write(tmp_path, "x", "# text", {"rows": rows, "notes": notes[:1]}) == 0
+    assert gpu_main.write(tmp_path, "x", "# text", {"rows": [], "notes": []}) == 1
+    assert (tmp_path / "new" / "x.md").read_text() == "# text"
+    assert json.loads((tmp_path / "new" / "x.json").read_text()) == {"rows": rows, "notes": notes}
+    assert gpu_main.measure_all(cases[:1], measure, budget_s=-1, only="") == [
+        "FAIL a r8: left out, -1 s were over"
+    ]
