@@ -12,6 +12,7 @@ import torch
 
 from mezo.sglang import compat, readout
 from mezo.sglang.attention import PairedAttention
+from mezo.sglang.cpu_layers import CpuLayers
 from mezo.sglang.replaced import replaced
 from mezo.sglang.segmented_lora import LORA_CALLS, LoraCalls
 
@@ -60,14 +61,15 @@ def watched(scheduler: Any, watch: Stopwatch) -> Iterator[None]:
     """
     runner = compat.model_runner(scheduler)
     linears = {
-        id(method): method
+        type(method)
         for module in runner.model.modules()
         if (method := getattr(module, "quant_method", None)) is not None
         and hasattr(module, "output_size")
     }
     calls: list[tuple[Any, str, str]] = [(runner.model, "forward", "layers")]
     calls += [(owner, "forward", "attention") for owner in (runner.attn_backend, PairedAttention)]
-    calls += [(method, "apply", "linear") for method in linears.values()]
+    calls += [(kind, "apply", "linear") for kind in linears]
+    calls.append((CpuLayers, "linear", "linear"))
     for owner in (runner.lora_manager.lora_backend, LoraCalls):
         calls += [(owner, name, "lora") for name in LORA_CALLS]
     calls.append((readout.Readout, "forward", "lm_head"))

@@ -16,6 +16,7 @@ import torch
 
 from mezo.sglang import compat
 from mezo.sglang.attention import Grouping, PairedAttention
+from mezo.sglang.cpu_layers import cpu_layers
 from mezo.sglang.replaced import replaced
 from mezo.sglang.segmented_lora import segmented_lora
 from mezo_kernels import label_logits, label_nll, label_nll_from_parts
@@ -87,6 +88,7 @@ def run(
             # Its graphs were captured with the logits processor in them.
             stack.enter_context(replaced(runner, "prefill_cuda_graph_runner", None))
         stack.enter_context(segmented_lora(runner.lora_manager.lora_backend))
+        stack.enter_context(cpu_layers(runner))
         stack.callback(runner.model.set_submodule, path, processor)
         runner.model.set_submodule(path, readout)
         runner.forward(forward_batch)
