@@ -33,6 +33,14 @@ logger = logging.getLogger(__name__)
 _adapters: dict[str, _Adapter] = {}
 
 
+def gathered(value: Any, group: Any) -> list[Any]:
+    """Every rank's value, in the order of the ranks."""
+    everyone = [value] * dist.get_world_size(group)
+    if len(everyone) > 1:  # alone, a rank would pickle its value for itself
+        dist.all_gather_object(everyone, value, group=group)
+    return everyone
+
+
 class Agreement:
     """Makes the ranks of one message agree: all succeed, or all raise; rank 0's value counts."""
 
@@ -43,8 +51,7 @@ class Agreement:
     def __call__(self, value: Any = None, error: str | None = None) -> Any:
         """Exchange values and errors once; returns rank 0's value or raises the first error."""
         self.is_done = True
-        everyone: list[Any] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(everyone, (value, error), group=self._group)
+        everyone = gathered((value, error), self._group)
         errors = [e for _, e in everyone if e is not None]
         if errors:
             raise RankError(errors[0])
@@ -280,8 +287,7 @@ def _export(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     from safetensors.torch import save_file
 
     group = scheduler.tp_group.cpu_group
-    everyone: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everyone, _adapter(payload).state.pack(), group=group)
+    everyone = gathered(_adapter(payload).state.pack(), group)
     if dist.get_rank(group) == 0:
         save_file({str(rank): arena for rank, (_, arena) in enumerate(everyone)}, payload["path"])
     return {
