@@ -30,6 +30,12 @@ def sgl() -> Any:
         warnings.simplefilter("ignore")
         from sglang.srt.layers import activation, layernorm, rotary_embedding
         from sglang.srt.layers.quantization import unquant
+        from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
+
+    try:
+        activation.SiluAndMul()
+    except ValueError:  # 0.5.17 makes no layers before a server's arguments are known
+        set_global_server_args_for_scheduler(ServerArgs(model_path="dummy", device="cpu"))
     return types.SimpleNamespace(
         Silu=activation.SiluAndMul,
         Norm=layernorm.RMSNorm,
