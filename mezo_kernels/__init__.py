@@ -4,6 +4,7 @@ Importing this package compiles nothing and touches no GPU.
 """
 
 from mezo_kernels.attention import shared_prefix_attention
+from mezo_kernels.attention.inputs import AttentionInputs
 from mezo_kernels.attention.plan import SharedPrefixPlan
 from mezo_kernels.backends import backends
 from mezo_kernels.directions import add_directions_, perturb_into, sample
@@ -16,6 +17,7 @@ from mezo_kernels.segmented_lora import SegmentedLora
 
 __all__ = [
     "AdapterPlan",
+    "AttentionInputs",
     "DeviceStep",
     "Direction",
     "SegmentedLora",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import transformers
 from mezo.config import MezoConfig
 from mezo.core import Scores, StepReply, StepRequest, pair_slots, run_step
 from mezo.data import BASE, THETA, Rows
+from mezo.sequences import sequences_of
 from mezo.state import AdapterState
 from mezo_kernels import TensorSpec
 
@@ -58,8 +59,8 @@ class _LoraLinear(torch.nn.Module):
 class TransformersSession:
     """An adapter on a Hugging Face causal language model, in this process.
 
-    The target modules are wrapped when the session starts and put back when it is closed. Rows are
-    padded on the right and run once for each slot.
+    The target modules are wrapped when the session starts and put back when it is closed. The
+    distinct sequences of a batch are padded on the right and run once for each slot.
 
     Args:
         model: a causal language model in eval mode.
@@ -132,32 +133,60 @@ class TransformersSession:
 
     @torch.inference_mode()
     def _score(self, rows: Rows, slots: Sequence[str]) -> Scores:
-        """Run the rows under each slot, one forward a slot, nothing shared.
+        """Run the rows' sequences under each slot, one forward a slot, no keys or values shared.
 
         A prefix runs under an adapter of its own (none, for an activated one), token by token in
         one forward: later tokens then attend to the keys and values that this gives.
         """
-        shape = (len(rows), max(map(len, rows.tokens)))
+        sequences = sequences_of(rows)
+        shape = (len(sequences), max(len(s.tokens) for s in sequences))
         ids = torch.full(shape, _PAD, dtype=torch.int64)
         mask = torch.zeros(shape, dtype=torch.int64)
-        scored = torch.zeros(shape, dtype=torch.bool)
         is_prefix = torch.zeros((*shape, 1), dtype=torch.bool)
-        for i, row in enumerate(rows.tokens):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
-            scored[i, rows.prompt_lens[i] : len(row)] = True
-            is_prefix[i, : rows.prefix_lens[i]] = True
-        ids, mask, scored, is_prefix = (
-            t.to(self.model.device) for t in (ids, mask, scored, is_prefix)
-        )
+        places: dict[tuple[int, int], int] = {}
+        readings = []
+        for i, sequence in enumerate(sequences):
+            size = len(sequence.tokens)
+            ids[i, :size] = torch.tensor(sequence.tokens)
+            mask[i, :size] = 1
+            is_prefix[i, : sequence.prefix_len] = True
+            for reading in sequence.readings:
+                index = places.setdefault((i, reading.position), len(places))
+                readings.append((index, reading.token, reading.row))
+        where = torch.tensor(list(places)).unbind(1)
+        place, token, row = torch.tensor(readings).unbind(1)
+        ids, mask, is_prefix = (t.to(self.model.device) for t in (ids, mask, is_prefix))
         sums: dict[str, list[float]] = {}
         for slot in slots:
             with self._switched_to(
                 slot, rows.prefix_adapter, is_prefix if any(rows.prefix_lens) else None
             ):
-                logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            sums[slot] = _logprob_sums(logits, ids, scored)
+                logits = self._logits(ids, mask, where)
+            values = logits.float().log_softmax(-1)[place, token].double().cpu()
+            sums[slot] = values.new_zeros(len(rows)).index_add_(0, row, values).tolist()
         return Scores(sums, tokens=len(slots) * ids.numel(), forwards=len(slots))
+
+    def _logits(
+        self, ids: torch.Tensor, mask: torch.Tensor, where: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        """Logits `[W, V]` behind the tokens at ``where``, W rows and W columns of ``ids``.
+
+        lm_head gets the hidden states of these tokens alone, from a hook: what a model does to its
+        logits after it (a scale, a cap) is still the model's.
+        """
+
+        def pick(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            return (args[0][where],)
+
+        head = self.model.get_output_embeddings()
+        with ExitStack() as stack:
+            # An adapted one tells prefixes from other tokens by their places in ``ids``.
+            if isinstance(head, torch.nn.Linear):
+                stack.enter_context(head.register_forward_pre_hook(pick))
+            logits: torch.Tensor = self.model(
+                input_ids=ids, attention_mask=mask, use_cache=False
+            ).logits
+        return logits if logits.dim() == 2 else logits[where]
 
     @contextmanager
     def _switched_to(
@@ -171,16 +200,6 @@ class TransformersSession:
         finally:
             for layer in self._layers.values():
                 layer.active, layer.prefix, layer.is_prefix = BASE, BASE, None
-
-
-def _logprob_sums(logits: torch.Tensor, ids: torch.Tensor, scored: torch.Tensor) -> list[float]:
-    """Sum of the log-likelihoods of the scored tokens of each row; fp32, sums in float64."""
-    where = scored[:, 1:]
-    picked = logits[:, :-1][where].float().log_softmax(-1)
-    values = picked.gather(-1, ids[:, 1:][where][:, None])[:, 0].double()
-    row = torch.arange(ids.shape[0], device=ids.device)[:, None].expand_as(where)[where]
-    sums = torch.zeros(ids.shape[0], dtype=torch.float64, device=ids.device)
-    return list(sums.index_add_(0, row, values).tolist())
 
 
 def _wrap(model: Any, config: MezoConfig, slots: Sequence[str]) -> dict[str, _LoraLinear]:

@@ -49,14 +49,26 @@ class Grouping:
     attend: Callable[..., Any]
 
 
+def check_named_form(scheduler: Any) -> None:
+    """Raise where the environment asks for a form of the attention that cannot run here.
+
+    Raises:
+        ValueError: as `attention_forms.check_named_form` does.
+    """
+    attention_forms.named_form()
+    pool = _pool_of(scheduler)
+    if pool is not None:
+        attention_forms.check_named_form(pool.k_buffer[0], pool.v_buffer[0])
+
+
 def group(scheduler: Any, rows: Sequence[Row]) -> Grouping | None:
     """Group the rows of a batch by prefix; None where the engine's own attention is to do it."""
-    pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
-    runner = compat.model_runner(scheduler)
-    if not hasattr(pool, "k_buffer") or pool.dtype != runner.dtype:
+    pool = _pool_of(scheduler)
+    if pool is None:
         return None
     plan = _plan_of(rows)
     keys = pool.k_buffer[0]
+    runner = compat.model_runner(scheduler)
     model = runner.model_config
     form = attention_forms.form_of(
         plan,
@@ -68,6 +80,13 @@ def group(scheduler: Any, rows: Sequence[Row]) -> Grouping | None:
     if form == attention_forms.ENGINE:
         return None
     return Grouping(plan, pool, attention_forms.FORMS[form])
+
+
+def _pool_of(scheduler: Any) -> Any:
+    """The engine's KV pool, or None where only its own attention can read it."""
+    pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
+    is_plain = hasattr(pool, "k_buffer") and pool.dtype == compat.model_runner(scheduler).dtype
+    return pool if is_plain else None
 
 
 def _plan_of(rows: Sequence[Row]) -> SharedPrefixPlan:

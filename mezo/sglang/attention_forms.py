@@ -80,6 +80,26 @@ def named_form() -> str | None:
     return named or None
 
 
+def check_named_form(k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
+    """Raise where the environment asks for a form that cannot run on a layer's caches.
+
+    Raises:
+        ValueError: there is no such form, or it cannot run here.
+    """
+    named = named_form()
+    if named is None or named == ENGINE:
+        return
+    k, v = k_cache[:0], v_cache[:0]
+    try:
+        # Of no tokens: what a step's call would check is checked, nothing is computed.
+        FORMS[named](k, k, v, k, v, plan=SharedPrefixPlan([0], [0], [0], []), scale=1.0)
+    except RuntimeError as error:
+        raise ValueError(
+            f"attach: {ENVIRONMENT_VARIABLE} must name a form that runs in this engine, got "
+            f"{named!r} ({str(error).rstrip('.')}); unset it to have the form chosen."
+        ) from error
+
+
 def fastest(
     plan: SharedPrefixPlan,
     points: Sequence[Point],

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from mezo.core import Scores
 from mezo.data import BASE, THETA, Rows
+from mezo.sequences import Reading, sequences_of
 from mezo.sglang import attention, compat, readout
 from mezo.sglang.prefix import Owned, Prefixes, own_last_pages, private, shared
 
@@ -18,22 +19,14 @@ from mezo.sglang.prefix import Owned, Prefixes, own_last_pages, private, shared
 _OWN = "own"
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Sequence:
-    """Tokens to run once for each adapter, and the rows that are read off them.
-
-    Rows that are one prompt with different single tokens behind it are one sequence, the prompt:
-    the logits behind its last token hold them all. Any other row is a sequence of its own.
-    """
+    """Tokens to run once for each adapter, with a prefix whose KV is shared."""
 
     tokens: tuple[int, ...]
     prefix_len: int  # leading tokens whose KV is shared
     owner: str  # what they run under: BASE (kept in the radix cache), THETA or _OWN
-    first: int  # log-likelihoods are wanted of tokens[first + 1:]
-    row: int | None = None
-    next_tokens: list[tuple[int, int, bool]] = field(
-        default_factory=list
-    )  # (row, token, normalised)
+    readings: Sequence[Reading]
 
     @property
     def prefix(self) -> tuple[int, ...]:
@@ -105,30 +98,16 @@ def _owner(sequence: _Sequence, uid: str | None, theta: str) -> str | None:
 
 
 def _sequences(rows: Rows) -> list[_Sequence]:
-    """The distinct sequences to run."""
-    longer = Counter(
-        tuple(row[:n])
-        for row, n in zip(rows.tokens, rows.prompt_lens, strict=True)
-        if len(row) - n > 1
-    )
-    sequences: list[_Sequence] = []
-    by_prompt: dict[tuple[tuple[int, ...], int], _Sequence] = {}
-    for i, (row, prefix_len, prompt_len, is_normalised) in enumerate(
-        zip(rows.tokens, rows.prefix_lens, rows.prompt_lens, rows.is_normalised, strict=True)
-    ):
-        prompt = tuple(row[:prompt_len])
-        if len(row) - prompt_len > 1:
-            shared_len, owner = prefix_len, rows.prefix_adapter
-            if prefix_len == 0 and longer[prompt] > 1:
-                # The prompt's last token runs in each row: it scores the first completion token.
-                shared_len, owner = prompt_len - 1, _OWN
-            sequences.append(_Sequence(tuple(row), shared_len, owner, prompt_len - 1, row=i))
-            continue
-        key = (prompt, prefix_len)
-        if key not in by_prompt:
-            by_prompt[key] = _Sequence(prompt, prefix_len, rows.prefix_adapter, prompt_len)
-            sequences.append(by_prompt[key])
-        by_prompt[key].next_tokens.append((i, row[-1], is_normalised))
+    """The distinct sequences to run; longer ones that begin with the same prompt share it."""
+    distinct = sequences_of(rows)
+    longer = Counter(s.prompt for s in distinct if s.tokens != s.prompt)
+    sequences = []
+    for s in distinct:
+        prefix_len, owner = s.prefix_len, rows.prefix_adapter
+        if prefix_len == 0 and s.tokens != s.prompt and longer[s.prompt] > 1:
+            # The prompt's last token runs in each row: it scores the first completion token.
+            prefix_len, owner = s.prompt_len - 1, _OWN
+        sequences.append(_Sequence(s.tokens, prefix_len, owner, s.readings))
     return sequences
 
 
@@ -251,11 +230,7 @@ def _wanted(
     for slot, sequence in copies:
         begin = start - sequence.prefix_len  # hidden states of the prefix are not in the batch
         start = begin + len(sequence.tokens)
-        if sequence.row is not None:
-            for i in range(sequence.first, len(sequence.tokens) - 1):
-                wanted.add(begin + i, sequence.tokens[i + 1], is_normalised=True)
-                readers.append((slot, sequence.row))
-        for row, token, is_normalised in sequence.next_tokens:
-            wanted.add(start - 1, token, is_normalised)
-            readers.append((slot, row))
+        for reading in sequence.readings:
+            wanted.add(begin + reading.position, reading.token, reading.is_normalised)
+            readers.append((slot, reading.row))
     return wanted, readers

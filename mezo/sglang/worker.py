@@ -20,7 +20,7 @@ import torch.distributed as dist
 from mezo.config import MezoConfig
 from mezo.core import Scores, StepRequest, pair_slots, run_step
 from mezo.data import BASE, THETA, Rows
-from mezo.sglang import activated, attention_forms, compat, prefix, readout, scoring
+from mezo.sglang import activated, attention, compat, prefix, readout, scoring
 from mezo.sglang.breakdown import Stopwatch, watched
 from mezo.sglang.slots import Part, parts_of
 from mezo.state import AdapterState
@@ -134,7 +134,7 @@ def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     manager = compat.model_runner(scheduler).lora_manager
     _check_pool(manager, config)
     readout.check_lm_head(scheduler)
-    attention_forms.named_form()
+    attention.check_named_form(scheduler)
     if config.prefix == "activated":
         prefix.check_cache(scheduler)
     parts = parts_of(manager, config.target_modules, config.rank)

@@ -12,10 +12,12 @@ from mezo_kernels.attention.plan import Indices, SharedPrefixPlan
 _FUNCTION = "shared_prefix_attention"
 
 
-class _Backend(Protocol):
-    def attend(
-        self, inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor | None
-    ) -> None: ...
+class AttentionBackend(Protocol):
+    """What computes the attention of checked inputs; callers may bring one of their own."""
+
+    def attend(self, inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor | None) -> None:
+        """Write the attention of all rows, and the log-sum-exp where it is asked for."""
+        ...
 
 
 def shared_prefix_attention(
@@ -34,7 +36,7 @@ def shared_prefix_attention(
     soft_cap: float = 0.0,
     return_lse: bool = False,
     out: torch.Tensor | None = None,
-    backend: str | None = None,
+    backend: str | AttentionBackend | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Attend from the tokens of rows to the prefix their group shares and to the row so far.
 
@@ -58,7 +60,8 @@ def shared_prefix_attention(
         return_lse: also return the log-sum-exp of each token and head.
         out: `[T, H, D_v]` contiguous, dtype and device of ``q``, to write to; None makes one.
         backend: "reference" | "cpu" | "triton" | "flashinfer" (where that package is installed,
-            when it is named) | None (the best of the others for the device).
+            when it is named) | None (the best of the others for the device) | an object whose
+            ``attend(inputs, out, lse)`` gets the `AttentionInputs`, checked, and what to write to.
 
     Returns:
         `[T, H, D_v]` in the dtype of ``q``, ``out`` where it is given; with ``return_lse`` also
@@ -88,19 +91,20 @@ def shared_prefix_attention(
     Source: Juravsky et al. 2024 (arXiv 2402.05099) for the shared prefix; Milakov and Gimelshein
     2018 (arXiv 1805.02867) for the running softmax.
     """
-    own = {"flashinfer": flashinfer.reason_against}
-    name = resolve_torch(_FUNCTION, backend, q.device.type, own)
+    if backend is None or isinstance(backend, str):
+        own = {"flashinfer": flashinfer.reason_against}
+        backend = _backend_of(resolve_torch(_FUNCTION, backend, q.device.type, own))
     plan = _plan_of(plan, qo_indptr, group_indptr, kv_indptr, kv_indices)
     inputs = AttentionInputs(
         q, k_suffix, v_suffix, k_cache, v_cache, plan, float(scale), float(soft_cap)
     )
-    inputs.check(name)
+    inputs.check(takes_fp64=backend is reference)
     out = _output(inputs, out)
     lse = None
     if return_lse:
         lse_dtype = torch.promote_types(q.dtype, torch.float32)
         lse = torch.empty(q.shape[:2], dtype=lse_dtype, device=q.device)
-    _backend_of(name).attend(inputs, out, lse)
+    backend.attend(inputs, out, lse)
     return out if lse is None else (out, lse)
 
 
@@ -139,12 +143,12 @@ def _output(inputs: AttentionInputs, out: torch.Tensor | None) -> torch.Tensor:
     return out
 
 
-def _backend_of(name: str) -> _Backend:
+def _backend_of(name: str) -> AttentionBackend:
     if name == "triton":
         # Imported here because importing the package must not import triton.
         from mezo_kernels.attention import triton as module
 
-        backend: _Backend = module
+        backend: AttentionBackend = module
         return backend
     if name == "flashinfer":
         return flashinfer

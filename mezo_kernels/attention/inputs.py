@@ -13,7 +13,10 @@ MAX_HEAD_DIM = 256
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """Queries, suffix and cache of one layer, with the plan that says how they belong together."""
+    """Queries, suffix and cache of one layer, with the plan that says how they belong together.
+
+    What a backend of `shared_prefix_attention` gets; the fields are its arguments.
+    """
 
     q: torch.Tensor  # [T, H, D]
     k_suffix: torch.Tensor  # [T, H_kv, D]
@@ -34,11 +37,11 @@ class AttentionInputs:
         """H / H_kv."""
         return self.q.shape[1] // self.num_kv_heads
 
-    def check(self, backend: str) -> None:
+    def check(self, *, takes_fp64: bool) -> None:
         """Raise for tensors that do not belong together; nothing is read."""
         self._check_shapes()
         tensors = self._named()
-        dtypes = (*_DTYPES, torch.float64) if backend == "reference" else _DTYPES
+        dtypes = (*_DTYPES, torch.float64) if takes_fp64 else _DTYPES
         for name, tensor in tensors.items():
             if tensor.dtype not in dtypes or tensor.dtype != self.q.dtype:
                 raise ValueError(

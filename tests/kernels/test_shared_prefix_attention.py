@@ -259,6 +259,25 @@ def test_bad_options(options, error, match, monkeypatch):
     assert str(caught.value).startswith("shared_prefix_attention: ")
 
 
+def test_an_object_is_a_backend():
+    seen = []
+
+    class Mine:
+        def attend(self, inputs: mk.AttentionInputs, out, lse):
+            seen.append((inputs.scale, inputs.soft_cap, inputs.plan))
+            out.copy_(inputs.q)
+            lse.fill_(7.0)
+
+    batch, plan = random_batch([(4, (3, 20))]), random_batch([(4, (3, 20))]).plan()
+    out, lse = batch.attend(backend=Mine(), plan=plan, soft_cap=2.0, return_lse=True)
+    assert seen == [(batch.scale, 2.0, plan)]
+    assert torch.equal(out, batch.tensors[0])
+    assert torch.equal(lse, torch.full((23, 4), 7.0))
+    with pytest.raises(ValueError, match="q must have the dtype of q"):
+        batch.to(torch.float64).attend(backend=Mine())
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_slots_outside_the_cache_are_refused(backend):
     ranges = BATCH.ranges | {"kv_indices": torch.tensor([0, 1, 2, len(BATCH.tensors[3])])}

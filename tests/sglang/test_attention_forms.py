@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import sys
 
+import fake_flashinfer
 import pytest
 import torch
 from independent import activated_pair, check_activated_step
@@ -13,6 +15,7 @@ from tiny import LINEARS, random_batch
 
 import mezo
 from mezo_kernels import SharedPrefixPlan
+from mezo_kernels.attention import flashinfer as backend
 
 pytestmark = pytest.mark.sglang
 
@@ -113,6 +116,30 @@ def test_points_are_those_of_the_device_and_the_engines_backend(
     forms.points_of.cache_clear()
 
 
+def test_a_named_form_that_cannot_run_is_refused(forms, monkeypatch):
+    caches = [torch.zeros(8, 2, 64, dtype=torch.bfloat16)] * 2
+    for name in ("triton", "engine", ""):
+        monkeypatch.setenv("MEZO_ATTENTION_FORM", name)
+        forms.check_named_form(*caches)
+    monkeypatch.setenv("MEZO_ATTENTION_FORM", "fastest")
+    with pytest.raises(ValueError, match="MEZO_ATTENTION_FORM must be one of"):
+        forms.check_named_form(*caches)
+    monkeypatch.setenv("MEZO_ATTENTION_FORM", "flashinfer")
+    # On any device, the package is not there.
+    monkeypatch.setitem(sys.modules, "flashinfer", None)
+    reason_against = backend.reason_against
+    monkeypatch.setattr(backend, "reason_against", lambda _: reason_against("cuda"))
+    said = r"must name a form that runs in this engine, got 'flashinfer' .*`pip install flashinfer"
+    with pytest.raises(ValueError, match=said):
+        forms.check_named_form(*caches)
+    # The package is there, and does not take these tensors.
+    monkeypatch.setitem(sys.modules, "flashinfer", fake_flashinfer)
+    forms.check_named_form(*caches)
+    for other in (torch.zeros(8, 2, 64), torch.zeros(8, 2, 80, dtype=torch.bfloat16)):
+        with pytest.raises(ValueError, match=r"got 'flashinfer' .* use 'triton'\); unset"):
+            forms.check_named_form(other, other)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["engine", "composed"])
 def test_steps_are_those_of_base_keys_and_values_with_peft(form, tiny_model_dir, start_engine):
@@ -132,9 +159,10 @@ def test_steps_are_those_of_base_keys_and_values_with_peft(form, tiny_model_dir,
 
 
 @pytest.mark.slow
-def test_an_unknown_form_is_refused_at_attach(tiny_model_dir, start_engine):
+def test_a_form_that_cannot_run_is_refused_at_attach(tiny_model_dir, start_engine):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEZO_ATTENTION_FORM", "fastest")
+        # FlashInfer does fp32 nowhere.
+        patch.setenv("MEZO_ATTENTION_FORM", "flashinfer")
         engine = start_engine(tiny_model_dir("llama"), CONFIG)
-    with pytest.raises(ValueError, match="MEZO_ATTENTION_FORM must be one of"):
+    with pytest.raises(ValueError, match="MEZO_ATTENTION_FORM must name a form that runs"):
         mezo.attach(engine, dataclasses.replace(CONFIG, name="other"))

@@ -100,10 +100,13 @@ def check_prefix_per_row():
 
     for dtype in DTYPES:
         batch = make(dtype, SHAPES[1])
-        truth, same = batch.truth(soft_cap=2.0), batch.attend(backend="reference", soft_cap=2.0)
+        options = {"soft_cap": 2.0, "return_lse": True}
+        truth, truth_lse = batch.truth(**options)
+        same, same_lse = batch.attend(backend="reference", **options)
         shuffled, plan, places = shuffle_rows(batch, 6)
-        ours = prefix_per_row(*shuffled.tensors, plan=plan, scale=batch.scale, soft_cap=2.0)
+        ours, lse = prefix_per_row(*shuffled.tensors, plan=plan, scale=batch.scale, **options)
         assert_close_to_truth(ours[places], same, truth, bound(batch, truth))
+        assert_close_to_truth(lse[places], same_lse, truth_lse, 2**-24 * 16 * 24**0.5)
 
 
 CHECKS = checks_of(globals())
