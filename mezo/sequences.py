@@ -42,24 +42,22 @@ class TokenSequence:
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        """The tokens that are not scored; all of them where single tokens follow."""
+        """The tokens that are not scored."""
         return self.tokens[: self.prompt_len]
 
 
 def sequences_of(rows: Rows) -> list[TokenSequence]:
     """Return the distinct sequences to run, in the order of their first rows.
 
-    Rows that are one prompt with different single tokens behind it are one sequence, the prompt:
-    the logits behind its last token hold them all. Any other row is a sequence of its own.
+    A row runs without its last token, off which nothing is read. Rows that are then equal are one
+    sequence: options of one token are all read off the end of their prompt.
     """
-    sequences: dict[tuple[tuple[int, ...], int, int | None], TokenSequence] = {}
+    sequences: dict[tuple[tuple[int, ...], int, int], TokenSequence] = {}
     for i, (row, prefix_len, prompt_len, is_normalised) in enumerate(
         zip(rows.tokens, rows.prefix_lens, rows.prompt_lens, rows.is_normalised, strict=True)
     ):
-        is_shared = len(row) - prompt_len == 1
-        tokens = tuple(row[:prompt_len] if is_shared else row)
-        key = (tokens, prefix_len, None if is_shared else i)
-        sequence = sequences.setdefault(key, TokenSequence(tokens, prefix_len, prompt_len, []))
+        key = (tuple(row[:-1]), prefix_len, prompt_len)
+        sequence = sequences.setdefault(key, TokenSequence(*key, readings=[]))
         sequence.readings.extend(
             Reading(position, row[position + 1], i, is_normalised)
             for position in range(prompt_len - 1, len(row) - 1)

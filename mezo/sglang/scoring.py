@@ -98,14 +98,14 @@ def _owner(sequence: _Sequence, uid: str | None, theta: str) -> str | None:
 
 
 def _sequences(rows: Rows) -> list[_Sequence]:
-    """The distinct sequences to run; longer ones that begin with the same prompt share it."""
+    """The distinct sequences to run; those that begin with one prompt share it in every mode."""
     distinct = sequences_of(rows)
-    longer = Counter(s.prompt for s in distinct if s.tokens != s.prompt)
+    sharing = Counter(s.prompt for s in distinct)
     sequences = []
     for s in distinct:
         prefix_len, owner = s.prefix_len, rows.prefix_adapter
-        if prefix_len == 0 and s.tokens != s.prompt and longer[s.prompt] > 1:
-            # The prompt's last token runs in each row: it scores the first completion token.
+        if prefix_len == 0 and sharing[s.prompt] > 1:
+            # The prompt's last token runs in each: the first completion token is read off it.
             prefix_len, owner = s.prompt_len - 1, _OWN
         sequences.append(_Sequence(s.tokens, prefix_len, owner, s.readings))
     return sequences

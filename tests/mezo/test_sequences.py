@@ -1,4 +1,4 @@
-"""One-token options are read off their prompt: what then runs, and that losses stay the same."""
+"""Rows share sequences: what then runs, and that losses stay the same."""
 
 from __future__ import annotations
 
@@ -108,28 +108,35 @@ def test_a_prompt_with_one_token_options_is_one_row_of_the_forward(tiny_model_di
         assert (result.tokens, result.forwards) == (2 * 4 * 6, 2)
         seen.clear()
         run.evaluate(BATCHES["options"])
-        # 4 prompts with single tokens behind them, and 5 options of 2 or 3 tokens.
-        assert seen == [(4 + 5, 6 + 2 - 1)]
+        # 4 prompts, and behind two of them the 5 options of 2 or 3 tokens without their last one, of
+        # which 3 are then equal.
+        assert seen == [(4 + 3, 6)]
 
 
 def test_sequences_and_what_is_read_off_them():
     rows = Rows(
-        tokens=[[1, 2, 7], [1, 2, 8], [1, 2, 8, 9], [1, 2, 7], [1, 2, 9], [1, 2, 8, 9]],
-        prefix_lens=[1, 1, 1, 1, 0, 1],
-        prompt_lens=[2] * 6,
-        is_normalised=[False, True, True, True, True, True],
+        tokens=[[1, 2, 7], [1, 2, 8], [1, 2, 8, 9], [1, 2, 7], [1, 2, 9], [1, 2, 8, 5], [1, 2, 8]],
+        prefix_lens=[1, 1, 1, 1, 0, 1, 1],
+        prompt_lens=[2, 2, 2, 2, 2, 2, 1],
+        is_normalised=[False, True, True, True, True, True, True],
     )
-    prompt, longer, undivided, again = sequences_of(rows)
+    prompt, longer, undivided, earlier = sequences_of(rows)
     assert (prompt.tokens, prompt.prefix_len, prompt.prompt) == ((1, 2), 1, (1, 2))
     assert prompt.readings == [
         Reading(1, 7, 0, False),
         Reading(1, 8, 1, True),
         Reading(1, 7, 3, True),
     ]
-    assert (longer.tokens, longer.prefix_len, longer.prompt) == ((1, 2, 8, 9), 1, (1, 2))
-    assert longer.readings == [Reading(1, 8, 2, True), Reading(2, 9, 2, True)]
+    assert (longer.tokens, longer.prefix_len, longer.prompt) == ((1, 2, 8), 1, (1, 2))
+    assert longer.readings == [
+        Reading(1, 8, 2, True),
+        Reading(2, 9, 2, True),
+        Reading(1, 8, 5, True),
+        Reading(2, 5, 5, True),
+    ]
     assert (undivided.tokens, undivided.prefix_len) == ((1, 2), 0)
-    assert again.readings == [Reading(1, 8, 5, True), Reading(2, 9, 5, True)]
+    assert (earlier.tokens, earlier.prompt) == ((1, 2), (1,))
+    assert earlier.readings == [Reading(0, 2, 6, True), Reading(1, 8, 6, True)]
 
 
 def test_a_prompt_that_is_all_prefix(tiny_model_dir):

@@ -142,16 +142,14 @@ def test_part_of_a_stacked_module_and_a_rank_below_the_pools(engine, model_dir):
 def tokens_to_run(batch) -> tuple[int, bool]:
     """Tokens of one sign, and whether prompts are run first.
 
-    Single-token completions of one prompt are read off the prompt; a prompt with several longer
-    ones is run once without its last token, which each of them runs again.
+    No completion's last token is run, and what is then equal is run once. A prompt that several
+    begin with is run once without its last token, which each of them runs again.
     """
-    single = {tuple(p) for p, c in batch.pairs() if len(c) == 1}
-    longer = Counter(tuple(p) for p, c in batch.pairs() if len(c) > 1)
-    common = {p for p, n in longer.items() if n > 1 and len(p) > 1}
-    tokens = sum(map(len, single)) + sum(map(len, {p[:-1] for p in common}))
-    for p, c in batch.pairs():
-        if len(c) > 1:
-            tokens += len(c) + (1 if tuple(p) in common else len(p))
+    distinct = {(tuple(p), tuple(c[:-1])) for p, c in batch.pairs()}
+    count = Counter(p for p, _ in distinct)
+    common = {p for p, n in count.items() if n > 1 and len(p) > 1}
+    tokens = sum(map(len, {p[:-1] for p in common}))
+    tokens += sum((1 if p in common else len(p)) + len(c) for p, c in distinct)
     return tokens, bool(common)
 
 
