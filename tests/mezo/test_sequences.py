@@ -108,7 +108,7 @@ def test_a_prompt_with_one_token_options_is_one_row_of_the_forward(tiny_model_di
         assert (result.tokens, result.forwards) == (2 * 4 * 6, 2)
         seen.clear()
         run.evaluate(BATCHES["options"])
-        # 4 prompts, and behind two of them the 5 options of 2 or 3 tokens without their last one, of
+        # 4 prompts, and behind two of them 5 options of 2 or 3 tokens without their last one, of
         # which 3 are then equal.
         assert seen == [(4 + 3, 6)]
 
