@@ -1,10 +1,11 @@
 // Attention of a block of queries that share a prefix, written once over an instruction set `Isa`.
 //
 // The bits of a query depend on its row and its prefix alone, and are those of every instruction
-// set. Keys are taken in tiles of kTile, from the prefix's first one and then from the row's. Within
-// a tile a score is one chain of fma over the head dim, an output one chain over the keys; across
-// tiles the softmax runs along: out <- fma(out, exp(old max - max), tile's sum). The weights are
-// added in kSums running sums, whatever the width of a register, and a tree over them at the end.
+// set. Keys are taken in tiles of kTile, from the prefix's first one and then from the row's own
+// first one. A score is one chain of fma over the head dim, a tile's output one over its keys;
+// across tiles the softmax runs along: out <- fma(out, exp(old max - max), tile's output). The
+// weights are added in kSums running sums, whatever the width of a register, with a tree over them
+// at the end.
 #pragma once
 
 #include "simd.h"
@@ -12,6 +13,8 @@
 
 namespace mezo {
 namespace {
+
+constexpr float kLaneNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 template <class Isa>
 struct SharedPrefix {
@@ -26,6 +29,8 @@ struct SharedPrefix {
   // Queries x vectors of a block that stays in registers.
   static constexpr int kTall = 6;
   static constexpr int kWide = kLanes == 8 ? 2 : 4;
+  // Queries where there is one vector of keys: fewer chains would wait for their own results.
+  static constexpr int kTallNarrow = 12;
 
   // The queries of one token are neighbours, the tokens of a row, the rows of a group.
   struct Query {
@@ -62,6 +67,18 @@ struct SharedPrefix {
     visit(Constant<kMax>{});
   }
 
+  // visit(Constant<rows>, Constant<columns>, first column): at most kTall rows of vectors, cut into
+  // blocks of at most kWide of them.
+  template <class Visit>
+  MEZO_INLINE void with_blocks(int tall, int vectors, Visit&& visit) {
+    for (int v = 0; v < vectors; v += kWide) {
+      with_constant<kTall>(tall, [&](auto t) __attribute__((always_inline)) {
+        with_constant<kWide>(min_of(vectors - v, kWide), [&](auto w)
+                             __attribute__((always_inline)) { visit(t, w, v); });
+      });
+    }
+  }
+
   static int min_of(int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); }
   static int64_t padded(int64_t dim) { return (dim + kSums - 1) / kSums * kSums; }
   static int vectors_of(int count) { return (count + kLanes - 1) / kLanes; }
@@ -79,12 +96,16 @@ struct SharedPrefix {
     }
 
     const int64_t* slots = p.slots + block.prefix;
+    const int64_t size = p.dtype == kFloat32 ? 4 : 2;
     for (int64_t first = 0; first < block.prefix_len; first += kTile) {
-      const int keys = min_of(block.prefix_len - first, kTile);
+      const int64_t left = block.prefix_len - first;
+      const int keys = min_of(left, kTile);
       const auto slot_of = [&](int k) { return slots[first + k]; };
       load_keys(p, p.k_cache, kv_head, keys, slot_of, s);
+      prefetch(p.v_cache, kv_head, p.v_dim * size, 0, keys, slot_of);
       score(p, s, 0, count, [&](int) { return keys; });
       load_values(p, p.v_cache, kv_head, keys, slot_of, s);
+      prefetch(p.k_cache, kv_head, p.dim * size, kTile, min_of(left, 2 * kTile), slot_of);
       weigh(p, s, 0, count, [&](int) { return keys; });
     }
     for (int begin = 0; begin < count;) {
@@ -124,8 +145,13 @@ struct SharedPrefix {
       Query& query = s.queries[i];
       query = {p.rows[row] + place, kv_head * p.heads_per_kv_head + head, row, place};
       float* q = s.q + i * width;
-      p.load(q, p.q.at(query.token, query.head), p.dim);
-      for (int64_t d = 0; d < p.dim; ++d) q[d] *= p.scale;
+      const void* from = p.q.at(query.token, query.head);
+      if (p.dtype == kFloat32) {
+        multiply(q, static_cast<const float*>(from), p.scale, p.dim);
+      } else {
+        p.load(q, from, p.dim);
+        multiply(q, q, p.scale, p.dim);
+      }
       if (++head == p.heads_per_kv_head) {
         head = 0;
         ++place;
@@ -133,8 +159,17 @@ struct SharedPrefix {
     }
   }
 
-  // Pointers to rows in fp32: into the tensor where it can be read as it is, else to copies that are
-  // filled up with zeros to `multiple`.
+  MEZO_INLINE void multiply(float* to, const float* from, float factor, int64_t n) {
+    const F factors = Isa::set1(factor);
+    int64_t d = 0;
+    for (; d + kLanes <= n; d += kLanes) {
+      Isa::store(to + d, Isa::mul(Isa::load(from + d), factors));
+    }
+    for (; d < n; ++d) to[d] = from[d] * factor;
+  }
+
+  // Pointers to rows in fp32: into the tensor where they can be read in `multiple`s as they are,
+  // else to copies that are filled up with zeros.
   template <class PlaceOf>
   static void find_rows(const Attention& p, const AttentionTensor& tensor, int64_t kv_head,
                         int64_t dim, int multiple, int keys, PlaceOf&& place_of, Scratch& s) {
@@ -153,9 +188,19 @@ struct SharedPrefix {
     }
   }
 
+  // Slots are scattered: the hardware does not see which rows come next.
   template <class PlaceOf>
-  static void load_keys(const Attention& p, const AttentionTensor& tensor, int64_t kv_head, int keys,
-                        PlaceOf&& place_of, Scratch& s) {
+  MEZO_INLINE void prefetch(const AttentionTensor& tensor, int64_t kv_head, int64_t nbytes,
+                            int begin, int end, PlaceOf&& place_of) {
+    for (int k = begin; k < end; ++k) {
+      const char* row = static_cast<const char*>(tensor.at(place_of(k), kv_head));
+      for (int64_t i = 0; i < nbytes; i += 64) __builtin_prefetch(row + i);
+    }
+  }
+
+  template <class PlaceOf>
+  static void load_keys(const Attention& p, const AttentionTensor& tensor, int64_t kv_head,
+                        int keys, PlaceOf&& place_of, Scratch& s) {
     find_rows(p, tensor, kv_head, p.dim, 4, keys, place_of, s);
     // The last vector is filled up with any key: its scores are masked.
     const int filled = vectors_of(keys) * kLanes;
@@ -190,16 +235,20 @@ struct SharedPrefix {
   // Query i sees the first seen(i) keys of the tile; seen never decreases.
   template <class Seen>
   static void score(const Attention& p, Scratch& s, int begin, int end, Seen&& seen) {
-    for (int i = begin; i < end; i += kTall) {
+    int narrow = begin;
+    while (narrow < end && seen(narrow) <= kLanes) ++narrow;
+    for (int i = begin; i < narrow; i += kTallNarrow) {
+      with_constant<kTallNarrow>(min_of(narrow - i, kTallNarrow), [&](auto t)
+                                 __attribute__((always_inline)) {
+        dots<decltype(t)::value, 1>(p, s, i, 0);
+      });
+    }
+    for (int i = narrow; i < end; i += kTall) {
       const int tall = min_of(end - i, kTall);
       const int vectors = vectors_of(seen(i + tall - 1));
-      for (int v = 0; v < vectors; v += kWide) {
-        with_constant<kTall>(tall, [&](auto t) __attribute__((always_inline)) {
-          with_constant<kWide>(min_of(vectors - v, kWide), [&](auto w) __attribute__((always_inline)) {
-            dots<decltype(t)::value, decltype(w)::value>(p, s, i, v * kLanes);
-          });
-        });
-      }
+      with_blocks(tall, vectors, [&](auto t, auto w, int v) __attribute__((always_inline)) {
+        dots<decltype(t)::value, decltype(w)::value>(p, s, i, v * kLanes);
+      });
     }
     for (int i = begin; i < end; ++i) {
       const float old = s.max[i];
@@ -250,9 +299,16 @@ struct SharedPrefix {
         Isa::store(scores + k, Isa::mul(cap, Math::tanh(Isa::mul(inverse, Isa::load(scores + k)))));
       }
     }
-    for (int k = keys; k < filled; ++k) scores[k] = -__builtin_inff();
     F largest = Isa::set1(s.max[query]);
-    for (int k = 0; k < filled; k += kLanes) largest = Isa::max(largest, Isa::load(scores + k));
+    int k = 0;
+    for (; k + kLanes <= keys; k += kLanes) largest = Isa::max(largest, Isa::load(scores + k));
+    if (k < keys) {
+      const F lanes = Isa::load(kLaneNumbers), count = Isa::set1(static_cast<float>(keys - k));
+      const F rest = Isa::select(Isa::less(lanes, count), Isa::load(scores + k),
+                                 Isa::set1(-__builtin_inff()));
+      Isa::store(scores + k, rest);
+      largest = Isa::max(largest, rest);
+    }
     s.max[query] = Isa::max_lane(largest);
   }
 
@@ -279,13 +335,9 @@ struct SharedPrefix {
       const int keys = seen(i);
       int tall = 1;
       while (tall < kTall && i + tall < end && seen(i + tall) == keys) ++tall;
-      for (int v = 0; v < vectors; v += kWide) {
-        with_constant<kTall>(tall, [&](auto t) __attribute__((always_inline)) {
-          with_constant<kWide>(min_of(vectors - v, kWide), [&](auto w) __attribute__((always_inline)) {
-            add_values<decltype(t)::value, decltype(w)::value>(p, s, i, v * kLanes, keys);
-          });
-        });
-      }
+      with_blocks(tall, vectors, [&](auto t, auto w, int v) __attribute__((always_inline)) {
+        add_values<decltype(t)::value, decltype(w)::value>(p, s, i, v * kLanes, keys);
+      });
       i += tall;
     }
   }
@@ -327,9 +379,14 @@ struct SharedPrefix {
     // No weight at all, every score is -inf: the empty state, 0 and -inf.
     const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
     float* out = s.out + i * padded(p.v_dim);
-    for (int64_t d = 0; d < p.v_dim; ++d) out[d] *= factor;
     const Query& query = s.queries[i];
-    p.store(p.out.at(query.token, query.head), out, p.v_dim);
+    void* to = p.out.at(query.token, query.head);
+    if (p.dtype == kFloat32) {
+      multiply(static_cast<float*>(to), out, factor, p.v_dim);
+    } else {
+      multiply(out, out, factor, p.v_dim);
+      p.store(to, out, p.v_dim);
+    }
     if (p.lse != nullptr) p.write_lse(p.lse + query.token * p.heads + query.head, s.max[i], sum);
   }
 };

@@ -45,8 +45,8 @@ struct AttentionTensor {
 };
 
 // A block of packed queries of a group: the heads of a KV head, token by token, row by row, from a
-// head of a token of a row on. `row` is an index into Attention::rows, two entries a row. All fields are 64 bits wide:
-// a block is a row of an int64 tensor.
+// head of a token of a row on. `row` is an index into Attention::rows, two entries a row. All
+// fields are 64 bits wide: a block is a row of an int64 tensor.
 struct AttentionBlock {
   int64_t prefix, prefix_len;  // range of Attention::slots
   int64_t row, place, head;
