@@ -81,7 +81,7 @@ def _blocks(plan: SharedPrefixPlan, group: int, gqa: int) -> list[tuple[int, ...
     row, last_row = plan.group_indptr[group : group + 2]
     prefix, prefix_end = plan.kv_indptr[group : group + 2]
     first, end = (gqa * plan.packed_indptr[i] for i in (row, last_row))
-    blocks = []
+    blocks: list[tuple[int, ...]] = []
     for query in range(first, end, size):
         token, head = divmod(query, gqa)
         while plan.packed_indptr[row + 1] <= token:
