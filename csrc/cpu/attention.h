@@ -86,6 +86,10 @@ struct SharedPrefix {
   static void attend(const Attention& p, const AttentionBlock& block, int64_t kv_head) {
     Scratch s;
     const int count = static_cast<int>(block.count);
+    const int64_t* slots = p.slots + block.prefix;
+    const int64_t size = p.dtype == kFloat32 ? 4 : 2;
+    prefetch(p.k_cache, kv_head, p.dim * size, 0, min_of(block.prefix_len, kTile),
+             [&](int k) { return slots[k]; });
     load_queries(p, block, kv_head, s);
     const int64_t width = padded(p.v_dim);
     for (int64_t i = 0; i < count * width; ++i) s.out[i] = 0.0f;
@@ -95,8 +99,6 @@ struct SharedPrefix {
       s.decay[i] = 0.0f;
     }
 
-    const int64_t* slots = p.slots + block.prefix;
-    const int64_t size = p.dtype == kFloat32 ? 4 : 2;
     for (int64_t first = 0; first < block.prefix_len; first += kTile) {
       const int64_t left = block.prefix_len - first;
       const int keys = min_of(left, kTile);
