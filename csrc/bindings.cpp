@@ -94,6 +94,48 @@ void lora_expand(const Segments& segments, const RowsFields& h, const RowsFields
                   offsets.data(), static_cast<int64_t>(offsets.size()) - 1, threads);
 }
 
+// (address, stride of a token or slot, stride of a head), strides in elements.
+using TensorFields = std::array<int64_t, 3>;
+// (rows, slots, blocks, number of blocks, H, H_kv, D, D_v, dtype).
+using AttentionFields = std::array<int64_t, 9>;
+
+AttentionTensor attention_tensor(const TensorFields& fields, int64_t dtype) {
+  const int64_t size = dtype == kFloat32 ? 4 : 2;
+  return {reinterpret_cast<char*>(fields[0]), fields[1] * size, fields[2] * size};
+}
+
+void attention(const AttentionFields& fields, const std::array<TensorFields, 6>& tensors,
+               int64_t lse, float scale, float soft_cap, int threads) {
+  const char* name = "cpu_attention";
+  const auto [rows, slots, blocks, num_blocks, heads, kv_heads, dim, v_dim, dtype] = fields;
+  if (dim > kAttentionMaxDim || v_dim > kAttentionMaxDim || dtype < 0 || dtype >= kNumDTypes) {
+    throw py::value_error(std::string(name) + ": head dims must be at most " +
+                          std::to_string(kAttentionMaxDim) + " and dtype 0 to 2, got " +
+                          std::to_string(dim) + ", " + std::to_string(v_dim) + " and " +
+                          std::to_string(dtype) + "; use the Python function, which checks.");
+  }
+  const auto tensor = [&, type = dtype](size_t i) { return attention_tensor(tensors[i], type); };
+  Attention layer = {};
+  layer.q = tensor(0);
+  layer.k = tensor(1);
+  layer.v = tensor(2);
+  layer.k_cache = tensor(3);
+  layer.v_cache = tensor(4);
+  layer.out = tensor(5);
+  layer.lse = reinterpret_cast<float*>(lse);
+  layer.rows = address<const int64_t>(name, "rows", rows, num_blocks);
+  layer.slots = reinterpret_cast<const int64_t*>(slots);
+  layer.heads = heads;
+  layer.heads_per_kv_head = heads / kv_heads;
+  layer.dim = dim;
+  layer.v_dim = v_dim;
+  layer.dtype = dtype;
+  layer.scale = scale;
+  layer.soft_cap = soft_cap;
+  const auto* table = address<const AttentionBlock>(name, "blocks", blocks, num_blocks);
+  cpu_attention(layer, table, num_blocks, kv_heads, threads);
+}
+
 void set_isa(const std::string& name) {
   if (!select_ops(name.c_str())) {
     throw std::runtime_error("set_isa: name must be 'auto', 'portable' or an instruction set of " +
@@ -114,6 +156,16 @@ void normals_of_words(int64_t out, int64_t from, int64_t num_groups) {
   const auto* input = address<const uint32_t>("normals_of_words", "words", from, num_groups);
   py::gil_scoped_release release;
   selected_ops().from_words(to, input, num_groups);
+}
+
+void exps(int64_t out, int64_t in, int64_t n) {
+  selected_ops().exps(address<float>("exps", "out", out, n),
+                      address<const float>("exps", "in", in, n), n);
+}
+
+void tanhs(int64_t out, int64_t in, int64_t n) {
+  selected_ops().tanhs(address<float>("tanhs", "out", out, n),
+                       address<const float>("tanhs", "in", in, n), n);
 }
 
 py::dict build_info() {
@@ -144,12 +196,16 @@ PYBIND11_MODULE(_C, module) {
   module.def("isa", [] { return selected_ops().name; }, "The CPU code path in use.");
   module.def("words", &words, "Philox words as uint32, for tests.");
   module.def("normals_of_words", &normals_of_words, "Gaussians of given words, for tests.");
+  module.def("exps", &exps, "exp of fp32 numbers <= 0, for tests.");
+  module.def("tanhs", &tanhs, "tanh of fp32 numbers, for tests.");
   module.def("cpu_sample", &sample);
   module.def("cpu_add_directions", &add_directions);
   module.def("cpu_perturb", &perturb);
   module.def("cpu_advance", &advance);
   module.def("cpu_lora_shrink", &lora_shrink, py::call_guard<py::gil_scoped_release>());
   module.def("cpu_lora_expand", &lora_expand, py::call_guard<py::gil_scoped_release>());
+  module.def("cpu_attention", &attention, py::call_guard<py::gil_scoped_release>());
+  module.attr("ATTENTION_QUERIES") = kAttentionQueries;
   module.attr("WORK_BLOCK") = kWorkBlock;
   module.attr("VECTOR") = kVector;
 #if defined(MEZO_CUDA)

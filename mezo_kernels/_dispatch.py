@@ -1,4 +1,4 @@
-"""Backend choice of the operations that are written in torch and Triton, without a native part."""
+"""Backend choice of the operations that have no CUDA C++ form."""
 
 import functools
 import logging
@@ -17,14 +17,17 @@ def resolve_torch(
     explicit: str | None,
     device_type: str,
     own: Mapping[str, Callable[[str], str | None]] | None = None,
+    *,
+    is_cpu_native: bool = False,
 ) -> str:
     """Return the backend of a call: the explicit one, else the environment's, else the best.
 
-    The cpu backend of these operations is torch, so it needs no native module. There is no cuda
-    backend: naming it is an error, while the environment's `cuda`, meant for the operations that
-    have one, leaves the choice to the device. ``own`` names backends that this operation has alone,
-    each with what says why it cannot take a kind of device: they are used where they are asked for
-    by argument, since the environment speaks to all operations.
+    The cpu backend of these operations is torch and needs no native module, unless
+    ``is_cpu_native``. There is no cuda backend: naming it is an error, while the environment's
+    `cuda`, meant for the operations that have one, leaves the choice to the device. ``own`` names
+    backends that this operation has alone, each with what says why it cannot take a kind of device:
+    they are used where they are asked for by argument, since the environment speaks to all
+    operations.
     """
     own = own if own is not None and explicit is not None else {}
     names = [*_NAMES, *own]
@@ -33,7 +36,7 @@ def resolve_torch(
         named = os.environ.get(ENVIRONMENT_VARIABLE) or None
         named = None if named == "cuda" else named
     if named is None:
-        return _best(device_type)
+        return _best(device_type, is_cpu_native)
     source = "backend" if explicit is not None else ENVIRONMENT_VARIABLE
     if named == "cuda":
         raise NotImplementedError(
@@ -47,8 +50,8 @@ def resolve_torch(
         reason = own[named](device_type)
     elif named == "triton":
         reason = _reason_against_triton(device_type)
-    elif named == "cpu" and device_type != "cpu":
-        reason = f"It does not work on {device_type} tensors."
+    elif named == "cpu":
+        reason = _reason_against_cpu(device_type, is_cpu_native)
     if reason is not None:
         raise RuntimeError(f"{function}: {source}={named!r} is not usable here: {reason}")
     return named
@@ -56,14 +59,22 @@ def resolve_torch(
 
 # Cached, so that a fallback is logged once.
 @functools.cache
-def _best(device_type: str) -> str:
+def _best(device_type: str, is_cpu_native: bool) -> str:
     if device_type == "cpu":
-        return "cpu"
-    reason = _reason_against_triton(device_type)
+        best, reason = "cpu", _reason_against_cpu(device_type, is_cpu_native)
+    else:
+        best, reason = "triton", _reason_against_triton(device_type)
     if reason is None:
-        return "triton"
+        return best
     logger.info("Using the slow reference backend on %s: %s", device_type, reason)
     return "reference"
+
+
+def _reason_against_cpu(device_type: str, is_native: bool) -> str | None:
+    reason = reason_against("cpu") if is_native else None
+    if reason is None and device_type != "cpu":
+        reason = f"It does not work on {device_type} tensors."
+    return reason
 
 
 def _reason_against_triton(device_type: str) -> str | None:

@@ -1,6 +1,7 @@
 // 8 lanes: AVX2, FMA and F16C.
 #include <immintrin.h>
 
+#include "attention.h"
 #include "float16.h"
 #include "lora.h"
 #include "simd.h"
@@ -46,6 +47,8 @@ struct Avx2 {
   MEZO_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
   MEZO_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   MEZO_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  MEZO_INLINE F div(F a, F b) { return _mm256_div_ps(a, b); }
+  MEZO_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
   MEZO_INLINE F sqrt(F a) { return _mm256_sqrt_ps(a); }
   MEZO_INLINE F float_of_i32(I a) { return _mm256_cvtepi32_ps(a); }
   // Both halves are exact, and so is their fma but for its one rounding.
@@ -58,6 +61,7 @@ struct Avx2 {
   MEZO_INLINE I at_least(I a, uint32_t bound) {
     return _mm256_cmpeq_epi32(_mm256_max_epu32(a, set1(bound)), a);
   }
+  MEZO_INLINE I less(F a, F b) { return bits(_mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
   MEZO_INLINE I sign_mask(I a) { return a; }
   MEZO_INLINE I invert_where(I mask, I a) { return _mm256_xor_si256(a, mask); }
   MEZO_INLINE F zero_where(I mask, F a) { return _mm256_andnot_ps(floats(mask), a); }
@@ -65,6 +69,16 @@ struct Avx2 {
   MEZO_INLINE F negate(F a) { return flip(a, set1(0x80000000u)); }
   MEZO_INLINE F flip(F a, I sign) { return _mm256_xor_ps(a, floats(sign)); }
 
+  MEZO_INLINE float max_lane(F a) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+  }
+  // Four elements of rows 0 and 4.
+  MEZO_INLINE F load_quads(const float* const* rows, int64_t offset) {
+    const F low = _mm256_castps128_ps256(_mm_loadu_ps(rows[0] + offset));
+    return _mm256_insertf128_ps(low, _mm_loadu_ps(rows[4] + offset), 1);
+  }
   MEZO_INLINE void transpose(const F in[4], F out[4]) {
     const __m256d ab_low = _mm256_castps_pd(_mm256_unpacklo_ps(in[0], in[1]));
     const __m256d ab_high = _mm256_castps_pd(_mm256_unpackhi_ps(in[0], in[1]));
@@ -91,6 +105,9 @@ const Ops& avx2_ops() {
       {fma_store_float32, fma_store_float16_f16c, fma_store_bfloat16},
       Lora<Avx2>::shrink,
       Lora<Avx2>::expand,
+      SharedPrefix<Avx2>::attend,
+      VectorMath<Avx2>::exps,
+      VectorMath<Avx2>::tanhs,
   };
   return ops;
 }

@@ -1,6 +1,7 @@
 // 16 lanes: AVX-512 F, DQ, BW and VL.
 #include <immintrin.h>
 
+#include "attention.h"
 #include "float16.h"
 #include "lora.h"
 #include "simd.h"
@@ -45,6 +46,8 @@ struct Avx512 {
   MEZO_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
   MEZO_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   MEZO_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  MEZO_INLINE F div(F a, F b) { return _mm512_div_ps(a, b); }
+  MEZO_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
   MEZO_INLINE F sqrt(F a) { return _mm512_sqrt_ps(a); }
   MEZO_INLINE F float_of_i32(I a) { return _mm512_cvtepi32_ps(a); }
   MEZO_INLINE F float_of_u32(I a) { return _mm512_cvtepu32_ps(a); }
@@ -52,6 +55,7 @@ struct Avx512 {
   MEZO_INLINE Mask at_least(I a, uint32_t bound) {
     return _mm512_cmpge_epu32_mask(a, set1(bound));
   }
+  MEZO_INLINE Mask less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
   MEZO_INLINE Mask sign_mask(I a) { return _mm512_movepi32_mask(a); }
   MEZO_INLINE I invert_where(Mask mask, I a) {
     return _mm512_mask_xor_epi32(a, mask, a, set1(0xFFFFFFFFu));
@@ -63,6 +67,14 @@ struct Avx512 {
   MEZO_INLINE F negate(F a) { return flip(a, set1(0x80000000u)); }
   MEZO_INLINE F flip(F a, I sign) { return _mm512_xor_ps(a, floats(sign)); }
 
+  MEZO_INLINE float max_lane(F a) { return _mm512_reduce_max_ps(a); }
+  // Four elements of rows 0, 4, 8 and 12.
+  MEZO_INLINE F load_quads(const float* const* rows, int64_t offset) {
+    F quads = _mm512_castps128_ps512(_mm_loadu_ps(rows[0] + offset));
+    quads = _mm512_insertf32x4(quads, _mm_loadu_ps(rows[4] + offset), 1);
+    quads = _mm512_insertf32x4(quads, _mm_loadu_ps(rows[8] + offset), 2);
+    return _mm512_insertf32x4(quads, _mm_loadu_ps(rows[12] + offset), 3);
+  }
   MEZO_INLINE void transpose(const F in[4], F out[4]) {
     const __m512d ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(in[0], in[1]));
     const __m512d ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(in[0], in[1]));
@@ -89,6 +101,9 @@ const Ops& avx512_ops() {
       {fma_store_float32, fma_store_float16_f16c, fma_store_bfloat16},
       Lora<Avx512>::shrink,
       Lora<Avx512>::expand,
+      SharedPrefix<Avx512>::attend,
+      VectorMath<Avx512>::exps,
+      VectorMath<Avx512>::tanhs,
   };
   return ops;
 }

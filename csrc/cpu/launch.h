@@ -48,6 +48,10 @@ void cpu_lora_shrink(const LoraBatch& batch, const Rows& x, const Slots& a, cons
 void cpu_lora_expand(const LoraBatch& batch, const Rows& h, const Slots& b, const Rows& out,
                      const int64_t* offsets, int64_t num_slices, int threads);
 
+// Attends from all blocks, for each KV head. The caller has checked that slots lie in the caches.
+void cpu_attention(Attention attention, const AttentionBlock* blocks, int64_t num_blocks,
+                   int64_t kv_heads, int threads);
+
 bool has_openmp();
 
 }  // namespace mezo

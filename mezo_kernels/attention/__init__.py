@@ -78,22 +78,25 @@ def shared_prefix_attention(
     Numerics: scores, softmax and sums in fp32 whatever the dtype; triton rounds the weights to the
     dtype of v before they meet it, as tensor cores ask (the reference computes in the dtype of the
     inputs, fp64 too). A prefix of more than 1024 tokens is attended to in parts of 1024 by triton,
-    whatever the batch. Deterministic. Rows of one group with equal contents get the
-    same bits, wherever they stand in the group. A group's result does not depend on the other
-    groups of the batch: triton by construction; cpu as far as BLAS computes each product of a
-    batch alike, which the tests check. Neither is promised by flashinfer, which splits prefixes by
-    the whole batch and rounds the results over prefix and row to the dtype of q before it merges
-    them. Backends agree within rounding, not in bits.
+    whatever the batch. Deterministic. Rows of one group with equal contents get the same bits,
+    wherever they stand in the group, and a group's result does not depend on the other groups of
+    the batch. cpu: a row's bits depend on the row and its prefix alone, not on the other rows of
+    its group either, and are the same on every instruction set and for every number of threads
+    (lse: as far as the C library's log is); weights below exp(-87) of the largest are 0,
+    and a token whose scores are all -inf gets 0 and lse -inf. None of this is promised by
+    flashinfer, which splits prefixes by the whole batch and rounds the results over prefix and row
+    to the dtype of q before it merges them. Backends agree within rounding, not in bits.
     Graph-safe: triton and flashinfer with a plan that was used once with these shapes and scalars;
     cpu no. Calls of flashinfer on one device share a workspace: keep them on one stream. Cost: a
-    group's prefix is read once for all its rows (once per tile of packed queries on a GPU, 64 in
-    triton); scores are held whole on the CPU.
+    group's prefix is read once per tile of packed queries, those of its rows and of the heads of a
+    KV head: 64 in triton, 48 on the CPU, whose working memory is 0.25 MB a thread.
     Source: Juravsky et al. 2024 (arXiv 2402.05099) for the shared prefix; Milakov and Gimelshein
     2018 (arXiv 1805.02867) for the running softmax.
     """
     if backend is None or isinstance(backend, str):
         own = {"flashinfer": flashinfer.reason_against}
-        backend = _backend_of(resolve_torch(_FUNCTION, backend, q.device.type, own))
+        name = resolve_torch(_FUNCTION, backend, q.device.type, own, is_cpu_native=True)
+        backend = _backend_of(name)
     plan = _plan_of(plan, qo_indptr, group_indptr, kv_indptr, kv_indices)
     inputs = AttentionInputs(
         q, k_suffix, v_suffix, k_cache, v_cache, plan, float(scale), float(soft_cap)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mezo_kernels as mk
-from mezo_kernels import _native, directions, lora
+from mezo_kernels import _dispatch, _native, directions, lora
 from mezo_kernels.backends import _best
 from mezo_kernels.directions import cuda
 from mezo_kernels.lora import cuda as lora_cuda
@@ -136,6 +136,8 @@ def no_native(monkeypatch):
     monkeypatch.setattr(_native, "import_error", "No module named 'mezo_kernels._C'")
     monkeypatch.setattr(_native, "_C", None)
     monkeypatch.delenv("MEZO_KERNELS_BACKEND", raising=False)
-    _best.cache_clear()
+    for choice in (_best, _dispatch._best):
+        choice.cache_clear()
     yield
-    _best.cache_clear()
+    for choice in (_best, _dispatch._best):
+        choice.cache_clear()

@@ -1,18 +1,21 @@
 """shared_prefix_attention on the CPU: against float64, against SDPA, bit by bit."""
 
+import itertools
+import logging
 import random
 
 import pytest
 import torch
 import torch.nn.functional as F
 from gates import assert_close_to_truth
-from shared_prefix import bound, is_twins, random_batch, shuffle_rows, twin_rows
+from shared_prefix import Batch, bound, is_twins, random_batch, shuffle_rows, twin_rows
 
 import mezo_kernels as mk
+from mezo_kernels.attention.cpu import make_tables
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS = ("reference", "cpu")
-# Groups that differ in prefix, rows and row lengths: none, one, at and next to a padded length.
+# Groups that differ in prefix, rows and row lengths: none, one, at and next to a tile of keys.
 RAGGED = [
     (0, (3, 1, 4)),
     (1, (2, 2)),
@@ -28,7 +31,7 @@ RAGGED = [
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread(native):
     """Small products are slow on several threads of a busy machine; `threads` asks for two."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -134,6 +137,135 @@ def test_a_group_does_not_depend_on_its_company(dtype, threads):
             )
             assert torch.equal(alone[0], out[tokens]), (seed, groups[group])
             assert torch.equal(alone[1], lse[tokens]), (seed, groups[group])
+
+
+def random_case(choose: random.Random, seed: int, **options) -> Batch:
+    """Heads that fill no block, one, or several; head dims that fill no vector; a group of each."""
+    heads, kv_heads = choose.choice([(2, 2), (9, 3), (14, 2), (50, 1)])
+    groups = [*random_groups(choose, is_twin=False), (choose.randint(60, 70), (1, 70))]
+    shape = {"dim": choose.choice([1, 7, 16, 64, 66, 80]), "v_dim": choose.choice([3, 16, 64, 72])}
+    return random_batch(groups, heads=heads, kv_heads=kv_heads, seed=seed, **(shape | options))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bits_do_not_depend_on_the_instruction_set_or_threads(dtype, native, bits):
+    choose = random.Random(f"isa {dtype}")
+    for seed in range(10):
+        batch = random_case(choose, seed, dtype=dtype)
+        options = {"return_lse": True, "soft_cap": choose.choice([0.0, 3.0]), "backend": "cpu"}
+        results = []
+        for isa, threads in itertools.product(("portable", "avx2", "avx512"), (1, 3)):
+            try:
+                native.set_isa(isa)
+            except RuntimeError:
+                continue
+            torch.set_num_threads(threads)
+            results.append([bits(result) for result in batch.attend(**options)])
+        for result in results:
+            assert all(map(torch.equal, result, results[0])), seed
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_does_not_depend_on_its_company(dtype, isa, bits):
+    """A row alone, with its prefix, has the bits that it has in its group and batch."""
+    choose = random.Random(f"row {dtype} {isa}")
+    for seed in range(2 if isa == "portable" else 10):
+        batch = random_case(choose, seed, dtype=dtype)
+        out, lse = (bits(result) for result in batch.attend(backend="cpu", return_lse=True))
+        plan = batch.plan()
+        for group in range(plan.num_groups):
+            for row in plan.group_rows(group):
+                own = slice(plan.qo_indptr[row], plan.qo_indptr[row + 1])
+                results = mk.shared_prefix_attention(
+                    *(tensor[own] for tensor in batch.tensors[:3]),
+                    *batch.tensors[3:],
+                    qo_indptr=[0, own.stop - own.start],
+                    group_indptr=[0, 1],
+                    kv_indptr=[0, len(plan.prefix_slots(group))],
+                    kv_indices=plan.prefix_slots(group),
+                    scale=batch.scale,
+                    return_lse=True,
+                    backend="cpu",
+                )
+                for ours, theirs in zip(results, (out, lse), strict=True):
+                    assert torch.equal(bits(ours), theirs[own]), (seed, group, row)
+
+
+def test_random_cases_against_float64(isa):
+    choose = random.Random(f"float64 {isa}")
+    for seed in range(3 if isa == "portable" else 15):
+        batch = random_case(choose, seed, dtype=choose.choice(DTYPES))
+        options = {"return_lse": True, "soft_cap": choose.choice([0.0, 3.0])}
+        truth, truth_lse = batch.truth(**options)
+        ours, lse = batch.attend(backend="cpu", **options)
+        assert_close_to_truth(ours, None, truth, 3 * bound(batch, truth))
+        assert_close_to_truth(lse, None, truth_lse, 2**-24 * 128)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_half_precision_is_fp32_between_two_roundings(dtype, isa):
+    batch = random_batch(RAGGED, dim=40, v_dim=24, dtype=dtype)
+    ours, lse = batch.attend(backend="cpu", return_lse=True)
+    wide, wide_lse = batch.to(torch.float32).attend(backend="cpu", return_lse=True)
+    assert torch.equal(ours, wide.to(dtype))
+    assert torch.equal(lse, wide_lse)
+
+
+def test_a_long_prefix(isa):
+    prefix_len = 2000 if isa == "portable" else 32768
+    batch = random_batch([(prefix_len, (2, 1)), (prefix_len - 1, (1,))], heads=3, kv_heads=1)
+    ours, lse = batch.attend(backend="cpu", return_lse=True)
+    same = batch.attend(backend="reference")
+    truth, truth_lse = batch.truth(return_lse=True)
+    assert_close_to_truth(ours, same, truth, bound(batch, truth))
+    torch.testing.assert_close(lse.double(), truth_lse, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["prefix", "own", "slot", "scale"])
+def test_the_gates_see_a_planted_error(what):
+    batch = random_batch([(130, (3, 2)), (64, (70,))], dim=64)
+    truth, same = batch.truth(), batch.attend(backend="reference")
+    assert_close_to_truth(batch.attend(backend="cpu"), same, truth, bound(batch, truth))
+    plan, options = batch.plan(), {}
+    tables = plan.tables["cpu", 2] = make_tables(plan, 2)
+    if what == "prefix":  # the last key of the last tile is left out
+        tables.blocks[0, 1] -= 1
+    elif what == "own":  # a row takes its neighbour's last token for its first
+        tables.rows[1, 0] -= 1
+    elif what == "slot":  # a key and a value of another group
+        tables.slots[100] = tables.slots[150]
+    else:
+        options["scale"] = batch.scale * (1 + 2**-12)
+    wrong = batch.attend(plan=plan, backend="cpu", **options)
+    with pytest.raises(AssertionError, match="error"):
+        assert_close_to_truth(wrong, same, truth, bound(batch, truth))
+
+
+def test_nan_stays_where_it_is_seen(isa):
+    groups = [(70, (20, 20)), (5, (3,))]
+    batch = random_batch(groups, dim=64)
+    expected, expected_lse = batch.attend(backend="cpu", return_lse=True)
+    # In a token's key, and in another one's value: later tokens of its row see it, in its KV head.
+    for tensor, token, kv_head in ((1, 18, 1), (2, 25, 0)):
+        batch.tensors[tensor][token, kv_head, 0] = torch.nan
+    out, lse = batch.attend(backend="cpu", return_lse=True)
+    is_nan = torch.zeros(out.shape, dtype=torch.bool)
+    is_nan[18:20, 2:] = True
+    is_nan[25:40, :2, 0] = True
+    assert torch.equal(out.isnan(), is_nan)
+    assert torch.equal(out[~is_nan], expected[~is_nan])
+    assert lse[18:20, 2:].isnan().all()
+    assert torch.equal(lse[:18], expected_lse[:18])
+
+
+def test_scores_of_minus_infinity_are_the_empty_state(isa):
+    batch = random_batch([(70, (2,)), (0, (1,))])
+    batch.tensors[0][...] = 1.0
+    for keys in batch.tensors[1::2]:
+        keys.nan_to_num_(0.0).fill_(-torch.inf)
+    out, lse = batch.attend(backend="cpu", return_lse=True)
+    assert torch.equal(out, torch.zeros_like(out))
+    assert torch.equal(lse, torch.full_like(lse, -torch.inf))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -283,6 +415,33 @@ def test_slots_outside_the_cache_are_refused(backend):
     ranges = BATCH.ranges | {"kv_indices": torch.tensor([0, 1, 2, len(BATCH.tensors[3])])}
     with pytest.raises(IndexError):
         mk.shared_prefix_attention(*BATCH.tensors, **ranges, scale=1.0, backend=backend)
+
+
+def test_every_call_checks_the_slots():
+    q, k, v, k_cache, v_cache = BATCH.tensors
+    ranges = BATCH.ranges | {"kv_indices": torch.tensor([0, 1, 2, 3])}
+    options = {"plan": mk.SharedPrefixPlan(**ranges), "scale": 1.0, "backend": "cpu"}
+    expected = mk.shared_prefix_attention(q, k, v, k_cache, v_cache, **options)
+    with pytest.raises(IndexError, match="slots of the caches, 0 to 2, got 0 to 3; pass"):
+        mk.shared_prefix_attention(q, k, v, k_cache[:3], v_cache[:3], **options)
+    # What was checked is a copy.
+    ranges["kv_indices"].fill_(1 << 40)
+    assert torch.equal(
+        mk.shared_prefix_attention(q, k, v, k_cache, v_cache, **options).nan_to_num(7.0),
+        expected.nan_to_num(7.0),
+    )
+    ranges["kv_indices"] = torch.tensor([0, 1, 2, -1])
+    with pytest.raises(IndexError, match="got -1 to 2"):
+        mk.shared_prefix_attention(*BATCH.tensors, **ranges, scale=1.0, backend="cpu")
+
+
+def test_works_without_the_native_module(no_native, caplog):
+    with caplog.at_level(logging.INFO, logger="mezo_kernels"):
+        ours = BATCH.attend()
+    assert torch.equal(ours, BATCH.attend(backend="reference"))
+    assert "slow reference backend on cpu: The native module" in caplog.text
+    with pytest.raises(RuntimeError, match="backend='cpu' is not usable here: The native module"):
+        BATCH.attend(backend="cpu")
 
 
 def test_fp64_and_wide_heads_are_refused():
