@@ -27,6 +27,21 @@ def native():
     module.set_isa("auto")
 
 
+@pytest.fixture
+def isas(native):
+    """The code paths of the cpu backend, one after the other for one test; each is set in turn."""
+
+    def each():
+        for name in ISAS:
+            try:
+                native.set_isa(name)
+            except RuntimeError:
+                continue
+            yield name
+
+    return each
+
+
 @pytest.fixture(params=ISAS)
 def isa(request, native):
     """Each code path of the cpu backend in turn."""
