@@ -3,6 +3,7 @@
 Importing this package compiles nothing and touches no GPU.
 """
 
+from mezo_kernels import layers
 from mezo_kernels.attention import shared_prefix_attention
 from mezo_kernels.attention.inputs import AttentionInputs
 from mezo_kernels.attention.plan import SharedPrefixPlan
@@ -28,6 +29,7 @@ __all__ = [
     "label_logits",
     "label_nll",
     "label_nll_from_parts",
+    "layers",
     "perturb_into",
     "perturbed_lora",
     "philox4x32",

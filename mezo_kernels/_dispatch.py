@@ -57,6 +57,24 @@ def resolve_torch(
     return named
 
 
+def resolve_native(function: str, explicit: str | None, device_type: str = "cpu") -> str:
+    """Return the backend of an operation that has "cpu", native, and "reference" alone.
+
+    The environment, which speaks to all operations, is not asked.
+    """
+    if explicit not in (None, "reference", "cpu"):
+        raise ValueError(
+            f"{function}: backend must be 'reference', 'cpu' or None, got {explicit!r}; "
+            "pass None for the best one."
+        )
+    if explicit == "reference":
+        return explicit
+    reason = _reason_against_cpu(device_type, is_native=True)
+    if reason is not None and explicit == "cpu":
+        raise RuntimeError(f"{function}: backend='cpu' is not usable here: {reason}")
+    return "cpu" if reason is None else "reference"
+
+
 # Cached, so that a fallback is logged once.
 @functools.cache
 def _best(device_type: str, is_cpu_native: bool) -> str:

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from mezo_kernels import _native
-from mezo_kernels.backends import reason_against
-
-_NAMES = ("reference", "cpu")
+from mezo_kernels._dispatch import resolve_native
 
 
 class SegmentedLora:
@@ -63,14 +61,7 @@ class SegmentedLora:
             )
         if rank < 1:
             raise ValueError(f"SegmentedLora: rank must be >= 1, got {rank}; pass the adapters' r.")
-        if backend is not None and backend not in _NAMES:
-            raise ValueError(
-                f"SegmentedLora: backend must be one of {list(_NAMES)}, got {backend!r}."
-            )
-        reason = reason_against("cpu")
-        if backend == "cpu" and reason is not None:
-            raise RuntimeError(f"SegmentedLora: backend='cpu' is not usable here: {reason}")
-        self._backend = backend or ("reference" if reason else "cpu")
+        self._backend = resolve_native("SegmentedLora", backend)
         self._is_explicit = backend is not None
         self._rank = rank
         self._num_rows = indptr[-1]

@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "launch.h"
+#include "parallel.h"
 
 namespace mezo {
 namespace {
@@ -19,15 +20,9 @@ void cpu_attention(Attention attention, const AttentionBlock* blocks, int64_t nu
   attention.load = ops.load[attention.dtype];
   attention.store = ops.store[attention.dtype];
   attention.write_lse = write_lse;
-  const int64_t num_items = num_blocks * kv_heads;
-#if defined(_OPENMP)
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-#else
-  (void)threads;
-#endif
-  for (int64_t item = 0; item < num_items; ++item) {
+  for_each_item(num_blocks * kv_heads, threads, [&](int64_t item) {
     ops.attend(attention, blocks[item / kv_heads], item % kv_heads);
-  }
+  });
 }
 
 }  // namespace mezo

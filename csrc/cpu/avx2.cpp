@@ -3,6 +3,7 @@
 
 #include "attention.h"
 #include "float16.h"
+#include "layers.h"
 #include "lora.h"
 #include "simd.h"
 
@@ -106,6 +107,9 @@ const Ops& avx2_ops() {
       Lora<Avx2>::shrink,
       Lora<Avx2>::expand,
       SharedPrefix<Avx2>::attend,
+      Layers<Avx2>::rms_norm,
+      Layers<Avx2>::rotary,
+      Layers<Avx2>::silu_and_mul,
       VectorMath<Avx2>::exps,
       VectorMath<Avx2>::tanhs,
   };

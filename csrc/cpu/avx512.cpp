@@ -3,6 +3,7 @@
 
 #include "attention.h"
 #include "float16.h"
+#include "layers.h"
 #include "lora.h"
 #include "simd.h"
 
@@ -102,6 +103,9 @@ const Ops& avx512_ops() {
       Lora<Avx512>::shrink,
       Lora<Avx512>::expand,
       SharedPrefix<Avx512>::attend,
+      Layers<Avx512>::rms_norm,
+      Layers<Avx512>::rotary,
+      Layers<Avx512>::silu_and_mul,
       VectorMath<Avx512>::exps,
       VectorMath<Avx512>::tanhs,
   };

@@ -52,6 +52,11 @@ void cpu_lora_expand(const LoraBatch& batch, const Rows& h, const Slots& b, cons
 void cpu_attention(Attention attention, const AttentionBlock* blocks, int64_t num_blocks,
                    int64_t kv_heads, int threads);
 
+// Layers of a model over rows. The caller has checked that positions lie in the table.
+void cpu_rms_norm(const RmsNorm& norm, int64_t rows, int threads);
+void cpu_rotary(const Rotary& rotary, int64_t rows, int threads);
+void cpu_silu_and_mul(const GatedRows& gated, int64_t rows, int threads);
+
 bool has_openmp();
 
 }  // namespace mezo

@@ -1,5 +1,6 @@
 // LoRA of a batch whose rows are segments, each of one adapter, in parallel over parts of segments.
 #include "launch.h"
+#include "parallel.h"
 
 namespace mezo {
 namespace {
@@ -8,16 +9,6 @@ constexpr int64_t kRows = 32;
 constexpr int64_t kColumns = 512;
 
 int64_t parts_of(int64_t length, int64_t part) { return (length + part - 1) / part; }
-
-template <class Visit>
-void for_each_item(int64_t num_items, int threads, Visit&& visit) {
-#if defined(_OPENMP)
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-#else
-  (void)threads;
-#endif
-  for (int64_t item = 0; item < num_items; ++item) visit(item);
-}
 
 int64_t longest_of(const LoraSegment* segments, int64_t num_segments) {
   int64_t longest = 0;

@@ -66,6 +66,34 @@ struct Attention {
   void (*write_lse)(float* lse, float max, float sum);
 };
 
+// Layers of a model on rows of fp32 numbers; strides in numbers, outputs contiguous.
+struct RmsNorm {
+  const float* x;
+  int64_t x_stride;
+  const float* residual;  // or null
+  int64_t residual_stride;
+  const float* weight;
+  float eps;
+  int64_t width;
+  float* summed;  // written where there is a residual
+  float* out;
+};
+
+struct Rotary {
+  const float* x;
+  int64_t x_stride, heads, head_dim;
+  const int64_t* positions;
+  const float* cos_sin;  // by position, head_dim / 2 cosines and as many sines
+  int64_t cos_sin_stride;
+  float* out;
+};
+
+struct GatedRows {
+  const float* x;
+  int64_t x_stride, width;  // width: of a half
+  float* out;
+};
+
 struct Ops {
   const char* name;
   // Philox words of groups c0 .. c0 + n - 1, and Gaussians of given words: for tests.
@@ -82,6 +110,9 @@ struct Ops {
   void (*lora_shrink)(const Shrink&);
   void (*lora_expand)(const Expand&);
   void (*attend)(const Attention&, const AttentionBlock&, int64_t kv_head);
+  void (*rms_norm)(const RmsNorm&, int64_t row);
+  void (*rotary)(const Rotary&, int64_t row);
+  void (*silu_and_mul)(const GatedRows&, int64_t row);
   // exp of numbers <= 0, tanh: for tests.
   void (*exps)(float* out, const float* in, int64_t n);
   void (*tanhs)(float* out, const float* in, int64_t n);

@@ -1,5 +1,6 @@
 // Plain C++ for every CPU: philox.h one group at a time, std::fma where there is no hardware fma.
 #include "attention.h"
+#include "layers.h"
 #include "loops.h"
 #include "lora.h"
 
@@ -67,6 +68,9 @@ const Ops& portable_ops() {
       Lora<Scalar>::shrink,
       Lora<Scalar>::expand,
       SharedPrefix<Scalar>::attend,
+      Layers<Scalar>::rms_norm,
+      Layers<Scalar>::rotary,
+      Layers<Scalar>::silu_and_mul,
       VectorMath<Scalar>::exps,
       VectorMath<Scalar>::tanhs,
   };
