@@ -31,11 +31,10 @@ def cpu_layers(runner: Any) -> Iterator[None]:
     if runner.device != "cpu" or runner.dtype != torch.float32 or cpu_has_amx_support():
         yield
         return
-    linear = UnquantizedLinearMethod.apply
     with ExitStack() as stack:
-        stack.enter_context(
-            replaced(UnquantizedLinearMethod, "apply", _first(CpuLayers.linear, linear))
-        )
+        if torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available():
+            linear = _first(CpuLayers.linear, UnquantizedLinearMethod.apply)
+            stack.enter_context(replaced(UnquantizedLinearMethod, "apply", linear))
         for kind, form in (
             (RMSNorm, CpuLayers.rms_norm),
             (RotaryEmbedding, CpuLayers.rotary),
