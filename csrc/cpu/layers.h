@@ -11,24 +11,11 @@ namespace {
 template <class Isa>
 struct Layers {
   using F = typename Isa::F;
+  using Math = VectorMath<Isa>;
   static constexpr int kLanes = Isa::kLanes;
   // A sum of squares is 16 running sums, whatever the width of a register, then a tree over them.
   static constexpr int kSums = 16;
   static constexpr int kRegisters = kSums / kLanes;
-
-  // Up to kLanes numbers; the rest of the register is 0.
-  MEZO_INLINE F load(const float* from, int64_t left) {
-    if (left >= kLanes) return Isa::load(from);
-    float buffer[kLanes] = {};
-    memcpy(buffer, from, static_cast<size_t>(left) * sizeof(float));
-    return Isa::load(buffer);
-  }
-  MEZO_INLINE void store(float* to, F value, int64_t left) {
-    if (left >= kLanes) return Isa::store(to, value);
-    float buffer[kLanes];
-    Isa::store(buffer, value);
-    memcpy(to, buffer, static_cast<size_t>(left) * sizeof(float));
-  }
 
   // summed = x + residual (x without one), out = summed / sqrt(mean(summed^2) + eps) * weight
   static void rms_norm(const RmsNorm& p, int64_t row) {
@@ -41,14 +28,14 @@ struct Layers {
       const float* residual = p.residual + row * p.residual_stride;
       float* summed = p.summed + row * n;
       add_squares(n, sums, [&](int64_t i) __attribute__((always_inline)) {
-        const F sum = Isa::add(load(x + i, n - i), load(residual + i, n - i));
-        store(summed + i, sum, n - i);
+        const F sum = Isa::add(Math::load(x + i, n - i), Math::load(residual + i, n - i));
+        Math::store(summed + i, sum, n - i);
         return sum;
       });
       x = summed;
     } else {
       add_squares(n, sums, [&](int64_t i) __attribute__((always_inline)) {
-        return load(x + i, n - i);
+        return Math::load(x + i, n - i);
       });
     }
     float s[kSums];
@@ -58,8 +45,8 @@ struct Layers {
     }
     const F factor = Isa::set1(1.0f / __builtin_sqrtf(s[0] / static_cast<float>(n) + p.eps));
     for (int64_t i = 0; i < n; i += kLanes) {
-      const F normed = Isa::mul(load(x + i, n - i), factor);
-      store(out + i, Isa::mul(normed, load(p.weight + i, n - i)), n - i);
+      const F normed = Isa::mul(Math::load(x + i, n - i), factor);
+      Math::store(out + i, Isa::mul(normed, Math::load(p.weight + i, n - i)), n - i);
     }
   }
 
@@ -82,10 +69,10 @@ struct Layers {
       float *x_out = p.out + (row * p.heads + head) * p.head_dim, *y_out = x_out + half;
       for (int64_t i = 0; i < half; i += kLanes) {
         const int64_t left = half - i;
-        const F a = load(x + i, left), b = load(y + i, left);
-        const F c = load(cos + i, left), s = load(sin + i, left);
-        store(x_out + i, Isa::fma(a, c, Isa::negate(Isa::mul(b, s))), left);
-        store(y_out + i, Isa::fma(b, c, Isa::mul(a, s)), left);
+        const F a = Math::load(x + i, left), b = Math::load(y + i, left);
+        const F c = Math::load(cos + i, left), s = Math::load(sin + i, left);
+        Math::store(x_out + i, Isa::fma(a, c, Isa::negate(Isa::mul(b, s))), left);
+        Math::store(y_out + i, Isa::fma(b, c, Isa::mul(a, s)), left);
       }
     }
   }
@@ -97,12 +84,12 @@ struct Layers {
     const F one = Isa::set1(1.0f), zero = Isa::set1(0.0f);
     for (int64_t i = 0; i < p.width; i += kLanes) {
       const int64_t left = p.width - i;
-      const F gate = load(x + i, left);
+      const F gate = Math::load(x + i, left);
       const auto is_negative = Isa::less(gate, zero);
       const F size = Isa::select(is_negative, gate, Isa::negate(gate));
-      const F e = VectorMath<Isa>::exp_nonpositive(size);
+      const F e = Math::exp_nonpositive(size);
       const F sigmoid = Isa::div(Isa::select(is_negative, e, one), Isa::add(one, e));
-      store(out + i, Isa::mul(Isa::mul(gate, sigmoid), load(y + i, left)), left);
+      Math::store(out + i, Isa::mul(Isa::mul(gate, sigmoid), Math::load(y + i, left)), left);
     }
   }
 };

@@ -1,4 +1,4 @@
-// exp and tanh in fp32 on vector registers, written once over an instruction set `Isa`: the same
+// Rows that fill no register, and exp and tanh, in fp32 on vector registers, written once over an instruction set `Isa`: the same
 // bits on every one of them. NaN stays NaN.
 #pragma once
 
@@ -33,6 +33,20 @@ template <class Isa>
 struct VectorMath {
   using F = typename Isa::F;
   using I = typename Isa::I;
+
+  // Up to kLanes numbers; the rest of the register is 0.
+  MEZO_INLINE F load(const float* from, int64_t left) {
+    if (left >= Isa::kLanes) return Isa::load(from);
+    float buffer[Isa::kLanes] = {};
+    memcpy(buffer, from, static_cast<size_t>(left) * sizeof(float));
+    return Isa::load(buffer);
+  }
+  MEZO_INLINE void store(float* to, F value, int64_t left) {
+    if (left >= Isa::kLanes) return Isa::store(to, value);
+    float buffer[Isa::kLanes];
+    Isa::store(buffer, value);
+    memcpy(to, buffer, static_cast<size_t>(left) * sizeof(float));
+  }
 
   // exp(x) for x <= 0, to 1 ulp; 0 below kExpCutOff.
   MEZO_INLINE F exp_nonpositive(F x) {
@@ -78,11 +92,7 @@ struct VectorMath {
   template <class Function>
   static void each(float* out, const float* in, int64_t n, Function&& function) {
     for (int64_t i = 0; i < n; i += Isa::kLanes) {
-      const int64_t count = n - i < Isa::kLanes ? n - i : Isa::kLanes;
-      float buffer[Isa::kLanes] = {};
-      memcpy(buffer, in + i, static_cast<size_t>(count) * sizeof(float));
-      Isa::store(buffer, function(Isa::load(buffer)));
-      memcpy(out + i, buffer, static_cast<size_t>(count) * sizeof(float));
+      store(out + i, function(load(in + i, n - i)), n - i);
     }
   }
 };

@@ -22,15 +22,16 @@ from mezo_kernels import layers
 @contextmanager
 def cpu_layers(runner: Any) -> Iterator[None]:
     """Let the forward inside run a fp32 model's layers on a CPU without AMX as `CpuLayers` does."""
-    from sglang.srt.layers.activation import SiluAndMul
-    from sglang.srt.layers.layernorm import RMSNorm
-    from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
-    from sglang.srt.layers.rotary_embedding import RotaryEmbedding
     from sglang.srt.utils import cpu_has_amx_support
 
     if runner.device != "cpu" or runner.dtype != torch.float32 or cpu_has_amx_support():
         yield
         return
+    from sglang.srt.layers.activation import SiluAndMul
+    from sglang.srt.layers.layernorm import RMSNorm
+    from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+    from sglang.srt.layers.rotary_embedding import RotaryEmbedding
+
     with ExitStack() as stack:
         if torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available():
             linear = _first(CpuLayers.linear, UnquantizedLinearMethod.apply)

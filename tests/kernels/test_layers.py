@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import exact_layers
 import pytest
 import torch
 from gates import assert_close_to_truth
@@ -47,18 +48,13 @@ def call(name: str, rows: list[torch.Tensor], shared: dict, backend: str | None 
 
 def exact(name: str, rows: list[torch.Tensor], shared: dict) -> list[torch.Tensor]:
     """The same from the definitions, in float64."""
-    x = rows[0].double()
     if name == "rotary":
-        cos, sin = shared["cos_sin"].double()[rows[1]].chunk(2, -1)
-        heads = x.unflatten(-1, (3, -1))
-        turned = torch.complex(*heads.chunk(2, -1)) * torch.complex(cos, sin)[:, None]
-        return [torch.cat((turned.real, turned.imag), -1).flatten(1)]
+        cos, sin = shared["cos_sin"][rows[1]].chunk(2, -1)
+        return [exact_layers.rotary(rows[0], cos, sin)]
     if name == "silu":
-        gate, up = x.chunk(2, -1)
-        return [gate * torch.special.expit(gate) * up]
+        return [exact_layers.silu_and_mul(rows[0])]
     summed = sum(row.double() for row in rows)
-    scale = (summed.square().mean(-1, keepdim=True) + EPS).sqrt()
-    return [summed / scale * shared["weight"].double(), summed]
+    return [exact_layers.rms_norm(summed, shared["weight"], EPS), summed]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -153,32 +153,24 @@ def test_a_prompt_that_is_all_prefix(tiny_model_dir):
     assert theta == exact.logprob_sums[THETA] != base
 
 
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "initializer_range": 0.2,
+}
+
+
 def tiny_gemma2():
-    config = transformers.Gemma2Config(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        initializer_range=0.2,
-        final_logit_softcapping=3.0,
-    )
+    kv = {"num_key_value_heads": 1, "head_dim": 16}
+    config = transformers.Gemma2Config(**SIZES, **kv, final_logit_softcapping=3.0)
     return transformers.Gemma2ForCausalLM(config)
 
 
 def tiny_cohere():
-    config = transformers.CohereConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        initializer_range=0.2,
-        logit_scale=0.3,
-    )
-    return transformers.CohereForCausalLM(config)
+    return transformers.CohereForCausalLM(transformers.CohereConfig(**SIZES, logit_scale=0.3))
 
 
 class Projection(torch.nn.Module):

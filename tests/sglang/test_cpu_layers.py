@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import exact_layers
 import pytest
 import torch
 
@@ -93,8 +94,7 @@ def case(request: Any, sgl: Any) -> Any:
 
         def exact_norm(x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
             total = x if residual is None else x + residual
-            variance = total.square().mean(-1, keepdim=True)
-            normed = total / (variance + 1e-5).sqrt() * norm.weight.double()
+            normed = exact_layers.rms_norm(total, norm.weight, 1e-5)
             return normed if residual is None else (normed, total)
 
         size = 1 if name == "norm" else 2
@@ -106,22 +106,10 @@ def case(request: Any, sgl: Any) -> Any:
             angles = positions[:, None].double() * 1e4 ** (
                 -torch.arange(0, HEAD_DIM, 2).double() / HEAD_DIM
             )
-            turn = torch.polar(torch.ones_like(angles), angles)[:, None]
-            turned = []
-            for x in heads:
-                first, second = x.double().view(len(x), -1, HEAD_DIM).chunk(2, dim=-1)
-                z = torch.complex(first, second) * turn
-                turned.append(torch.cat((z.real, z.imag), dim=-1).view(x.shape))
-            return tuple(turned)
+            return tuple(exact_layers.rotary(x, angles.cos(), angles.sin()) for x in heads)
 
         return rope, _qkv, exact_rope
-    silu = sgl.Silu()
-
-    def exact_silu(x: torch.Tensor) -> torch.Tensor:
-        gate, up = x.chunk(2, dim=-1)
-        return gate * gate.sigmoid() * up
-
-    return silu, lambda tokens: (torch.randn(tokens, 2 * INNER),), exact_silu
+    return sgl.Silu(), lambda tokens: (torch.randn(tokens, 2 * INNER),), exact_layers.silu_and_mul
 
 
 def _outputs(call: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
@@ -166,8 +154,7 @@ def test_a_tokens_bits_do_not_depend_on_its_company(case: Any, tokens: int) -> N
                 assert torch.equal(got, want[start : start + tokens])
 
 
-def test_tables_follow_positions_and_embeddings(sgl: Any) -> None:
-    """The tables of one forward must not be taken for another's."""
+def test_turns_follow_positions_and_embeddings(sgl: Any) -> None:
     ropes = [_rope(sgl), sgl.get_rope(HEAD_DIM, HEAD_DIM, 512, 5e3, True)]
     batches = [_qkv(4), _qkv(4)]
     with cpu_layers(RUNNER):
