@@ -45,14 +45,27 @@ def test_on_a_gpu_against_float64(dtype, shape):
         assert_close_to_truth(lse, same_lse, truth_lse, 2**-24 * 16 * shape[2] ** 0.5)
 
 
-def test_what_does_not_fit_is_refused_before_a_launch(monkeypatch):
+@pytest.mark.parametrize("form", ["composed_attention", "prefix_per_row"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scale": 0.0}, "scale must not be 0"),
+        ({"q": torch.zeros(3, 4, 16)}, r"q must be \(23, 4, 16\)"),
+        ({"k_cache": torch.zeros(5, 1, 16)}, "k_cache must be"),
+        ({"v_suffix": torch.zeros(23, 3, 16)}, "k_suffix must be"),
+        ({"k_suffix": torch.zeros(23, 2, 16).half()}, "k_suffix must have the dtype of q"),
+        ({"out": torch.zeros(23, 4, 8)}, r"out must be \(23, 4, 16\)"),
+    ],
+    ids=["scale", "q", "k_cache", "v_suffix", "dtype", "out"],
+)
+def test_what_does_not_fit_is_refused_before_a_launch(form, change, message, monkeypatch):
     monkeypatch.setattr(module, "_kernel", lambda: pytest.fail)
     batch = random_batch([(4, (3, 20))])
-    for attend in (module.composed_attention, module.prefix_per_row):
-        with pytest.raises(ValueError, match="scale must not be 0"):
-            attend(*batch.tensors, plan=batch.plan(), scale=0.0)
-        with pytest.raises(ValueError, match=r"q must be \(23, 4, 16\)"):
-            attend(batch.tensors[0][:3], *batch.tensors[1:], plan=batch.plan(), scale=0.25)
+    names = ("q", "k_suffix", "v_suffix", "k_cache", "v_cache")
+    arguments = dict(zip(names, batch.tensors, strict=True))
+    arguments |= {"plan": batch.plan(), "scale": 0.25} | change
+    with pytest.raises(ValueError, match=message):
+        getattr(module, form)(**arguments)
 
 
 @pytest.mark.parametrize("is_there", [False, True])
