@@ -120,7 +120,8 @@ class CpuLayers:
         """`[T, H * D]` queries and keys -> turned by their positions."""
         cos_sin = rotary.cos_sin_cache
         is_covered = rotary.is_neox_style and rotary.rotary_dim == rotary.head_size
-        if not is_covered or positions.ndim != 1 or _are_any(more, named):
+        are_plain = positions.ndim == 1 and positions.dtype == torch.int64
+        if not is_covered or not are_plain or _are_any(more, named):
             return None
         if not (_are_rows(q) and _are_rows(k) and _are_rows(cos_sin)):
             return None

@@ -217,6 +217,7 @@ def test_what_they_do_not_cover_is_sglangs_own(sgl: Any) -> None:
         lambda: sgl.Linear().apply(linear, x.to(half)),
         lambda: _rope(sgl, rotary_dim=HEAD_DIM // 2)(positions, q, k),
         lambda: _rope(sgl, is_neox=False)(positions, q, k),
+        lambda: _rope(sgl)(positions.int(), q, k),
     ]
     for call in calls:
         own = call()
