@@ -6,7 +6,8 @@ import dataclasses
 import enum
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,7 @@ class Run:
             config.invocation, session.tokenizer, prefix=config.prefix
         )
         self._is_closed = False
+        self._is_unsure = False  # of whether the last step was taken
         if config.prefix == "detached":
             logger.warning(
                 "run %r: prefix 'detached' is an approximation, it drops the prompt's part of the "
@@ -137,17 +139,46 @@ class Run:
     ) -> StepResult:
         """Take one step; see `mezo.step`."""
         started = time.perf_counter()
-        self._check_open()
         rate = self.config.lr if lr is None else lr
-        reply = self.session.step(self.request(batch, lr=rate))
-        result = _result(self.steps, reply, time.perf_counter() - started)
-        self.steps += 1
+        encoded = self.encode(batch)
+        with self._ready():
+            number = self.steps
+            with self._numbered():
+                reply = self.session.step(self.request(encoded, lr=rate))
+        result = _result(number, reply, time.perf_counter() - started)
         if throw and result.status is not StepStatus.OK:
             raise NonfiniteLossError(
                 f"step {result.step}: losses and their update must be finite, got losses "
                 f"{result.loss_plus} and {result.loss_minus}; lower lr or change eps."
             )
         return result
+
+    def sync(self) -> StepResult | None:
+        """Find out whether a step that was interrupted was taken; every other call does so first.
+
+        A step that raised (an interrupt, a lost connection) may have been taken all the same: the
+        engine is asked, and `steps` counts it then. It is not taken again.
+
+        Returns:
+            The result of the interrupted step if it was taken, else None; None also where it was
+            `apply_update`, or where nothing was interrupted.
+        """
+        with self.session.lock:
+            self._check_open()
+            if not self._is_unsure:
+                return None
+            steps, reply = self.session.progress()
+            number, self.steps = self.steps, steps
+            self._is_unsure = False
+        if steps == number:
+            return None
+        logger.warning(
+            "run %r: step %d was interrupted, but the engine has taken it; the next one is %d",
+            self.name,
+            number,
+            steps,
+        )
+        return None if reply is None else _result(number, reply, reply.weights_s + reply.score_s)
 
     def pair_losses(self, batch: Batch | EncodedBatch, *, eps: float | None = None) -> StepResult:
         """Measure both losses along the next step's directions without updating anything.
@@ -164,17 +195,18 @@ class Run:
     ) -> StepResult:
         """`pair_losses` along the directions of the step ``offset`` behind the next one."""
         started = time.perf_counter()
-        self._check_open()
-        number = self.steps + offset
-        reply = self.session.step(self.request(batch, step=number, eps=eps))
+        encoded = self.encode(batch)
+        with self._ready():
+            number = self.steps + offset
+            reply = self.session.step(self.request(encoded, step=number, eps=eps))
         return _result(number, reply, time.perf_counter() - started)
 
     def evaluate(self, batch: Batch | EncodedBatch, *, base: bool = False) -> EvalResult:
         """Score a batch under the current adapter, or under the base model alone."""
-        self._check_open()
         encoded = self.encode(batch)
         slot = BASE if base else THETA
-        scores = self.session.score(encoded.rows, slot)
+        with self._ready():
+            scores = self.session.score(encoded.rows, slot)
         sums, targets = scores.logprob_sums[slot], encoded.targets
         loss = batch_loss(targets, sums)
         if not targets.is_classification:
@@ -191,21 +223,19 @@ class Run:
         Args:
             coefficients: one a direction; an empty list is a skipped step.
         """
-        self._check_open()
         if len(coefficients) not in (0, self.config.num_directions):
             raise ValueError(
                 "apply_update: coefficients must have one entry for each of the "
                 f"{self.config.num_directions} directions, got {len(coefficients)}; "
                 "pass StepResult.coefficients."
             )
-        if coefficients:
+        with self._ready(), self._numbered():
             self.session.apply_update(self.steps, list(coefficients))
-        self.steps += 1
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the current adapter, {canonical name: fp32 tensor on the CPU}."""
-        self._check_open()
-        return self.session.weights()
+        with self._ready():
+            return self.session.weights()
 
     def save(self, directory: str | Path) -> Path:
         """Write the current adapter as a PEFT adapter; see `mezo.adapter.save_peft`."""
@@ -220,10 +250,16 @@ class Run:
         )
 
     def close(self) -> None:
-        """Take the adapter out of the engine. Unsaved weights are gone; closing twice is fine."""
-        if not self._is_closed:
-            self._is_closed = True
-            self.session.close()
+        """Take the adapter out of the engine. Unsaved weights are gone; closing twice is fine.
+
+        Raises:
+            RuntimeError: requests for the run are running in this thread's event loop, which cannot
+                end while this waits. The run is still open then.
+        """
+        with self.session.lock:
+            if not self._is_closed:
+                self.session.close()
+                self._is_closed = True
 
     def __enter__(self) -> Run:
         return self
@@ -251,6 +287,21 @@ class Run:
             lr=lr,
             clip=self.config.clip,
         )
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """Have the engine to ourselves, the run open, and `steps` right."""
+        with self.session.lock:
+            self.sync()
+            yield
+
+    @contextmanager
+    def _numbered(self) -> Iterator[None]:
+        """Count a step; one that raises may have been taken, which `sync` finds out."""
+        self._is_unsure = True
+        yield
+        self.steps += 1
+        self._is_unsure = False
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -126,8 +126,13 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
 
     Returns:
         The reply. With a non-finite loss the weights stay as they were.
+
+    Raises:
+        ValueError: a step that is to be taken, but is not the next one; nothing has changed then.
     """
     started = time.perf_counter()
+    if request.lr is not None:
+        state.check_next(request.step)
     state.perturb(request.step, request.eps)
     if request.rows.prefix_adapter == THETA:
         state.publish()
@@ -149,11 +154,9 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
     if grads and request.lr is not None:
         coefficients = [update_coefficient(g, request.lr, len(grads)) for g in grads]
         is_finite = all(map(is_fp32, coefficients))
-        if is_finite:
-            state.defer_update(request.step, coefficients)
-        else:
+        if not is_finite:
             coefficients = []
-    return StepReply(
+    reply = StepReply(
         losses_plus=plus,
         losses_minus=minus,
         projected_grads=grads,
@@ -167,6 +170,9 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
         weights_s=perturbed - started,
         score_s=scored - perturbed,
     )
+    if request.lr is not None:
+        state.take_step(request.step, coefficients, reply)
+    return reply
 
 
 def _signal_to_noise(targets: Targets, sums: Sequence[Sequence[float]]) -> list[float | None]:

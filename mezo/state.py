@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from mezo._signals import uninterrupted
 from mezo.adapter import initial_values
 from mezo_kernels import AdapterPlan, Direction, TensorSpec, add_directions_, perturb_into
 
@@ -32,6 +34,10 @@ class AdapterState:
         pairs: for each direction the plus and the minus slot, N views each, in the slots' dtype.
         theta: the slot for the unperturbed adapter, N views.
         device: where the masters live.
+
+    Attributes:
+        steps: steps taken so far, skipped ones included; the number of the next one.
+        last_reply: of the last step; None where it was an update whose coefficients were known.
     """
 
     def __init__(
@@ -59,6 +65,8 @@ class AdapterState:
         self._pending: tuple[list[Direction], list[float]] | None = None
         self._is_theta_current = False
         self.version = 0
+        self.steps = 0
+        self.last_reply: Any = None
 
     def directions(self, step: int) -> list[Direction]:
         """The directions of ``step``, in order."""
@@ -74,8 +82,35 @@ class AdapterState:
         """
         directions = [d for d in self.directions(step) for _ in (0, 1)]
         scales = [eps, -eps] * self.num_directions
-        perturb_into(self._plan, directions=directions, scales=scales, update=self._pending)
-        self._pending = None
+        with uninterrupted():
+            perturb_into(self._plan, directions=directions, scales=scales, update=self._pending)
+            self._pending = None
+
+    def check_next(self, step: int) -> None:
+        """Raise ValueError unless ``step`` is the number of the next step: each is taken once."""
+        if step != self.steps:
+            raise ValueError(
+                f"step: number must be that of the next step, {self.steps}, got {step}; take steps "
+                "in order and each once, or measure without an update."
+            )
+
+    def take_step(self, step: int, coefficients: Sequence[float], reply: Any = None) -> None:
+        """Take a step: its update, if it has one, and its number.
+
+        Args:
+            step: number of the next step.
+            coefficients: of its directions, or empty: a skipped step.
+            reply: what is said of it, kept for a caller that was interrupted meanwhile.
+
+        Raises:
+            ValueError: another number, or see `defer_update`; nothing has changed then.
+        """
+        self.check_next(step)
+        with uninterrupted():
+            if coefficients:
+                self.defer_update(step, coefficients)
+            self.steps = step + 1
+            self.last_reply = reply
 
     def defer_update(self, step: int, coefficients: Sequence[float]) -> None:
         """Take theta <- fma(c, z, theta) over the directions of ``step``, to be applied later.
@@ -98,8 +133,9 @@ class AdapterState:
         """Apply the update that was kept back, if there is one."""
         if self._pending is not None:
             directions, coefficients = self._pending
-            add_directions_(self._plan, directions=directions, coefficients=coefficients)
-            self._pending = None
+            with uninterrupted():
+                add_directions_(self._plan, directions=directions, coefficients=coefficients)
+                self._pending = None
 
     def pack(self) -> tuple[tuple[TensorSpec, ...], torch.Tensor]:
         """Return the places of the tensors and their values, one flat fp32 tensor on the CPU.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -12,8 +13,13 @@ from mezo.data import Rows
 
 
 class Session(Protocol):
-    """One adapter attached to one engine."""
+    """One adapter attached to one engine.
 
+    Attributes:
+        lock: one an engine; held by whoever sends it something, so that threads take turns.
+    """
+
+    lock: AbstractContextManager[Any]
     engine_name: str
     versions: dict[str, str]
     model_path: str
@@ -30,7 +36,14 @@ class Session(Protocol):
         ...
 
     def apply_update(self, step: int, coefficients: Sequence[float]) -> None:
-        """Take theta <- fma(c, z, theta) over the directions of ``step``."""
+        """Take ``step``: theta <- fma(c, z, theta) over its directions; no c is a skipped step."""
+        ...
+
+    def progress(self) -> tuple[int, StepReply | None]:
+        """Return how many steps were taken, and the last one's reply: None for a known update.
+
+        This is what a caller asks that was interrupted in a step.
+        """
         ...
 
     def weights(self) -> dict[str, torch.Tensor]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,8 @@ from mezo.state import AdapterState
 from mezo_kernels import TensorSpec
 
 _PAD = 0
+# Runs on one model share its layers, and so take turns.
+_locks: WeakKeyDictionary[Any, AbstractContextManager[Any]] = WeakKeyDictionary()
 
 
 class _LoraLinear(torch.nn.Module):
@@ -79,6 +83,7 @@ class TransformersSession:
             "torch": torch.__version__,
         }
         self.model = model
+        self.lock = _locks.setdefault(model, threading.RLock())
         self.tokenizer = tokenizer
         self.model_path = str(getattr(model, "name_or_path", "") or "")
         self.max_row_tokens = int(model.config.max_position_embeddings)
@@ -87,6 +92,14 @@ class TransformersSession:
         model.eval()  # dropout would differ between the two signs
         slots = [*pair_slots(config.num_directions), THETA]
         self._layers = _wrap(model, config, slots)
+        try:
+            self.state = self._new_state(config, slots)
+        except BaseException:
+            self.close()
+            raise
+
+    def _new_state(self, config: MezoConfig, slots: Sequence[str]) -> AdapterState:
+        """The adapter's masters, bound to the slots of the wrapped layers."""
         specs, views = [], {slot: [] for slot in slots}  # type: ignore[var-annotated]
         for name, layer in self._layers.items():
             for factor in ("A", "B"):
@@ -94,15 +107,16 @@ class TransformersSession:
                 specs.append(TensorSpec(f"{name}.lora_{factor}", (rows, cols)))
                 for slot in slots:
                     views[slot].append(layer.slots[slot][factor])
-        self.state = AdapterState(
+        state = AdapterState(
             specs,
             seed=config.seed,
             distribution=config.distribution,
             pairs=[(views[f"plus{k}"], views[f"minus{k}"]) for k in range(config.num_directions)],
             theta=views[THETA],
-            device=model.device,
+            device=self.model.device,
         )
-        self.state.publish()
+        state.publish()
+        return state
 
     def step(self, request: StepRequest) -> StepReply:
         """See `Session.step`."""
@@ -116,7 +130,11 @@ class TransformersSession:
 
     def apply_update(self, step: int, coefficients: Sequence[float]) -> None:
         """See `Session.apply_update`."""
-        self.state.defer_update(step, coefficients)
+        self.state.take_step(step, coefficients)
+
+    def progress(self) -> tuple[int, StepReply | None]:
+        """See `Session.progress`."""
+        return self.state.steps, self.state.last_reply
 
     def weights(self) -> dict[str, torch.Tensor]:
         """See `Session.weights`."""
@@ -138,6 +156,11 @@ class TransformersSession:
         A prefix runs under an adapter of its own (none, for an activated one), token by token in
         one forward: later tokens then attend to the keys and values that this gives.
         """
+        if self.model.training:
+            raise ValueError(
+                "step: the model must be in eval mode, got training mode, in which dropout differs "
+                "between the two signs; call model.eval()."
+            )
         sequences = sequences_of(rows)
         shape = (len(sequences), max(len(s.tokens) for s in sequences))
         ids = torch.full(shape, _PAD, dtype=torch.int64)

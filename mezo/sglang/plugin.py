@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from typing import Any
 
 from mezo.sglang import attention
@@ -22,6 +24,11 @@ def register() -> None:
     )
     HookRegistry.register(
         "sglang.srt.managers.scheduler.Scheduler.__init__", _after_scheduler_init, HookType.AFTER
+    )
+    HookRegistry.register(
+        "sglang.srt.managers.detokenizer_manager.DetokenizerManager.__init__",
+        _leave_interrupts_to_the_caller,
+        HookType.AFTER,
     )
     request = "sglang.srt.managers.schedule_batch.Req"
     HookRegistry.register(f"{request}.__init__", _after_req_init, HookType.AFTER)
@@ -66,6 +73,18 @@ def _after_scheduler_init(_: None, scheduler: Any, *args: Any, **kwargs: Any) ->
     from mezo.sglang import activated
 
     activated.remember(scheduler)
+    _leave_interrupts_to_the_caller()
+
+
+def _leave_interrupts_to_the_caller(*_: Any, **__: Any) -> None:
+    """Ignore SIGINT in this process, which is SGLang's.
+
+    A terminal sends Ctrl-C to all processes in it. The caller may catch it, to save what was
+    trained; a scheduler that dies of it takes that along, and the caller. SGLang's processes end
+    when the caller does.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _after_req_init(_: None, req: Any, *args: Any, **kwargs: Any) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import multiprocessing
 import tempfile
 import uuid
 from collections.abc import Sequence
@@ -19,18 +17,13 @@ from mezo.adapter import assemble
 from mezo.config import MezoConfig
 from mezo.core import Scores, StepReply, StepRequest, pair_slots
 from mezo.data import THETA, Rows, encode_invocation
-from mezo.sglang import compat
+from mezo.sglang import registry
+from mezo.sglang.conversation import Conversation
 from mezo.sglang.launch import slots_needed
-from mezo.sglang.worker import METHOD, PROTOCOL
 from mezo.state import AdapterState
 from mezo_kernels import TensorSpec
 
 logger = logging.getLogger(__name__)
-_POLL_MS = 1000
-_ERRORS: dict[str, type[Exception]] = {
-    "ValueError": ValueError,
-    "NotImplementedError": NotImplementedError,
-}
 
 
 class SglangSession:
@@ -54,26 +47,41 @@ class SglangSession:
         self.tokenizer = engine.tokenizer_manager.tokenizer
         self.model_path = str(engine.server_args.model_path)
         self._name = config.name
-        self._processes = multiprocessing.active_children()
-        hello = self._hello()
+        self._conversation = Conversation.of(engine)
+        self.lock = self._conversation.lock
+        self.call = self._conversation.call
+        hello = self._conversation.hello()
         self.versions: dict[str, str] = hello["versions"]
         self.max_row_tokens = int(hello["max_row_tokens"])
         self.vocab_size = int(hello["vocab_size"])
         slots = [THETA, *pair_slots(config.num_directions)]
-        uids = {slot: uuid.uuid4().hex for slot in slots}
+        self._uids = {slot: uuid.uuid4().hex for slot in slots}
         # The tokenizer is here, not in the worker.
         invocation = encode_invocation(config.invocation, self.tokenizer, prefix=config.prefix)
-        self.info = self.call(
-            "attach",
-            config=dataclasses.asdict(config),
-            uids=uids,
-            invocation=invocation.tokens if config.prefix == "activated" else (),
-        )
-        self._is_served = self.info["not_served"] is None
-        if self._is_served:
-            self._register(uids[THETA])
-        else:
-            logger.warning("requests cannot name run %r: %s", config.name, self.info["not_served"])
+        tokens = invocation.tokens if config.prefix == "activated" else ()
+        with self.lock:
+            self._attach(config, tokens)
+
+    def _attach(self, config: MezoConfig, invocation: Sequence[int]) -> None:
+        """Put the adapter into the engine and let requests name it: both, or nothing."""
+        try:
+            self.info = self.call(
+                "attach",
+                config=dataclasses.asdict(config),
+                uids=self._uids,
+                invocation=invocation,
+            )
+            not_served = self.info["not_served"]
+            if not_served is None:
+                registry.register(self.engine, self._name, self._uids[THETA])
+        except BaseException:
+            # Also when the caller was interrupted while the worker went on.
+            if not self._conversation.is_over():
+                self._take_out()
+            raise
+        if not_served is not None:
+            logger.warning("requests cannot name run %r: %s", self._name, not_served)
+        self._conversation.count_run(1)
 
     def step(self, request: StepRequest) -> StepReply:
         """See `Session.step`."""
@@ -88,6 +96,12 @@ class SglangSession:
     def apply_update(self, step: int, coefficients: Sequence[float]) -> None:
         """See `Session.apply_update`."""
         self.call("apply_update", name=self._name, step=step, coefficients=list(coefficients))
+
+    def progress(self) -> tuple[int, StepReply | None]:
+        """See `Session.progress`."""
+        reply = self.call("progress", name=self._name)
+        last = reply["last"]
+        return int(reply["steps"]), None if last is None else StepReply(**last)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """See `Session.weights`; raises RuntimeError when ranks disagree on a part both hold."""
@@ -109,78 +123,26 @@ class SglangSession:
         return ranks
 
     def close(self) -> None:
-        """See `Session.close`; does nothing when the engine is gone already."""
-        # SGLang's own calls would wait for a dead scheduler without end.
-        if self.engine.send_to_rpc is None or self._dead():
-            return
-        self.call("detach", name=self._name)
-        if self._is_served:
-            self.engine.unload_lora_adapter(self._name)
+        """See `Session.close`; does nothing when the engine is gone already.
+
+        Raises:
+            RuntimeError: requests for the run are running in the event loop of this thread.
+                Nothing has changed then.
+        """
+        with self.lock:
+            # SGLang's own calls would wait for a dead scheduler without end.
+            if not self._conversation.is_over():
+                self._take_out()
+                self._conversation.count_run(-1)
+
+    def _take_out(self) -> None:
+        """Take the name from requests, then the slots from the engine."""
+        registry.forget(self.engine, self._name, self._uids[THETA])
+        self.call("detach", name=self._name, uids=self._uids)
 
     def free_memory(self) -> dict[str, int]:
         """Free KV tokens and request slots in the engine."""
         return {key: int(value) for key, value in self.call("memory").items()}
-
-    def call(self, op: str, **payload: Any) -> dict[str, Any]:
-        """Send one message to all scheduler processes and return rank 0's reply.
-
-        Raises:
-            ValueError, NotImplementedError: as the worker raised it.
-            RuntimeError: any other failure in a worker, or a dead scheduler process.
-        """
-        reply = self._exchange(op, payload)
-        if reply.success:
-            result: dict[str, Any] = json.loads(reply.message)
-            return result
-        kind, _, sentence = reply.message.partition(": ")
-        raise _ERRORS.get(kind, RuntimeError)(sentence if kind in _ERRORS else reply.message)
-
-    def _exchange(self, op: str, payload: dict[str, Any]) -> Any:
-        """Send and wait, looking after the scheduler processes meanwhile."""
-        from sglang.srt.managers.io_struct import RpcReqInput
-
-        socket = self.engine.send_to_rpc
-        parameters = {"op": op, "payload": json.dumps(payload)}
-        compat.send(socket, RpcReqInput(method=METHOD, parameters=parameters))
-        while not socket.poll(_POLL_MS):
-            if dead := self._dead():
-                raise RuntimeError(
-                    f"{op}: SGLang's processes must be alive, got {len(dead)} dead "
-                    f"(exit code {dead[0].exitcode}); see the engine's log and start it again."
-                )
-        return compat.receive(socket)
-
-    def _dead(self) -> list[Any]:
-        """The engine's processes that have ended."""
-        return [p for p in self._processes if not p.is_alive()]
-
-    def _hello(self) -> dict[str, Any]:
-        """Check that the plugin is there and speaks our protocol."""
-        reply = self._exchange("hello", {})
-        if not reply.success:
-            raise RuntimeError(
-                "attach: the mezo plugin must be loaded in SGLang's scheduler processes, got "
-                f"{reply.message!r}; install mezo-sglang in the engine's environment, and let "
-                "SGLANG_PLUGINS, if set, contain 'mezo'."
-            )
-        hello: dict[str, Any] = json.loads(reply.message)
-        if hello["protocol"] != PROTOCOL:
-            raise RuntimeError(
-                f"attach: the engine's mezo plugin must speak protocol {PROTOCOL}, got "
-                f"{hello['protocol']}; restart the engine with the installed mezo-sglang."
-            )
-        return hello
-
-    def _register(self, uid: str) -> None:
-        """Let requests name the adapter: `engine.generate(..., lora_path=run.name)`."""
-        from sglang.srt.lora.lora_registry import LoRARef
-
-        manager = self.engine.tokenizer_manager
-        ref = LoRARef(
-            lora_id=uid, lora_name=self._name, lora_path=f"mezo:{self._name}", pinned=True
-        )
-        self.engine.loop.run_until_complete(manager.lora_registry.register(ref))
-        manager.lora_ref_cache[self._name] = ref
 
 
 def _check_server(args: Any, config: MezoConfig) -> None:

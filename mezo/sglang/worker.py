@@ -1,8 +1,8 @@
 """Our code in every scheduler process: holds the adapters being trained and answers messages.
 
 Messages come over SGLang's RPC channel and are handled on the scheduler's main thread between
-batches, in the same order in every tensor-parallel rank. A message names an operation and carries
-JSON; the reply is JSON too.
+batches, in the same order in every tensor-parallel rank. A message has an id, names an operation
+and carries JSON; the reply is JSON too, {"id", "reply"} or {"id", "error": [kind, sentence]}.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from mezo.state import AdapterState
 
 METHOD = "mezo"
 # Part of every reply to "hello"; the caller refuses a plugin that speaks another one.
-PROTOCOL = 1
+PROTOCOL = 2
 
 logger = logging.getLogger(__name__)
 _adapters: dict[str, _Adapter] = {}
@@ -70,7 +71,24 @@ class _Adapter:
     config: MezoConfig
     state: AdapterState
     uids: dict[str, str]
+    places: dict[str, int]  # of each slot: its number in the pool
     is_served: bool  # whether requests may name it
+
+    def check_loaded(self) -> None:
+        """Raise when somebody has unloaded the adapter: its slots may be another's by now."""
+        manager = compat.model_runner(self.scheduler).lora_manager
+        pool = manager.memory_pool.uid_to_buffer_id
+        gone = [
+            slot
+            for slot, uid in self.uids.items()
+            if pool.get(uid) != self.places[slot] or uid not in manager.lora_refs
+        ]
+        if gone:
+            raise RuntimeError(
+                f"run {self.config.name!r} must be loaded in SGLang, got its slots {gone} unloaded "
+                "by somebody else; its weights are still there: save the run, close it and attach "
+                "again."
+            )
 
     def score(self, rows: Rows, slots: Sequence[str]) -> Scores:
         uids = {slot: None if slot == BASE else self.uids[slot] for slot in slots}
@@ -82,6 +100,7 @@ def handle(scheduler: Any, request: Any) -> Any:
     from sglang.srt.managers.io_struct import RpcReqOutput
 
     parameters = request.parameters or {}
+    envelope = {"id": parameters.get("id")}
     agree = Agreement(scheduler.tp_group.cpu_group)
     try:
         try:
@@ -96,8 +115,10 @@ def handle(scheduler: Any, request: Any) -> Any:
         if not agree.is_done:
             agree()
     except RankError as error:
-        return RpcReqOutput(success=False, message=str(error))
-    return RpcReqOutput(success=True, message=json.dumps(reply))
+        kind, _, sentence = str(error).partition(": ")
+        message = json.dumps({**envelope, "error": [kind, sentence]})
+        return RpcReqOutput(success=False, message=message)
+    return RpcReqOutput(success=True, message=json.dumps({**envelope, "reply": reply}))
 
 
 def served_version(lora_id: str | None) -> int | None:
@@ -122,6 +143,7 @@ def _hello(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[st
     model_config = compat.model_runner(scheduler).model_config
     return {
         "protocol": PROTOCOL,
+        "pids": gathered(os.getpid(), scheduler.tp_group.cpu_group),
         "versions": {"sglang": version("sglang"), "torch": torch.__version__},
         "max_row_tokens": int(model_config.context_len),
         "vocab_size": int(model_config.vocab_size),
@@ -140,20 +162,31 @@ def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     parts = parts_of(manager, config.target_modules, config.rank)
     uids: dict[str, str] = payload["uids"]
     invocation: list[int] = payload["invocation"]
-    loaded: list[Any] = []
     try:
         for slot, uid in uids.items():
-            loaded.append(_load_empty_adapter(manager, config, parts, slot, uid, invocation))
+            _load_empty_adapter(manager, config, parts, slot, uid, invocation)
         compat.fetch_adapters(manager, set(uids.values()))
-    except Exception:
-        for ref in loaded:
-            manager.unload_lora_adapter(ref)
+        places = {slot: manager.memory_pool.uid_to_buffer_id[uid] for slot, uid in uids.items()}
+        state = _new_state(manager, config, parts, places)
+        agree()  # a rank that failed makes the others undo theirs
+    except BaseException:
+        _unload(manager, uids.values())
         raise
-    pool = manager.memory_pool
+    why_not = activated.why_not_servable(scheduler) if invocation else None
+    _adapters[config.name] = _Adapter(
+        scheduler, config, state, uids, places, is_served=why_not is None
+    )
+    return {"num_parameters": state.arena.numel(), "not_served": why_not}
+
+
+def _new_state(
+    manager: Any, config: MezoConfig, parts: Sequence[Part], places: dict[str, int]
+) -> AdapterState:
+    """The adapter's masters on this rank, bound to its slots."""
     targets = [part for part in parts if part.is_target]
     views = {
-        slot: [part.view(pool, pool.uid_to_buffer_id[uid]) for part in targets]
-        for slot, uid in uids.items()
+        slot: [part.view(manager.memory_pool, place) for part in targets]
+        for slot, place in places.items()
     }
     state = AdapterState(
         [part.spec for part in targets],
@@ -164,9 +197,7 @@ def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
         device=views[THETA][0].device,
     )
     state.publish()
-    why_not = activated.why_not_servable(scheduler) if invocation else None
-    _adapters[config.name] = _Adapter(scheduler, config, state, uids, is_served=why_not is None)
-    return {"num_parameters": state.arena.numel(), "not_served": why_not}
+    return state
 
 
 def _check_pool(manager: Any, config: MezoConfig) -> None:
@@ -203,7 +234,7 @@ def _load_empty_adapter(
     slot: str,
     uid: str,
     invocation: Sequence[int],
-) -> Any:
+) -> None:
     """Register an all-zero adapter of the run's shape under ``uid``, pinned.
 
     With ``invocation`` requests for theta's slot are served as an activated adapter's.
@@ -233,16 +264,17 @@ def _load_empty_adapter(
             f"attach: SGLang must accept the adapter's shape, got: {result.error_message}; "
             "start the engine with a pool that fits the MezoConfig."
         )
-    return ref
 
 
-def _adapter(payload: dict[str, Any]) -> _Adapter:
-    """The adapter that a message is about."""
+def _adapter(payload: dict[str, Any], *, is_loaded: bool = True) -> _Adapter:
+    """The adapter that a message is about; ``is_loaded`` asks for its slots, too."""
     name = payload["name"]
     if name not in _adapters:
         raise ValueError(
             f"run {name!r} must be attached, got {sorted(_adapters)} in the engine; attach again."
         )
+    if is_loaded:
+        _adapters[name].check_loaded()
     return _adapters[name]
 
 
@@ -277,9 +309,16 @@ def _score(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[st
 
 
 def _apply_update(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
-    """Take an update whose coefficients are known."""
-    _adapter(payload).state.defer_update(payload["step"], payload["coefficients"])
+    """Take a step whose coefficients are known."""
+    _adapter(payload).state.take_step(payload["step"], payload["coefficients"])
     return {}
+
+
+def _progress(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+    """Say how many steps were taken, and what was replied to the last one."""
+    state = _adapter(payload, is_loaded=False).state
+    last = state.last_reply
+    return {"steps": state.steps, "last": None if last is None else dataclasses.asdict(last)}
 
 
 def _export(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
@@ -287,7 +326,7 @@ def _export(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     from safetensors.torch import save_file
 
     group = scheduler.tp_group.cpu_group
-    everyone = gathered(_adapter(payload).state.pack(), group)
+    everyone = gathered(_adapter(payload, is_loaded=False).state.pack(), group)
     if dist.get_rank(group) == 0:
         save_file({str(rank): arena for rank, (_, arena) in enumerate(everyone)}, payload["path"])
     return {
@@ -299,14 +338,21 @@ def _export(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
 
 
 def _detach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
-    """Take the run's slots out of the pool; one that is served goes through SGLang's unloading."""
-    adapter = _adapters.pop(payload["name"], None)
-    if adapter is not None:
-        manager = compat.model_runner(scheduler).lora_manager
-        for slot, uid in adapter.uids.items():
-            if slot != THETA or not adapter.is_served:
-                manager.unload_lora_adapter(manager.lora_refs[uid])
+    """Take the run's slots out of the pool; what is not there any more is passed over."""
+    adapter = _adapters.get(payload["name"])
+    if adapter is not None and adapter.uids == payload["uids"]:
+        _unload(compat.model_runner(scheduler).lora_manager, adapter.uids.values())
+        del _adapters[payload["name"]]
     return {}
+
+
+def _unload(manager: Any, uids: Iterable[str]) -> None:
+    """Take adapters out of SGLang, with what a failed load has left of one."""
+    for uid in uids:
+        if uid in manager.lora_refs:
+            manager.unload_lora_adapter(manager.lora_refs[uid])
+        manager.configs.pop(uid, None)
+        manager.loras.pop(uid, None)
 
 
 def _memory(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
@@ -343,6 +389,7 @@ _OPERATIONS: dict[str, Callable[[Any, dict[str, Any], Agreement], dict[str, Any]
     "breakdown": _breakdown,
     "score": _score,
     "apply_update": _apply_update,
+    "progress": _progress,
     "export": _export,
     "detach": _detach,
     "memory": _memory,

@@ -1,0 +1,175 @@
+"""One conversation with one engine: one message at a time, and each gets its own answer.
+
+SGLang's RPC channel has no ids: whoever reads next gets the next reply. A call that was interrupted
+leaves its reply behind, and two threads read each other's. Here every message has an id that comes
+back with its reply, replies to others are dropped, and one lock keeps an engine's callers apart.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import uuid
+from contextlib import AbstractContextManager
+from typing import Any
+
+from mezo.sglang import compat
+from mezo.sglang.processes import CrashGuard, EngineProcesses
+from mezo.sglang.worker import METHOD, PROTOCOL
+
+logger = logging.getLogger(__name__)
+# SGLang's watchdog looks after its processes once a second; this is to see a dead one sooner.
+_POLL_MS = 200
+_ERRORS: dict[str, type[Exception]] = {
+    "ValueError": ValueError,
+    "NotImplementedError": NotImplementedError,
+}
+_making = threading.Lock()
+
+
+class Conversation:
+    """The messages of this process to one `sglang.Engine`. Get it with `Conversation.of`.
+
+    Attributes:
+        lock: held from a message to its reply, and by whoever needs several in a row.
+        processes: the engine's processes.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self.lock: AbstractContextManager[Any] = threading.RLock()
+        self.processes = EngineProcesses(engine)
+        self._guard = CrashGuard(engine, self.processes)
+        self._runs = 0  # attached ones
+        self._engine = engine
+        self._may_be_unanswered = False
+
+    @classmethod
+    def of(cls, engine: Any) -> Conversation:
+        """The engine's conversation; all runs in it share one."""
+        with _making:
+            if not hasattr(engine, "mezo_conversation"):
+                engine.mezo_conversation = cls(engine)
+            conversation: Conversation = engine.mezo_conversation
+            return conversation
+
+    def count_run(self, change: int) -> None:
+        """Say that a run was attached (1) or closed (-1); while there is one, we guard the caller.
+
+        Once a process is dead, the guard stays: SGLang's answer may still be on its way.
+        """
+        self._runs += change
+        if self._runs:
+            self._guard.install()
+        else:
+            self._guard.remove()
+
+    def is_over(self) -> bool:
+        """Whether the engine was shut down or has died: nobody would answer."""
+        return self._engine.send_to_rpc is None or self.processes.death() is not None
+
+    def call(self, op: str, **payload: Any) -> dict[str, Any]:
+        """Send one message to all scheduler processes and return rank 0's reply.
+
+        Raises:
+            ValueError, NotImplementedError: as the worker raised it.
+            RuntimeError: any other failure in a worker, a dead scheduler process, an engine that
+                was shut down.
+        """
+        reply = self._exchange(op, payload)
+        if "error" not in reply:
+            result: dict[str, Any] = reply["reply"]
+            return result
+        kind, sentence = reply["error"]
+        raise _ERRORS.get(kind, RuntimeError)(
+            sentence if kind in _ERRORS else f"{kind}: {sentence}"
+        )
+
+    def hello(self) -> dict[str, Any]:
+        """Check that the plugin is there and speaks our protocol; returns what the engine is.
+
+        Raises:
+            RuntimeError: it is not, or does not.
+        """
+        hello = self.call("hello")
+        self.processes.confirm(hello["pids"])
+        self._keep_rpc_apart()
+        return hello
+
+    def _exchange(self, op: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """Send and wait for the reply with our id, looking after the processes meanwhile."""
+        from sglang.srt.managers.io_struct import RpcReqInput
+
+        name = uuid.uuid4().hex
+        parameters = {"id": name, "op": op, "payload": json.dumps(payload)}
+        with self.lock:
+            self._check_alive(op)
+            self._may_be_unanswered = True  # until it is not: an interruption leaves it so
+            compat.send(self._engine.send_to_rpc, RpcReqInput(method=METHOD, parameters=parameters))
+            while True:
+                reply = _envelope(self._receive(op))
+                if reply.get("id") == name:
+                    self._may_be_unanswered = False
+                    return reply
+                logger.debug("%s: dropped a reply to another message", op)
+
+    def _receive(self, op: str) -> Any:
+        """The next reply, whosever it is."""
+        while not self._engine.send_to_rpc.poll(_POLL_MS):
+            self._check_alive(op)
+        return compat.receive(self._engine.send_to_rpc)
+
+    def _check_alive(self, op: str) -> None:
+        """Raise unless somebody can answer."""
+        if death := self.processes.death():
+            raise RuntimeError(
+                f"{op}: SGLang's processes must be alive, got {death}; see the engine's log, start "
+                "it again and attach. What was not saved is gone with them."
+            )
+        if self._engine.send_to_rpc is None:
+            raise RuntimeError(
+                f"{op}: the engine must be running, got one that was shut down; start another and "
+                "attach. What was not saved is gone with it."
+            )
+
+    def _keep_rpc_apart(self) -> None:
+        """Let SGLang's own calls wait for ours, and not read what an interrupted one has left."""
+        if "collective_rpc" in vars(self._engine):
+            return
+        original = self._engine.collective_rpc
+
+        def collective_rpc(method: str, **kwargs: Any) -> Any:
+            with self.lock:
+                if self._may_be_unanswered:
+                    self.call("hello")  # replies come in order: what was before it is read now
+                return original(method, **kwargs)
+
+        self._engine.collective_rpc = collective_rpc
+
+
+def _envelope(reply: Any) -> dict[str, Any]:
+    """The content of a reply: {"id", "reply" or "error"}; {} for one that is not to us.
+
+    Raises:
+        RuntimeError: it comes from an engine without our plugin, or with an older one.
+    """
+    if not reply.success and f"'{METHOD}'" in reply.message:
+        # SGLang's own answer to a method that it does not know.
+        raise RuntimeError(
+            "attach: the mezo plugin must be loaded in SGLang's scheduler processes, got "
+            f"{reply.message!r}; install mezo-sglang in the engine's environment, and let "
+            "SGLANG_PLUGINS, if set, contain 'mezo'."
+        )
+    try:
+        content = json.loads(reply.message)
+    except ValueError:
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    found = content.get("reply", content)  # protocol 1 had no envelope
+    if isinstance(found, dict) and found.get("protocol", PROTOCOL) != PROTOCOL:
+        raise RuntimeError(
+            f"attach: the engine's mezo plugin must speak protocol {PROTOCOL}, got "
+            f"{found['protocol']}; restart the engine with the installed mezo-sglang."
+        )
+    return content
