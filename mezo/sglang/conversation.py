@@ -122,6 +122,7 @@ class Conversation:
     def _check_alive(self, op: str) -> None:
         """Raise unless somebody can answer."""
         if death := self.processes.death():
+            self._guard.notice()
             raise RuntimeError(
                 f"{op}: SGLang's processes must be alive, got {death}; see the engine's log, start "
                 "it again and attach. What was not saved is gone with them."
@@ -153,18 +154,18 @@ def _envelope(reply: Any) -> dict[str, Any]:
     Raises:
         RuntimeError: it comes from an engine without our plugin, or with an older one.
     """
-    if not reply.success and f"'{METHOD}'" in reply.message:
-        # SGLang's own answer to a method that it does not know.
-        raise RuntimeError(
-            "attach: the mezo plugin must be loaded in SGLang's scheduler processes, got "
-            f"{reply.message!r}; install mezo-sglang in the engine's environment, and let "
-            "SGLANG_PLUGINS, if set, contain 'mezo'."
-        )
     try:
         content = json.loads(reply.message)
     except ValueError:
-        return {}
+        content = None
     if not isinstance(content, dict):
+        if not reply.success and f"'{METHOD}'" in reply.message:
+            # SGLang's own answer to a method that it does not know.
+            raise RuntimeError(
+                "attach: the mezo plugin must be loaded in SGLang's scheduler processes, got "
+                f"{reply.message!r}; install mezo-sglang in the engine's environment, and let "
+                "SGLANG_PLUGINS, if set, contain 'mezo'."
+            )
         return {}
     found = content.get("reply", content)  # protocol 1 had no envelope
     if isinstance(found, dict) and found.get("protocol", PROTOCOL) != PROTOCOL:

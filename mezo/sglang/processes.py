@@ -52,8 +52,9 @@ class CrashGuard:
     """Turns SGLang's answer to a dead process, to kill the caller, into an exception.
 
     Before an engine's first request SGLang handles SIGQUIT by a Python handler: ours raises in the
-    main thread. From then on it is a callback of the engine's event loop: ours stops that loop, so
-    that the call that waits in it raises.
+    main thread, unless a call of ours has raised already. From then on it is a callback of the
+    engine's event loop: ours stops that loop, so that the call that waits in it raises. So does
+    each later one, which SGLang would let wait without end.
 
     Args:
         engine: the `sglang.Engine`.
@@ -64,6 +65,7 @@ class CrashGuard:
         self._manager = engine.tokenizer_manager
         self._processes = processes
         self._is_installed = False
+        self._is_noticed = False
         # A loop that ran before we came is somebody else's, as in a notebook: not ours to stop.
         self._is_own_loop = not engine.loop.is_running()
         self._theirs = getattr(self._manager, "signal_handler_class", None)
@@ -75,6 +77,11 @@ class CrashGuard:
         guard = self
 
         class Guarded(self._theirs):  # type: ignore[misc, name-defined]
+            def __init__(self, manager: Any) -> None:
+                super().__init__(manager)
+                if guard._is_noticed:
+                    manager.event_loop.call_soon(guard._stop_loop)
+
             def running_phase_sigquit_handler(self, signum: Any = None, frame: Any = None) -> None:
                 guard._stop_loop()
 
@@ -97,6 +104,13 @@ class CrashGuard:
         elif signal.getsignal(signal.SIGQUIT) == self._raise:
             signal.signal(signal.SIGQUIT, self._previous)
 
+    def notice(self) -> None:
+        """A call of ours is about to say that a process is dead: nobody has to say it again."""
+        if not self._is_noticed:
+            self._is_noticed = True
+            if self._is_installed and self._manager.event_loop is not None:
+                self._manager.event_loop.call_soon_threadsafe(self._stop_loop)
+
     def _can_handle(self) -> bool:
         loop = getattr(self._manager, "event_loop", None)
         return (
@@ -114,8 +128,13 @@ class CrashGuard:
         )
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
-        raise RuntimeError(self._sentence())
+        if not self._is_noticed:
+            self._is_noticed = True
+            raise RuntimeError(self._sentence())
 
     def _stop_loop(self) -> None:
+        self._is_noticed = True
         logger.error(self._sentence())
-        self._manager.event_loop.stop()
+        loop = self._manager.event_loop
+        loop.stop()
+        loop.call_soon(self._stop_loop)  # whoever runs it next waits for nobody, too
