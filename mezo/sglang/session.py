@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from mezo.adapter import assemble
 from mezo.config import MezoConfig
 from mezo.core import Scores, StepReply, StepRequest, pair_slots
-from mezo.data import THETA, Rows, encode_invocation
+from mezo.data import THETA, Rows
+from mezo.encode import encode_invocation
 from mezo.sglang import compat
 from mezo.sglang.launch import slots_needed
 from mezo.sglang.worker import METHOD, PROTOCOL

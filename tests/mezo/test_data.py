@@ -6,7 +6,7 @@ import pytest
 from tiny import make_tokenizer
 
 import mezo
-from mezo.data import encode, encode_invocation
+from mezo.encode import encode, encode_invocation
 
 
 @pytest.fixture(scope="module")

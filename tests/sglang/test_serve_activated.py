@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import LINEARS, load_model, random_batch
 
 import mezo
-from mezo.data import last_occurrence
+from mezo.encode import last_occurrence
 
 pytestmark = pytest.mark.sglang
 
