@@ -303,7 +303,11 @@ def attach(engine: Any, config: MezoConfig | None = None, *, tokenizer: Any = No
             "attach: engine must be an sglang.Engine or a Hugging Face causal language model, "
             f"got {type(engine).__name__}; make one with mezo.launch_engine(model_path, config)."
         )
-    return Run(session, config)
+    try:
+        return Run(session, config)
+    except BaseException:
+        session.close()  # or the model would keep an adapter that nobody holds
+        raise
 
 
 def step(

@@ -229,10 +229,11 @@ def _prefix_len(
         return len(before) - size
     if middle.prefix == "activated" or head.spans is None:
         raise ValueError(
-            f"Batch: prompt and invocation of row {i} must end with the invocation's tokens, by "
-            "which an adapter is activated, got other tokens for "
-            f"{prompt[-_SHOWN:]!r} | {middle.text[:_SHOWN]!r}; begin the invocation with a blank "
-            "or with a special token of the tokenizer, and end prompts without a blank."
+            f"Batch: prompt and invocation of row {i} must end with the invocation's tokens, or an "
+            "activated adapter would not act and the base model would answer, got other tokens for "
+            f"{prompt[-_SHOWN:]!r} | {middle.text[:_SHOWN]!r}; begin the invocation with a special "
+            "token of the tokenizer, or with a blank where prompts end without one, and leave line "
+            "breaks to the prompts."
         )
     # A token that lies across the invocation's beginning runs under the row's own adapter.
     inside = sum(end <= len(prompt) for _, end in head.spans)
