@@ -12,98 +12,14 @@ import pytest
 import torch
 import transformers
 from peft.tuners.lora.variants import calculate_alora_offsets
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizer_cases import KINDS, POSTS, make, make_raw, wrapped
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 import mezo
 from mezo import assets
 from mezo.tasks import rotten_tomatoes
 
-SPECIAL = ["<unk>", "<s>", "</s>", "<|role|>", "<|end|>"]
-SENTENCES = [
-    "The movie was good. The movie was bad. A fine film, and yes, the answer was no.",
-    "Answer: yes\nAnswer: no\nThe answer was: good\n\nIt was bad, it was not good.",
-    "What was the movie? It was a film. Was it good? no. Was it bad? yes.",
-    "wasbad goodbad. It was.\nIt was good.\nAnswer: no.\nIt was bad.\nThe film.\nyes",
-]
-# As Llama 3 and Qwen: punctuation takes the line breaks behind it.
-QWEN = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SPACED = ("byte", "qwen", "first", "always", "prepend", "word", "unigram")
-POSTS = {"none": ([], []), "bos": ([1], []), "bos+eos": ([1], [2]), "eos": ([], [2])}
 PROMPT, INVOCATION, COMPLETION = "A fine film.", " Answer:", " yes, good</s>"
-
-
-def trained(model, trainer, pre_tokenizer, decoder):
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoder
-    tokenizer.train_from_iterator(SENTENCES * 3, trainer)
-    return tokenizer
-
-
-def bpe(pre_tokenizer, decoder):
-    trainer = trainers.BpeTrainer(
-        vocab_size=420,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    return trained(models.BPE(unk_token="<unk>"), trainer, pre_tokenizer, decoder)
-
-
-def make_raw(kind):
-    """A tokenizer of one of the kinds that people use."""
-    if kind == "byte":
-        return bpe(pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel())
-    if kind == "qwen":
-        split = pre_tokenizers.Split(Regex(QWEN), "isolated")
-        byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        return bpe(pre_tokenizers.Sequence([split, byte]), decoders.ByteLevel())
-    blanks = decoders.Metaspace(prepend_scheme="never")
-    if kind in ("first", "always"):
-        return bpe(pre_tokenizers.Metaspace(prepend_scheme=kind), blanks)
-    if kind == "prepend":  # as Llama 2: every text gets a blank, by the normalizer
-        raw = bpe(pre_tokenizers.Metaspace(prepend_scheme="never"), blanks)
-        raw.normalizer = normalizers.Sequence(
-            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        )
-        return raw
-    if kind == "unigram":
-        trainer = trainers.UnigramTrainer(
-            vocab_size=120, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
-        )
-        return trained(models.Unigram(), trainer, pre_tokenizers.Metaspace(), blanks)
-    trainer = trainers.WordLevelTrainer(special_tokens=SPECIAL, show_progress=False)
-    model = models.WordLevel(unk_token="<unk>")
-    return trained(model, trainer, pre_tokenizers.Whitespace(), decoders.WordPiece())
-
-
-def wrapped(raw, post="none", **options):
-    """The Hugging Face tokenizer of ``raw``, which adds special tokens as ``post`` says."""
-    before, behind = POSTS[post]
-    names = [[SPECIAL[i] for i in ids] for ids in (before, behind)]
-    if before or behind:
-        template = processors.TemplateProcessing(
-            single=" ".join([*names[0], "$A", *names[1]]),
-            special_tokens=[(SPECIAL[i], i) for i in before + behind],
-        )
-        raw.post_processor = (
-            processors.Sequence([raw.post_processor, template]) if raw.post_processor else template
-        )
-    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, **{**names, **options})
-
-
-def make(kind, post="none"):
-    return wrapped(make_raw(kind), post)
 
 
 def plain(tokenizer, text):
@@ -147,7 +63,7 @@ def one_row(run, prompt, completion):
 
 
 @pytest.mark.parametrize("post", POSTS)
-@pytest.mark.parametrize("kind", SPACED)
+@pytest.mark.parametrize("kind", KINDS)
 def test_rows_are_the_tokens_of_the_joint_text(attach, kind, post):
     tokenizer = make(kind, post)
     before, behind = POSTS[post]
@@ -172,7 +88,7 @@ def test_rows_are_the_tokens_of_the_joint_text(attach, kind, post):
 
 
 @pytest.mark.parametrize("post", POSTS)
-@pytest.mark.parametrize("kind", SPACED)
+@pytest.mark.parametrize("kind", KINDS)
 def test_only_the_tokenizers_own_special_tokens_go(attach, kind, post):
     tokenizer = make(kind, post)
     before, _ = POSTS[post]
@@ -194,7 +110,7 @@ def test_only_the_tokenizers_own_special_tokens_go(attach, kind, post):
 
 
 @pytest.mark.parametrize("post", POSTS)
-@pytest.mark.parametrize("kind", SPACED)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_rendered_prompt_has_one_bos(attach, kind, post):
     tokenizer = make(kind, post)
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -211,7 +127,7 @@ def test_a_rendered_prompt_has_one_bos(attach, kind, post):
         assert prompt_len == 1
 
 
-@pytest.mark.parametrize("kind", [k for k in SPACED if k not in ("word", "unigram")])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("word", "unigram")])
 def test_a_completion_that_merges_is_counted_and_said_once(attach, kind, caplog):
     tokenizer = make(kind, "bos")
     completions = ["yes", "no", "good"]
@@ -299,7 +215,7 @@ def test_options_of_a_prompt_are_tokenised_alike(attach):
     assert {row[:n] for row, n in zip(rows.tokens, rows.prompt_lens, strict=True)} == {served}
 
 
-@pytest.mark.parametrize("kind", SPACED)
+@pytest.mark.parametrize("kind", KINDS)
 def test_special_tokens_as_invocation(attach, kind):
     tokenizer = make(kind, "bos")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|role|>", "<|end|>"]})
@@ -316,7 +232,7 @@ def test_special_tokens_as_invocation(attach, kind):
 
 
 def test_an_empty_prompt_before_an_invocation(attach):
-    for kind in SPACED:
+    for kind in KINDS:
         tokenizer = make(kind, "bos")
         run = attach(tokenizer, INVOCATION, "activated")
         row, prompt_len, prefix_len = one_row(run, "", " yes")
