@@ -16,7 +16,8 @@ import torch
 from mezo.adapter import save_peft
 from mezo.config import MezoConfig
 from mezo.core import StepReply, StepRequest
-from mezo.data import BASE, THETA, Batch, EncodedBatch, encode, encode_invocation
+from mezo.data import BASE, THETA, Batch, EncodedBatch
+from mezo.encode import encode, encode_invocation
 from mezo.objectives import batch_loss, predictions
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class Run:
         steps: steps taken so far; the next step's number.
         session: the engine's side.
         invocation: the tokens between every prompt and its completion.
+        num_apart: rows so far whose completion was tokenised apart from its prompt, because the
+            tokenizer joins their borders; the first one is logged as a warning.
     """
 
     def __init__(self, session: Session, config: MezoConfig) -> None:
@@ -113,6 +116,8 @@ class Run:
         self.invocation = encode_invocation(
             config.invocation, session.tokenizer, prefix=config.prefix
         )
+        self.num_apart = 0
+        self._noted: set[str] = set()
         self._is_closed = False
         self._is_unsure = False  # of whether the last step was taken
         if config.prefix == "detached":
@@ -126,13 +131,19 @@ class Run:
         """Turn a batch into token rows, checking it against the engine's limits."""
         if isinstance(batch, EncodedBatch):
             return batch
-        return encode(
+        encoded = encode(
             batch,
             self.session.tokenizer,
             invocation=self.invocation,
             max_row_tokens=self.session.max_row_tokens,
             vocab_size=self.session.vocab_size,
         )
+        self.num_apart += encoded.num_apart
+        for kind, sentence in encoded.notes.items():
+            if kind not in self._noted:
+                self._noted.add(kind)
+                logger.warning("run %r: %s", self.name, sentence)
+        return encoded
 
     def step(
         self, batch: Batch | EncodedBatch, *, lr: float | None = None, throw: bool = False
@@ -343,7 +354,11 @@ def attach(engine: Any, config: MezoConfig | None = None, *, tokenizer: Any = No
             "attach: engine must be an sglang.Engine or a Hugging Face causal language model, "
             f"got {type(engine).__name__}; make one with mezo.launch_engine(model_path, config)."
         )
-    return Run(session, config)
+    try:
+        return Run(session, config)
+    except BaseException:
+        session.close()  # or the model would keep an adapter that nobody holds
+        raise
 
 
 def step(

@@ -7,17 +7,34 @@ lies in the radix cache under the base model's key. A request for such an adapte
 - takes its first tokens from there, and nothing behind the invocation's beginning;
 - has the missing part of them computed on the base model when it is about to be scheduled;
 - never puts KV of its own into the cache;
-- is a base-model request when its prompt holds no invocation, as in PEFT.
+- is a base-model request when its prompt holds no invocation, as in PEFT; its reply says so in
+  ``meta_info["mezo_invocation_missing"]``, and the log once for each adapter.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
-from mezo.data import last_occurrence
+import torch.distributed as dist
+
+from mezo.encode import last_occurrence
 from mezo.sglang import compat, prefix
 
+# In the `meta_info` of a reply: 1 where the base model answered for an activated adapter.
+MISSING = "mezo_invocation_missing"
+
+logger = logging.getLogger(__name__)
 _scheduler: Any = None
+_warned: set[str] = set()
+
+
+class _InEveryChunk(list[int]):
+    """What SGLang cuts a reply's part from, token by token: 1 in every part, however long."""
+
+    def __getitem__(self, part: Any) -> Any:
+        return [1]
 
 
 def remember(scheduler: Any) -> None:
@@ -73,6 +90,7 @@ def prepare_request(request: Any, extra_key: str | None) -> None:
     start = last_occurrence(request.origin_input_ids, invocation)
     request.extra_key = extra_key
     if start is None:
+        _say_missing(request, invocation)
         request.lora_id = None
         return
     if reason := why_not_servable(_scheduler):
@@ -80,6 +98,34 @@ def prepare_request(request: Any, extra_key: str | None) -> None:
         return
     request.mezo_prefix_len = start
     request.skip_radix_cache_insert = True
+
+
+def tell_missing(
+    original: Callable[..., None],
+    manager: Any,
+    meta_info: dict[str, Any],
+    state: Any,
+    customized_info: dict[str, Any],
+    index: int,
+    *args: Any,
+) -> None:
+    """Put a missing invocation into a reply's meta_info (`update_request_meta_info`).
+
+    Args:
+        original: SGLang's own, for the other fields.
+        manager: the TokenizerManager.
+        meta_info: what the request's reply says.
+        state: the request's state.
+        customized_info: {field: a value of each request of the message}.
+        index: the request's place in the message.
+        args: the rest, for SGLang.
+    """
+    others = dict(customized_info)
+    ours = others.pop(MISSING, None)
+    if ours is not None and any(ours[index]):
+        meta_info[MISSING] = 1
+    if others:
+        original(manager, meta_info, state, others, index, *args)
 
 
 def limit_match(length: int, request: Any) -> int:
@@ -110,6 +156,25 @@ def complete_prefix(request: Any, tree_cache: Any) -> None:
         return
     with prefix.shared(_scheduler, [tokens]):
         pass  # computed and inserted; the request's own match locks it next
+
+
+def _say_missing(request: Any, invocation: list[int]) -> None:
+    """Have the reply say that the base model answers, and the log, once for an adapter."""
+    if hasattr(request, "customized_info"):
+        request.customized_info = {**(request.customized_info or {}), MISSING: _InEveryChunk()}
+    is_first_rank = dist.get_rank(_scheduler.tp_group.cpu_group) == 0
+    if request.lora_id in _warned or not is_first_rank:
+        return
+    _warned.add(request.lora_id)
+    name = compat.model_runner(_scheduler).lora_manager.lora_refs[request.lora_id].lora_name
+    logger.warning(
+        "adapter %r: a prompt must hold the invocation's tokens %s, got one without them; the base "
+        "model answers it, as in PEFT; tokenise prompt and invocation as one text, the invocation "
+        'last. Said once; every such reply has meta_info["%s"].',
+        name,
+        invocation,
+        MISSING,
+    )
 
 
 def _invocation(lora_id: str | None) -> list[int] | None:

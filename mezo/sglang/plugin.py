@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -35,6 +36,12 @@ def register() -> None:
     HookRegistry.register(f"{request}.init_next_round_input", _before_match, HookType.BEFORE)
     if _has_match_limit():
         HookRegistry.register(f"{request}._compute_max_prefix_len", _after_limit, HookType.AFTER)
+    if _makes_replies():
+        HookRegistry.register(
+            "sglang.srt.managers.tokenizer_manager.TokenizerManager.update_request_meta_info",
+            _around_meta_info,
+            HookType.AROUND,
+        )
     HookRegistry.register(
         "sglang.srt.lora.lora_manager.LoRAManager.__init__", _before_lora_manager, HookType.BEFORE
     )
@@ -66,6 +73,19 @@ def _has_match_limit() -> bool:
     from sglang.srt.managers.schedule_batch import Req
 
     return hasattr(Req, "_compute_max_prefix_len")
+
+
+def _makes_replies() -> bool:
+    """Whether this is the caller's process, of an SGLang whose replies may hold more."""
+    module = sys.modules.get("sglang.srt.managers.tokenizer_manager")
+    return hasattr(getattr(module, "TokenizerManager", None), "update_request_meta_info")
+
+
+def _around_meta_info(original: Any, *args: Any, **kwargs: Any) -> None:
+    """Let a reply say that an activated adapter's invocation was missing."""
+    from mezo.sglang import activated
+
+    activated.tell_missing(original, *args, **kwargs)
 
 
 def _after_scheduler_init(_: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:

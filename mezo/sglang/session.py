@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from mezo.adapter import assemble
 from mezo.config import MezoConfig
 from mezo.core import Scores, StepReply, StepRequest, pair_slots
-from mezo.data import THETA, Rows, encode_invocation
+from mezo.data import THETA, Rows
+from mezo.encode import encode_invocation
 from mezo.sglang import registry
 from mezo.sglang.conversation import Conversation
 from mezo.sglang.launch import slots_needed

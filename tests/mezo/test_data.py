@@ -6,23 +6,12 @@ import pytest
 from tiny import make_tokenizer
 
 import mezo
-from mezo.data import encode, encode_invocation
+from mezo.encode import encode, encode_invocation
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return make_tokenizer()
-
-
-class MergingTokenizer:
-    """Tokenises by pairs of characters, so that a border may fall inside a token."""
-
-    eos_token_id = 0
-
-    def __call__(self, text, add_special_tokens):
-        bos = [1] if add_special_tokens else []
-        pairs = [text[i : i + 2] for i in range(0, len(text), 2)]
-        return {"input_ids": bos + [sum(ord(c) << 8 * i for i, c in enumerate(p)) for p in pairs]}
 
 
 def test_completions_make_one_row_each():
@@ -51,14 +40,6 @@ def test_text_is_split_behind_the_prompts_own_tokens(tokenizer):
     assert encoded.rows.prompt_lens == (2,)
 
 
-def test_a_token_across_the_border_is_not_made():
-    # "abc" + "de" would be ab|cd|e as one string; the prompt is ab|c, so both are cut alone.
-    encoded = encode(mezo.Batch(prompts=["abc"], completions=["de"]), MergingTokenizer())
-    one_by_one = MergingTokenizer()("abc", True)["input_ids"], MergingTokenizer()("de", False)
-    assert encoded.rows.tokens == ((*one_by_one[0], *one_by_one[1]["input_ids"]),)
-    assert encoded.rows.prompt_lens == (3,)
-
-
 def test_the_invocation_stands_between_prompt_and_completion(tokenizer):
     text = mezo.Batch(prompts=["w5 w6", ""], completions=[" w7", " w7 w8"])
     for prefix in ("exact", "activated", "detached"):
@@ -73,18 +54,6 @@ def test_the_invocation_stands_between_prompt_and_completion(tokenizer):
     assert encode(text, tokenizer, invocation=given) == encoded
     with pytest.raises(ValueError, match="invocation must be token ids where there is no"):
         encode_invocation("w5", None, prefix="detached")
-
-
-def test_an_invocation_keeps_its_own_tokens_where_the_tokeniser_would_merge():
-    tokenizer = MergingTokenizer()
-    invocation = encode_invocation("xyz", tokenizer, prefix="activated")
-    encoded = encode(
-        mezo.Batch(prompts=["abc"], completions=["de"]), tokenizer, invocation=invocation
-    )
-    parts = [tokenizer("abc", True), tokenizer("xyz", False), tokenizer("de", False)]
-    assert encoded.rows.tokens == (tuple(i for part in parts for i in part["input_ids"]),)
-    assert encoded.rows.prefix_lens == (3,)
-    assert encoded.rows.prompt_lens == (5,)
 
 
 @pytest.mark.parametrize(

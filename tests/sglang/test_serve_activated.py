@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -11,12 +12,14 @@ import torch
 from independent import activated_row_logprobs, load_peft, lora_parameters, row_logprobs
 from peft import LoraConfig, get_peft_model
 from tiny import LINEARS, load_model, random_batch
+from tokenizer_cases import make
 
 import mezo
-from mezo.data import last_occurrence
+from mezo.encode import last_occurrence
 
 pytestmark = pytest.mark.sglang
 
+MISSING = "mezo_invocation_missing"
 OURS, THEIRS = (77, 8, 200), (300, 301)
 CONFIG = mezo.MezoConfig(
     rank=4,
@@ -31,8 +34,30 @@ CONFIG = mezo.MezoConfig(
 
 
 @pytest.fixture(scope="module")
-def model_dir(tiny_model_dir):
-    return tiny_model_dir("llama")
+def model_dir(tiny_model_dir, tmp_path_factory):
+    """The tiny model, with a tokenizer that puts bos and a blank before every text."""
+    directory = tmp_path_factory.mktemp("spaced") / "llama"
+    shutil.copytree(tiny_model_dir("llama"), directory)
+    make("first", "bos").save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def engine_log(tmp_path_factory):
+    """Where the engine's processes write their warnings."""
+    directory = tmp_path_factory.mktemp("log")
+    path = directory / "engine.log"
+    handler = {"class": "logging.FileHandler", "filename": str(path), "level": "WARNING"}
+    config = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "handlers": {"file": handler},
+        "root": {"handlers": ["file"], "level": "WARNING"},
+    }
+    (directory / "logging.json").write_text(json.dumps(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SGLANG_LOGGING_CONFIG_PATH", str(directory / "logging.json"))
+        yield path
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +82,8 @@ def adapters(model_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def engine(model_dir, adapters, start_engine):
-    engine = start_engine(model_dir, CONFIG, max_loras_per_batch=6, max_total_tokens=2048)
+def engine(model_dir, adapters, start_engine, engine_log):
+    engine = start_engine(model_dir, CONFIG, max_loras_per_batch=9, max_total_tokens=2048)
     from mezo.sglang import compat
 
     if not compat.CAN_SERVE_ACTIVATED:
@@ -185,6 +210,59 @@ def test_a_prompt_without_the_invocation_is_the_base_models(engine, run):
     ((adapted, other),) = generate(engine, [prompt], ["trained"])
     assert adapted == base
     torch.testing.assert_close(output_logprobs(other), output_logprobs(meta), atol=1e-5, rtol=0)
+
+
+def test_a_missing_invocation_is_said(engine, run, engine_log):
+    missing, found = [1, 50, 51, 52, *OURS[:2], 53], [1, 50, *OURS, 53]
+    foreign = [1, 60, *THEIRS[:1]]
+    answers = generate(
+        engine,
+        [missing, found, missing, missing, foreign],
+        ["trained", "trained", None, "ordinary", "foreign"],
+    )
+    assert [meta.get(MISSING) for _, meta in answers] == [1, None, None, None, 1]
+    assert MISSING not in generate(engine, [found], ["trained"])[0][1]
+    chunks = list(
+        engine.generate(
+            input_ids=missing,
+            lora_path="trained",
+            sampling_params={"temperature": 0, "max_new_tokens": 4, "ignore_eos": True},
+            stream=True,
+        )
+    )
+    assert len(chunks) > 1
+    assert [chunk["meta_info"][MISSING] for chunk in chunks] == [1] * len(chunks)
+    warnings = [line for line in engine_log.read_text().splitlines() if MISSING in line]
+    for name, tokens in (("trained", OURS), ("foreign", THEIRS)):
+        (line,) = [line for line in warnings if f"adapter '{name}'" in line]
+        assert str(list(tokens)) in line
+        assert "the base model answers it" in line
+    assert len(warnings) == 2
+
+
+def test_text_that_was_trained_is_found_when_it_is_served(engine, run):
+    prompt, invocation = "A fine film.", "#Answer:"
+    config = dataclasses.replace(CONFIG, name="text", invocation=invocation, lr=0.1)
+    with mezo.attach(engine, config) as text_run:
+        batch = mezo.Batch(prompts=[prompt], options=[" yes", " no"], labels=[0])
+        for _ in range(5):
+            text_run.step(batch)
+        output = engine.generate(
+            prompt=prompt + invocation,
+            lora_path="text",
+            sampling_params={"temperature": 0, "max_new_tokens": 1, "ignore_eos": True},
+            return_logprob=True,
+        )
+        meta = output["meta_info"]
+        assert MISSING not in meta
+        served = make("first", "bos")(prompt + invocation)["input_ids"]
+        start = last_occurrence(served, text_run.invocation.tokens)
+        assert meta["prompt_tokens"] == len(served)
+        assert meta["cached_tokens"] == start
+        logprob, token = meta["output_token_logprobs"][0][:2]
+        row = mezo.Batch(prompts=[prompt], completions=[[token]])
+        assert text_run.evaluate(row).loss == pytest.approx(-logprob, abs=1e-5)
+        assert abs(text_run.evaluate(row, base=True).loss + logprob) > 1e-3
 
 
 def test_log_likelihoods_begin_behind_the_prefix(engine, run):
