@@ -100,6 +100,8 @@ class StepReply:
         reused_tokens: prompt tokens taken from the cache.
         weights_s: seconds spent on perturbation and update.
         score_s: seconds spent on the forward passes.
+        lost_share: share of this rank's elements whose perturbation rounding removed; None at eps 0.
+        slot_dtype: dtype of the perturbed slots, as "bfloat16".
     """
 
     losses_plus: list[float]
@@ -114,6 +116,8 @@ class StepReply:
     reused_tokens: int
     weights_s: float
     score_s: float
+    lost_share: float | None
+    slot_dtype: str
 
 
 def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepReply:
@@ -166,6 +170,8 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
         reused_tokens=scores.reused_tokens,
         weights_s=perturbed - started,
         score_s=scored - perturbed,
+        lost_share=state.lost_share,
+        slot_dtype=str(state.slot_dtype).removeprefix("torch."),
     )
 
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from mezo._interrupts import uninterrupted
 from mezo.adapter import initial_values
+from mezo.rounding import RoundingWatch
 from mezo_kernels import AdapterPlan, Direction, TensorSpec, add_directions_, perturb_into
 
 Slot = Sequence[torch.Tensor]
@@ -32,6 +34,11 @@ class AdapterState:
         pairs: for each direction the plus and the minus slot, N views each, in the slots' dtype.
         theta: the slot for the unperturbed adapter, N views.
         device: where the masters live.
+
+    Attributes:
+        lost_share: of the last perturbation, the share of elements lost to rounding in the slots'
+            dtype (see `RoundingWatch`), on this rank; None at eps 0.
+        slot_dtype: the slots' dtype.
     """
 
     def __init__(
@@ -55,6 +62,9 @@ class AdapterState:
             master.copy_(initial_values(spec, seed))
         slots = [slot for pair in pairs for slot in pair]
         self._plan = AdapterPlan(self.masters, self.specs, slots)
+        self._rounding = RoundingWatch(self.specs, self.masters, *pairs[0])
+        self.lost_share: float | None = None
+        self.slot_dtype = pairs[0][0][0].dtype
         self._theta_plan = AdapterPlan(self.masters, self.specs, [theta])
         self._pending: tuple[list[Direction], list[float]] | None = None
         self._is_theta_current = False
@@ -74,8 +84,10 @@ class AdapterState:
         """
         directions = [d for d in self.directions(step) for _ in (0, 1)]
         scales = [eps, -eps] * self.num_directions
-        perturb_into(self._plan, directions=directions, scales=scales, update=self._pending)
-        self._pending = None
+        with uninterrupted():
+            perturb_into(self._plan, directions=directions, scales=scales, update=self._pending)
+            self._pending = None
+        self.lost_share = self._rounding.share(eps)
 
     def defer_update(self, step: int, coefficients: Sequence[float]) -> None:
         """Take theta <- fma(c, z, theta) over the directions of ``step``, to be applied later.
@@ -90,16 +102,19 @@ class AdapterState:
                     "raise eps."
                 )
         self.flush()
-        self._pending = (self.directions(step)[: len(coefficients)], list(coefficients))
-        self._is_theta_current = False
-        self.version += 1
+        with uninterrupted():
+            self._pending = (self.directions(step)[: len(coefficients)], list(coefficients))
+            self._is_theta_current = False
+            self.version += 1
+            self._rounding.moved(coefficients)
 
     def flush(self) -> None:
         """Apply the update that was kept back, if there is one."""
         if self._pending is not None:
             directions, coefficients = self._pending
-            add_directions_(self._plan, directions=directions, coefficients=coefficients)
-            self._pending = None
+            with uninterrupted():
+                add_directions_(self._plan, directions=directions, coefficients=coefficients)
+                self._pending = None
 
     def pack(self) -> tuple[tuple[TensorSpec, ...], torch.Tensor]:
         """Return the places of the tensors and their values, one flat fp32 tensor on the CPU.
