@@ -100,7 +100,7 @@ class StepReply:
         reused_tokens: prompt tokens taken from the cache.
         weights_s: seconds spent on perturbation and update.
         score_s: seconds spent on the forward passes.
-        lost_share: share of this rank's elements whose perturbation rounding removed; None at eps 0.
+        lost_share: `AdapterState.lost_share` of this rank; None at eps 0.
         slot_dtype: dtype of the perturbed slots, as "bfloat16".
     """
 

@@ -101,6 +101,17 @@ def train_and_save(trainer: MeZOTrainer, directory: str | Path | None) -> TrainS
     return summary
 
 
+def partial_training_of(error: BaseException) -> PartialTraining | None:
+    """Return what an exception says was kept, or one that it came on top of (a second Ctrl-C)."""
+    cause: BaseException | None = error
+    while cause is not None:
+        partial = getattr(cause, "partial_training", None)
+        if isinstance(partial, PartialTraining):
+            return partial
+        cause = cause.__context__
+    return None
+
+
 @contextmanager
 def closing(close: Callable[[], Any]) -> Iterator[None]:
     """Call ``close`` at the end; what the block raised is not hidden by a failure of it."""

@@ -67,7 +67,8 @@ class Tally:
         self.before: EvalResult | None = None
         self.after: EvalResult | None = None
         self.stopped_by: str | None = None
-        self.is_finished = False
+        self.has_ended = False  # took the last batch there was
+        self.is_finished = False  # and the last evaluation
 
     def add(self, result: StepResult, seconds: float) -> None:
         """Take note of a step."""
@@ -109,7 +110,7 @@ class Tally:
                 f"Training was stopped by {self.stopped_by} after {steps} of {self.num_steps} "
                 "steps."
             )
-        elif self.is_finished and steps < self.num_steps:
+        elif self.has_ended and steps < self.num_steps:
             found.append(
                 f"The stream of batches ended after {steps} of {self.num_steps} steps; repeat the "
                 "data or lower num_steps."
@@ -130,8 +131,9 @@ class Tally:
         if self._is_many(self.num_lost):
             found.append(
                 f"Rounding removed most of the perturbation in {self.num_lost} of {steps} steps "
-                f"(up to {100.0 * (self.lost_share or 0.0):.0f} % of an adapter factor's elements), "
-                "so their estimates say little; raise eps, or start the engine in float32."
+                f"(up to {100.0 * (self.lost_share or 0.0):.0f} % of an adapter factor's "
+                "elements), so their estimates say little; raise eps, or start the engine in "
+                "float32."
             )
         for when, scores in (("before the first step", self.before), ("taken last", self.after)):
             if scores is not None and scores.status is not EvalStatus.OK:
@@ -153,7 +155,9 @@ def pool(parts: Sequence[EvalResult]) -> EvalResult:
     is_scored = is_classification and all(p.accuracy is not None for p in parts)
     return EvalResult(
         loss=sum(p.loss * p.num_examples for p in parts) / n,
-        accuracy=sum((p.accuracy or 0.0) * p.num_examples for p in parts) / n if is_scored else None,
+        accuracy=sum((p.accuracy or 0.0) * p.num_examples for p in parts) / n
+        if is_scored
+        else None,
         predictions=[g for p in parts for g in p.predictions or ()] if is_classification else None,
         num_examples=n,
         tokens=sum(p.tokens for p in parts),

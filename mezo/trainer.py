@@ -14,7 +14,7 @@ from mezo._step import Run, attach
 from mezo.config import MezoConfig, require
 from mezo.data import Batch, EncodedBatch
 from mezo.results import EvalResult, StepResult
-from mezo.saving import check_output, closing, train_and_save
+from mezo.saving import check_output, closing, partial_training_of, train_and_save
 from mezo.spsa import learning_rate
 from mezo.summary import Tally, TrainSummary, pool
 
@@ -94,11 +94,16 @@ class MeZOTrainer:
         """What has been done so far, also after an exception."""
         return self._tally.summary(self.run.steps)
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the loop has come to its end, by itself."""
+        return self._tally.is_finished
+
     def train(self) -> TrainSummary:
         """Take all steps and return what they did.
 
         Returns:
-            The summary. Of a stream that ended early its ``steps`` are fewer than ``num_steps``, and
+            The summary. If the stream ended early its ``steps`` are fewer than ``num_steps``, and
             its ``problems`` say so.
 
         Raises:
@@ -152,8 +157,9 @@ class MeZOTrainer:
             is_last = number + 1 == self.num_steps
             if not is_last and self.eval_every and (number + 1) % self.eval_every == 0:
                 tally.after = self.evaluate(number + 1, tally.seconds)
-        tally.is_finished = True
+        tally.has_ended = True
         tally.after = self.evaluate(tally.num_results, tally.seconds)
+        tally.is_finished = True
 
     def evaluate(self, step: int, seconds: float) -> EvalResult | None:
         """Score the held-out batches, pooled over their examples; None without any."""
@@ -301,6 +307,6 @@ def finetune(
         try:
             return train_and_save(trainer, output)
         except BaseException as error:
-            if partial := getattr(error, "partial_training", None):
+            if partial := partial_training_of(error):
                 logger.warning("finetune: %s", partial.sentence)
             raise
