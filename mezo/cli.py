@@ -104,8 +104,9 @@ def train(
 
 def _run(settings: TaskSettings) -> None:
     """Train; ends the process with 0, or 1 (problems), 2 (arguments), 130 or 143 (signals)."""
+    terminated: list[int] = []
     try:
-        with _sigterm_raises():
+        with _sigterm_interrupts(terminated):
             record = train_task(settings)
     except BaseException as error:
         partial = partial_training_of(error)
@@ -114,7 +115,7 @@ def _run(settings: TaskSettings) -> None:
             _say(error, partial)
         if code is None:
             raise
-        raise typer.Exit(code) from error
+        raise typer.Exit(143 if terminated and code == 130 else code) from error
     if record["problems"]:
         raise typer.Exit(1)
 
@@ -123,8 +124,6 @@ def _exit_code(error: BaseException, *, has_trained: bool) -> int | None:
     """The exit status for what stopped a training; None where a traceback is of use."""
     if isinstance(error, KeyboardInterrupt):
         return 130
-    if isinstance(error, _Terminated):
-        return 143
     if isinstance(error, (ValueError, NotImplementedError, ImportError, AssetError)):
         return 1 if has_trained else 2
     return 1 if has_trained and isinstance(error, (RuntimeError, OSError)) else None
@@ -132,28 +131,25 @@ def _exit_code(error: BaseException, *, has_trained: bool) -> int | None:
 
 def _say(error: BaseException, partial: PartialTraining | None) -> None:
     """One sentence on what stopped a training and where its weights are."""
-    is_signal = isinstance(error, (KeyboardInterrupt, _Terminated))
+    is_signal = isinstance(error, KeyboardInterrupt)
     sentence = "nothing was saved." if is_signal else str(error)
     if partial is not None:
         sentence = partial.sentence
     typer.echo(f"{'interrupted' if is_signal else 'error'}: {sentence}", err=True)
 
 
-class _Terminated(SystemExit):
-    """SIGTERM came."""
-
-
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def _sigterm_interrupts(arrived: list[int]) -> Iterator[None]:
     """Let SIGTERM (a batch system's, `docker stop`) end a training as Ctrl-C does: saved."""
 
-    def stop(signum: int, frame: object) -> None:
-        raise _Terminated(143)
+    def interrupt(signum: int, frame: object) -> None:
+        arrived.append(signum)
+        signal.raise_signal(signal.SIGINT)  # where Ctrl-C is put off, so is this
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

@@ -135,6 +135,7 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
     state.perturb(request.step, request.eps)
     if request.rows.prefix_adapter == THETA:
         state.publish()
+    lost_share = state.lost_share(request.eps)
     perturbed = time.perf_counter()
     slots = pair_slots(state.num_directions)
     scores = score(request.rows, slots)
@@ -170,7 +171,7 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
         reused_tokens=scores.reused_tokens,
         weights_s=perturbed - started,
         score_s=scored - perturbed,
-        lost_share=state.lost_share,
+        lost_share=lost_share,
         slot_dtype=str(state.slot_dtype).removeprefix("torch."),
     )
 

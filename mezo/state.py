@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mezo._interrupts import uninterrupted
+from mezo._signals import uninterrupted
 from mezo.adapter import initial_values
 from mezo.rounding import RoundingWatch
 from mezo_kernels import AdapterPlan, Direction, TensorSpec, add_directions_, perturb_into
@@ -34,11 +34,6 @@ class AdapterState:
         pairs: for each direction the plus and the minus slot, N views each, in the slots' dtype.
         theta: the slot for the unperturbed adapter, N views.
         device: where the masters live.
-
-    Attributes:
-        lost_share: of the last perturbation, the share of elements lost to rounding in the slots'
-            dtype (see `RoundingWatch`), on this rank; None at eps 0.
-        slot_dtype: the slots' dtype.
     """
 
     def __init__(
@@ -63,7 +58,6 @@ class AdapterState:
         slots = [slot for pair in pairs for slot in pair]
         self._plan = AdapterPlan(self.masters, self.specs, slots)
         self._rounding = RoundingWatch(self.specs, self.masters, *pairs[0])
-        self.lost_share: float | None = None
         self.slot_dtype = pairs[0][0][0].dtype
         self._theta_plan = AdapterPlan(self.masters, self.specs, [theta])
         self._pending: tuple[list[Direction], list[float]] | None = None
@@ -87,7 +81,6 @@ class AdapterState:
         with uninterrupted():
             perturb_into(self._plan, directions=directions, scales=scales, update=self._pending)
             self._pending = None
-        self.lost_share = self._rounding.share(eps)
 
     def defer_update(self, step: int, coefficients: Sequence[float]) -> None:
         """Take theta <- fma(c, z, theta) over the directions of ``step``, to be applied later.
@@ -102,11 +95,10 @@ class AdapterState:
                     "raise eps."
                 )
         self.flush()
-        with uninterrupted():
-            self._pending = (self.directions(step)[: len(coefficients)], list(coefficients))
-            self._is_theta_current = False
-            self.version += 1
-            self._rounding.moved(coefficients)
+        self._pending = (self.directions(step)[: len(coefficients)], list(coefficients))
+        self._is_theta_current = False
+        self._rounding.moved(coefficients)
+        self.version += 1
 
     def flush(self) -> None:
         """Apply the update that was kept back, if there is one."""
@@ -132,6 +124,13 @@ class AdapterState:
         """Undo `pack`: (place, values) of each tensor."""
         parts = arena.split([math.prod(spec.shape) for spec in specs])
         return [(s, part.view(s.shape)) for s, part in zip(specs, parts, strict=True)]
+
+    def lost_share(self, eps: float) -> float | None:
+        """Return the share of elements whose perturbation by ``eps`` rounding has removed.
+
+        See `RoundingWatch.share`; to be called when the slots hold that perturbation.
+        """
+        return self._rounding.share(eps)
 
     def publish(self) -> None:
         """Bring the theta slot up to date; does nothing when it is."""

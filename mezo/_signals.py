@@ -1,0 +1,32 @@
+"""Keep Ctrl-C out of the few lines that must happen together or not at all."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Deliver a SIGINT that arrives inside only when the block has ended.
+
+    Python raises KeyboardInterrupt between any two instructions of the main thread, for example
+    behind an update and before the line that says it was made. Other threads never get it, and
+    nothing is done there.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    previous = signal.getsignal(signal.SIGINT) if is_main else None
+    if not callable(previous):  # ignored, default, or not Python's
+        yield
+        return
+    caught: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: caught.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if caught:
+            previous(*caught[-1])
