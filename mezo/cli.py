@@ -144,6 +144,8 @@ def _sigterm_interrupts(arrived: list[int]) -> Iterator[None]:
 
     def interrupt(signum: int, frame: object) -> None:
         arrived.append(signum)
+        if not callable(signal.getsignal(signal.SIGINT)):  # ignored: started in the background
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)  # where Ctrl-C is put off, so is this
 
     if threading.current_thread() is not threading.main_thread():
