@@ -214,18 +214,20 @@ class StepWatch:
                 eps,
                 dtype,
             )
+        remedy = "raise eps" if dtype == "float32" else "raise eps, or start the engine in float32"
         kept = 1.0 - (result.lost_share or 0.0)
-        if is_lost(result.lost_share) and kept <= 0.5 * self._kept:
+        # Weights that have diverged swallow any eps; what matters then is said above.
+        if not skipped and is_lost(result.lost_share) and kept < 0.5 * self._kept:
             self._kept = kept
             logger.warning(
                 "run %r, step %d: rounding to %s removed the perturbation of %.0f %% of an adapter "
-                "factor's elements at eps %g, so the estimates say little; raise eps, or start "
-                "the engine in float32",
+                "factor's elements at eps %g, so the estimates say little; %s",
                 self._name,
                 result.step,
                 dtype,
                 100.0 * (result.lost_share or 0.0),
                 eps,
+                remedy,
             )
 
     def _warn_of_skips(self, result: StepResult) -> None:

@@ -27,7 +27,7 @@ class TrainSummary:
             last ones taken, or None if there were none after a step.
         num_steps: steps asked for.
         statuses: steps of each `StepStatus` that occurred, by its name.
-        lost_share: the largest `StepResult.lost_share`, or None.
+        lost_share: the largest `StepResult.lost_share` of a step that was not skipped, or None.
         problems: sentences on why the adapter is not to be trusted as it is; empty if all went
             well: the stream ended early or an exception stopped the run, a tenth of the steps or
             more had a bad status, the last step was skipped, or an evaluation is not finite.
@@ -80,8 +80,8 @@ class Tally:
         self.last_status = result.status
         name = result.status.name
         self.statuses[name] = self.statuses.get(name, 0) + 1
-        self.num_lost += is_lost(result.lost_share)
-        if result.lost_share is not None:
+        if result.status is not StepStatus.NONFINITE_LOSS and result.lost_share is not None:
+            self.num_lost += is_lost(result.lost_share)
             self.lost_share = max(result.lost_share, self.lost_share or 0.0)
 
     def summary(self, run_steps: int) -> TrainSummary:

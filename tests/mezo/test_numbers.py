@@ -138,7 +138,7 @@ def test_bf16_with_a_tiny_eps_says_so(tiny_model_dir, caplog):
         assert [name == "EQUAL_LOSSES" for name in names] == equal
         assert all(r.lost_share > 0.8 for r in results)
         assert all(r.coefficients == (-1e-4 * r.projected_grads[0],) for r in results)  # as before
-        with pytest.raises(mezo.StepError, match="LOST_PERTURBATION|EQUAL_LOSSES") as raised:
+        with pytest.raises(mezo.StepError, match=r"LOST_PERTURBATION|EQUAL_LOSSES") as raised:
             run.step(random_batch(rng), throw=True)
         assert raised.value.result.step == 30
         assert run.steps == 31
