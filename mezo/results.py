@@ -202,19 +202,20 @@ class StepWatch:
         self._in_a_row = self._in_a_row + 1 if skipped else 0
         if skipped:
             self._warn_of_skips(result)
+        remedy = "raise eps" if dtype == "float32" else "raise eps, or start the engine in float32"
         if result.status is StepStatus.EQUAL_LOSSES and not self._has_equal:
             self._has_equal = True
             logger.warning(
-                "run %r, step %d: both losses were equal (%r) along every direction, so the step "
-                "had length 0; raise eps (%g), start the engine in float32 (the slots are %s), or "
-                "look whether the batch can still teach anything",
+                "run %r, step %d: both losses were equal (%r, at eps %g with slots in %s) along "
+                "every direction, so the step had length 0; %s, or look whether the batch can "
+                "still teach anything",
                 self._name,
                 result.step,
                 result.loss_plus,
                 eps,
                 dtype,
+                remedy,
             )
-        remedy = "raise eps" if dtype == "float32" else "raise eps, or start the engine in float32"
         kept = 1.0 - (result.lost_share or 0.0)
         # Weights that have diverged swallow any eps; what matters then is said above.
         if not skipped and is_lost(result.lost_share) and kept < 0.5 * self._kept:

@@ -8,11 +8,10 @@ import os
 import random
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
+from files import saved_weights
 from independent import check_replay, load_peft
-from safetensors.torch import load_file
 from tiny import LINEARS, load_model, random_batch
 
 import mezo
@@ -31,12 +30,6 @@ def model(tiny_model_dir):
 def good_batches(count: int):
     rng = random.Random(7)
     return [random_batch(rng) for _ in range(count)]
-
-
-def saved_weights(directory: Path):
-    tensors = load_file(directory / "adapter_model.safetensors")
-    prefix, suffix = "base_model.model.", ".weight"
-    return {name[len(prefix) : -len(suffix)]: value for name, value in tensors.items()}
 
 
 class Steps:

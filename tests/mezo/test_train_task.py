@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import pytest
+from files import logged, saved_weights, valid_json, write_reviews
 from independent import check_replay
-from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import mezo
@@ -23,17 +21,6 @@ from mezo.tasks import rotten_tomatoes
 from mezo.trainer import MeZOTrainer
 
 ROOT = Path(__file__).parents[2]
-
-
-def write_reviews(path: Path, long_text: str | None = None) -> Path:
-    """A file like the real one, in words of the tiny model's vocabulary."""
-    lines = ["text,label,source"]
-    for i in range(1560):
-        lines.append(f"w{5 + i % 500} w{5 + i // 500} w{5 + 7 * i % 500},{i % 2},rotten_tomatoes")
-    if long_text:
-        lines += [f"w{i} {long_text},{i % 2},rotten_tomatoes" for i in range(5, 40)]
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -53,26 +40,6 @@ def arguments(tiny_model_dir, reviews, tmp_path):
     return make
 
 
-def valid_json(text: str):
-    def refuse(word):
-        raise AssertionError(f"{word} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def logged(output: Path):
-    """What steps.jsonl has of each step, with its fields as attributes."""
-    lines = (output / "steps.jsonl").read_text().splitlines()
-    return [types.SimpleNamespace(**valid_json(line)) for line in lines]
-
-
-def saved_weights(output: Path):
-    tensors = load_file(output / "adapter" / "adapter_model.safetensors")
-    return {
-        k.removeprefix("base_model.model.").removesuffix(".weight"): v for k, v in tensors.items()
-    }
-
-
 def test_without_matplotlib_there_is_no_plot_and_no_failure(arguments, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = CliRunner().invoke(app, arguments())
@@ -83,7 +50,7 @@ def test_without_matplotlib_there_is_no_plot_and_no_failure(arguments, tmp_path,
     output = tmp_path / "out"
     assert not (output / "loss.png").exists()
     assert valid_json((output / "summary.json").read_text())["problems"] == []
-    check_replay(logged(output), saved_weights(output), 0)
+    check_replay(logged(output), saved_weights(output / "adapter"), 0)
 
 
 @pytest.mark.parametrize("where", ["out", "out/adapter", "out/summary.json", "out/steps.jsonl"])
@@ -122,7 +89,9 @@ def test_a_full_disk_ends_the_log_and_the_plot_and_not_the_training(arguments, t
     assert log == "steps.jsonl ends at step 0: [Errno 28] No space left on device."
     assert plot.startswith("loss.png could not be written: OSError: [Errno 28]")
     assert f"Problem: {log}" in result.output
-    assert any(v.abs().max() > 0 for k, v in saved_weights(output).items() if "lora_B" in k)
+    assert any(
+        v.abs().max() > 0 for k, v in saved_weights(output / "adapter").items() if "lora_B" in k
+    )
 
 
 def test_weights_whose_loss_is_nan_are_no_success(arguments, tmp_path):
@@ -141,7 +110,7 @@ def test_weights_whose_loss_is_nan_are_no_success(arguments, tmp_path):
     assert [record.status for record in logged(output)] == ["OK"] + ["NONFINITE_LOSS"] * 5
     assert logged(output)[1].loss is None
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
-    check_replay(logged(output)[:1], saved_weights(output), 0)  # saved all the same
+    check_replay(logged(output)[:1], saved_weights(output / "adapter"), 0)  # saved all the same
     assert not any("Rounding removed" in p for p in summary["problems"])
 
 
@@ -167,7 +136,7 @@ def test_a_training_that_fails_is_one_sentence_and_saved(arguments, tmp_path, mo
     summary = valid_json((output / "summary.json").read_text())
     assert (summary["completed"], summary["held_out"]["after"]) == (False, None)
     assert summary["problems"] == ["Training was stopped by RuntimeError after 6 of 6 steps."]
-    check_replay(logged(output), saved_weights(output), 0)
+    check_replay(logged(output), saved_weights(output / "adapter"), 0)
 
 
 def test_a_task_without_labels_that_score_is_reported(arguments, tmp_path, monkeypatch):
@@ -224,5 +193,5 @@ def test_a_signal_saves_what_was_trained(arguments, tmp_path, number, status):
     # The step during which the signal came may have been taken, but not logged.
     assert summary["steps"] - len(logged(output)) in (0, 1)
     if summary["steps"] == len(logged(output)):
-        check_replay(logged(output), saved_weights(output), 0)
+        check_replay(logged(output), saved_weights(output / "adapter"), 0)
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
