@@ -10,11 +10,21 @@ from mezo._host import declare_torchvision_schemas
 # Before anything below imports transformers.
 declare_torchvision_schemas()
 
-from mezo._step import EvalResult, NonfiniteLossError, Run, StepResult, StepStatus, attach, step
+from mezo._step import Run, attach, step
 from mezo.bias import PrefixBias, prefix_bias
 from mezo.config import MezoConfig
 from mezo.data import Batch
-from mezo.trainer import MeZOTrainer, TrainSummary, finetune
+from mezo.results import (
+    EvalResult,
+    EvalStatus,
+    NonfiniteLossError,
+    StepError,
+    StepResult,
+    StepStatus,
+)
+from mezo.saving import PartialTraining
+from mezo.summary import TrainSummary
+from mezo.trainer import MeZOTrainer, finetune
 
 if TYPE_CHECKING:
     from mezo.sglang.launch import launch_engine
@@ -27,11 +37,14 @@ logging.getLogger("mezo").setLevel(logging.WARNING)
 __all__ = [
     "Batch",
     "EvalResult",
+    "EvalStatus",
     "MeZOTrainer",
     "MezoConfig",
     "NonfiniteLossError",
+    "PartialTraining",
     "PrefixBias",
     "Run",
+    "StepError",
     "StepResult",
     "StepStatus",
     "TrainSummary",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -18,81 +16,13 @@ from mezo.config import MezoConfig
 from mezo.core import StepReply, StepRequest
 from mezo.data import BASE, THETA, Batch, EncodedBatch
 from mezo.encode import encode, encode_invocation
-from mezo.objectives import batch_loss, predictions
+from mezo.results import EvalResult, StepResult, StepWatch, evaluation, raise_for, step_status
 
 if TYPE_CHECKING:
     from mezo.engines.base import Session
 
 
 logger = logging.getLogger(__name__)
-
-
-class StepStatus(enum.Enum):
-    """How a step ended; the value is a sentence."""
-
-    OK = "The step was taken."
-    NONFINITE_LOSS = "A loss or its update was not finite, so the weights were left as they were."
-
-
-class NonfiniteLossError(RuntimeError):
-    """A loss was not finite and the caller asked for an exception."""
-
-
-@dataclasses.dataclass(frozen=True)
-class StepResult:
-    """What one step measured and did.
-
-    Args:
-        step: 0-based number of the step; names its directions.
-        loss: mean of loss_plus and loss_minus, nats.
-        loss_plus: L(theta + eps z), mean over directions, nats.
-        loss_minus: L(theta - eps z), mean over directions, nats.
-        losses: (plus, minus) of each direction, nats.
-        projected_grads: the (clipped) estimate of each direction.
-        coefficients: fp32-rounded by the kernels: theta <- fma(c, z, theta) of each direction.
-        signal_to_noise: abs(L+ - L-) of each direction over its standard error, from the
-            differences of the batch's examples; None where they are fewer than two or all equal.
-        status: how the step ended.
-        tokens: tokens the engine computed, by its own count, prompts included.
-        prompt_tokens: of ``tokens``, those of prompts that run once on the base model (activated).
-        reused_tokens: prompt tokens that rows took from the cache instead of computing them.
-        forwards: forward batches the engine ran.
-        timings: seconds: "total", "weights" (perturb and update), "score" (forward passes).
-    """
-
-    step: int
-    loss: float
-    loss_plus: float
-    loss_minus: float
-    losses: tuple[tuple[float, float], ...]
-    projected_grads: tuple[float, ...]
-    coefficients: tuple[float, ...]
-    signal_to_noise: tuple[float | None, ...]
-    status: StepStatus
-    tokens: int
-    prompt_tokens: int
-    reused_tokens: int
-    forwards: int
-    timings: dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalResult:
-    """Scores of a batch under one set of weights.
-
-    Args:
-        loss: nats, as in training.
-        accuracy: share of examples whose right option scores best; None for completions.
-        predictions: index of the best option of each example; None for completions.
-        num_examples: examples scored.
-        tokens: tokens the engine computed.
-    """
-
-    loss: float
-    accuracy: float | None
-    predictions: list[int] | None
-    num_examples: int
-    tokens: int
 
 
 class Run:
@@ -120,6 +50,7 @@ class Run:
         self._noted: set[str] = set()
         self._is_closed = False
         self._is_unsure = False  # of whether the last step was taken
+        self._watch = StepWatch(config.name)
         if config.prefix == "detached":
             logger.warning(
                 "run %r: prefix 'detached' is an approximation, it drops the prompt's part of the "
@@ -157,11 +88,9 @@ class Run:
             with self._numbered():
                 reply = self.session.step(self.request(encoded, lr=rate))
         result = _result(number, reply, time.perf_counter() - started)
-        if throw and result.status is not StepStatus.OK:
-            raise NonfiniteLossError(
-                f"step {result.step}: losses and their update must be finite, got losses "
-                f"{result.loss_plus} and {result.loss_minus}; lower lr or change eps."
-            )
+        self._watch(result, eps=self.config.eps, dtype=reply.slot_dtype)
+        if throw:
+            raise_for(result)
         return result
 
     def sync(self) -> StepResult | None:
@@ -206,11 +135,14 @@ class Run:
     ) -> StepResult:
         """`pair_losses` along the directions of the step ``offset`` behind the next one."""
         started = time.perf_counter()
+        scale = self.config.eps if eps is None else eps
         encoded = self.encode(batch)
         with self._ready():
             number = self.steps + offset
-            reply = self.session.step(self.request(encoded, step=number, eps=eps))
-        return _result(number, reply, time.perf_counter() - started)
+            reply = self.session.step(self.request(encoded, step=number, eps=scale))
+        result = _result(number, reply, time.perf_counter() - started)
+        self._watch(result, eps=scale, dtype=reply.slot_dtype)
+        return result
 
     def evaluate(self, batch: Batch | EncodedBatch, *, base: bool = False) -> EvalResult:
         """Score a batch under the current adapter, or under the base model alone."""
@@ -218,15 +150,7 @@ class Run:
         slot = BASE if base else THETA
         with self._ready():
             scores = self.session.score(encoded.rows, slot)
-        sums, targets = scores.logprob_sums[slot], encoded.targets
-        loss = batch_loss(targets, sums)
-        if not targets.is_classification:
-            return EvalResult(loss, None, None, len(encoded.rows), scores.tokens)
-        assert targets.labels is not None
-        guesses = predictions(targets, sums)
-        hits = sum(g == label for g, label in zip(guesses, targets.labels, strict=True))
-        n = len(targets.labels)
-        return EvalResult(loss, hits / n, guesses, n, scores.tokens)
+        return evaluation(encoded.targets, scores.logprob_sums[slot], scores.tokens)
 
     def apply_update(self, coefficients: Sequence[float]) -> None:
         """Take a step whose coefficients are known already, as replay does.
@@ -372,7 +296,8 @@ def step(
         run: from `attach`.
         batch: what to train on.
         lr: learning rate of this step, default ``run.config.lr``.
-        throw: raise instead of returning a status when a loss is not finite.
+        throw: raise instead of returning a result whose status is not OK. The step has ended by
+            then, as its status says: only one with a non-finite loss left the weights alone.
 
     Returns:
         The losses, the projected gradients and what they cost. The update is fused with the next
@@ -380,7 +305,8 @@ def step(
 
     Raises:
         ValueError: a bad batch; nothing has changed then.
-        NonfiniteLossError: see ``throw``.
+        NonfiniteLossError: a loss or its update is not finite; see ``throw``.
+        StepError: any other status that is not OK; see ``throw``. It has the result.
 
     Numerics: losses from fp32 log-likelihoods, summed in float64; theta in fp32. A run is a
         function of (seed, batches), and theta of (seed, coefficients), bit for bit.
@@ -392,20 +318,22 @@ def step(
 def _result(number: int, reply: StepReply, total_s: float) -> StepResult:
     """Turn an engine's reply into the user's result."""
     q = len(reply.losses_plus)
+    losses = tuple(zip(reply.losses_plus, reply.losses_minus, strict=True))
     plus, minus = sum(reply.losses_plus) / q, sum(reply.losses_minus) / q
     return StepResult(
         step=number,
         loss=0.5 * (plus + minus),
         loss_plus=plus,
         loss_minus=minus,
-        losses=tuple(zip(reply.losses_plus, reply.losses_minus, strict=True)),
+        losses=losses,
         projected_grads=tuple(reply.projected_grads),
         coefficients=tuple(reply.coefficients),
         signal_to_noise=tuple(reply.signal_to_noise),
-        status=StepStatus.OK if reply.is_finite else StepStatus.NONFINITE_LOSS,
+        status=step_status(losses, is_finite=reply.is_finite, lost_share=reply.lost_share),
         tokens=reply.tokens,
         prompt_tokens=reply.prompt_tokens,
         reused_tokens=reply.reused_tokens,
         forwards=reply.forwards,
         timings={"total": total_s, "weights": reply.weights_s, "score": reply.score_s},
+        lost_share=reply.lost_share,
     )

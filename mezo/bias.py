@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mezo.results import StepStatus, raise_for
+
 if TYPE_CHECKING:
     from mezo._step import Run
     from mezo.data import Batch
@@ -47,6 +49,7 @@ def prefix_bias(run: Run, batches: Iterable[Batch]) -> PrefixBias:
 
     Raises:
         ValueError: a run in another prefix mode, or no batch.
+        NonfiniteLossError: a loss is not finite, so that there is nothing to compare.
     """
     if run.config.prefix != "detached":
         raise ValueError(
@@ -57,8 +60,11 @@ def prefix_bias(run: Run, batches: Iterable[Batch]) -> PrefixBias:
     exact: list[float] = []
     for offset, batch in enumerate(batches):
         encoded = run.encode(batch)
-        detached += run.measure(encoded, offset=offset).projected_grads
-        exact += run.measure(encoded.undivided(), offset=offset).projected_grads
+        for rows, grads in ((encoded, detached), (encoded.undivided(), exact)):
+            result = run.measure(rows, offset=offset)
+            if result.status is StepStatus.NONFINITE_LOSS:
+                raise_for(result)
+            grads += result.projected_grads
     if not exact:
         raise ValueError("prefix_bias: batches must hold at least one batch, got none; pass some.")
     return compare(detached, exact)

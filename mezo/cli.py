@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import platform
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +20,7 @@ from mezo import tasks
 from mezo.assets import AssetError
 from mezo.config import MezoConfig
 from mezo.engines import available
+from mezo.saving import PartialTraining, partial_training_of
 from mezo.train_task import TaskSettings, train_task
 
 app = typer.Typer(
@@ -91,10 +96,66 @@ def train(
             eval_every=eval_every,
             threads=threads,
         )
-        train_task(settings)
     except (ValueError, NotImplementedError, ImportError, AssetError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
+    _run(settings)
+
+
+def _run(settings: TaskSettings) -> None:
+    """Train; ends the process with 0, or 1 (problems), 2 (arguments), 130 or 143 (signals)."""
+    terminated: list[int] = []
+    try:
+        with _sigterm_interrupts(terminated):
+            record = train_task(settings)
+    except BaseException as error:
+        partial = partial_training_of(error)
+        code = _exit_code(error, has_trained=partial is not None)
+        if code is not None or partial is not None:
+            _say(error, partial)
+        if code is None:
+            raise
+        raise typer.Exit(143 if terminated and code == 130 else code) from error
+    if record["problems"]:
+        raise typer.Exit(1)
+
+
+def _exit_code(error: BaseException, *, has_trained: bool) -> int | None:
+    """The exit status for what stopped a training; None where a traceback is of use."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, (ValueError, NotImplementedError, ImportError, AssetError)):
+        return 1 if has_trained else 2
+    return 1 if has_trained and isinstance(error, (RuntimeError, OSError)) else None
+
+
+def _say(error: BaseException, partial: PartialTraining | None) -> None:
+    """One sentence on what stopped a training and where its weights are."""
+    is_signal = isinstance(error, KeyboardInterrupt)
+    sentence = "nothing was saved." if is_signal else str(error)
+    if partial is not None:
+        sentence = partial.sentence
+    typer.echo(f"{'interrupted' if is_signal else 'error'}: {sentence}", err=True)
+
+
+@contextmanager
+def _sigterm_interrupts(arrived: list[int]) -> Iterator[None]:
+    """Let SIGTERM (a batch system's, `docker stop`) end a training as Ctrl-C does: saved."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        arrived.append(signum)
+        if not callable(signal.getsignal(signal.SIGINT)):  # ignored: started in the background
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # where Ctrl-C is put off, so is this
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @app.command()

@@ -100,6 +100,8 @@ class StepReply:
         reused_tokens: prompt tokens taken from the cache.
         weights_s: seconds spent on perturbation and update.
         score_s: seconds spent on the forward passes.
+        lost_share: `AdapterState.lost_share` of this rank; None at eps 0.
+        slot_dtype: dtype of the perturbed slots, as "bfloat16".
     """
 
     losses_plus: list[float]
@@ -114,6 +116,8 @@ class StepReply:
     reused_tokens: int
     weights_s: float
     score_s: float
+    lost_share: float | None
+    slot_dtype: str
 
 
 def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepReply:
@@ -136,6 +140,7 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
     state.perturb(request.step, request.eps)
     if request.rows.prefix_adapter == THETA:
         state.publish()
+    lost_share = state.lost_share(request.eps)
     perturbed = time.perf_counter()
     slots = pair_slots(state.num_directions)
     scores = score(request.rows, slots)
@@ -169,6 +174,8 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
         reused_tokens=scores.reused_tokens,
         weights_s=perturbed - started,
         score_s=scored - perturbed,
+        lost_share=lost_share,
+        slot_dtype=str(state.slot_dtype).removeprefix("torch."),
     )
     if request.lr is not None:
         state.take_step(request.step, coefficients, reply)

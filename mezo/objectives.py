@@ -49,7 +49,7 @@ def batch_loss(targets: Targets, logprob_sums: Sequence[float]) -> float:
     """
     terms = example_losses(targets, logprob_sums)
     count = len(terms) if targets.is_classification else sum(targets.counts)
-    return math.fsum(terms) / count
+    return _sum(terms) / count
 
 
 def example_losses(targets: Targets, logprob_sums: Sequence[float]) -> list[float]:
@@ -83,7 +83,7 @@ def signal_to_noise(plus: Sequence[float], minus: Sequence[float]) -> float | No
         The ratio; None for fewer than two examples, or where all differences are equal.
     """
     differences = [p - m for p, m in zip(plus, minus, strict=True)]
-    count, total = len(differences), math.fsum(differences)
+    count, total = len(differences), _sum(differences)
     if count < 2 or not math.isfinite(total):
         return None
     mean = total / count
@@ -102,14 +102,33 @@ def option_scores(targets: Targets, logprob_sums: Sequence[float]) -> list[list[
     return scores
 
 
-def predictions(targets: Targets, logprob_sums: Sequence[float]) -> list[int]:
-    """Return, per example, the index of the most likely option (the first of equals)."""
-    return [max(range(len(s)), key=s.__getitem__) for s in option_scores(targets, logprob_sums)]
+def predictions(targets: Targets, logprob_sums: Sequence[float]) -> list[int | None]:
+    """Return, per example, the index of the most likely option (the first of equals).
+
+    None where the scores name none: one is NaN or +inf, or all are -inf.
+    """
+    return [_best(scores) for scores in option_scores(targets, logprob_sums)]
+
+
+def _best(scores: Sequence[float]) -> int | None:
+    """The index of the largest score, or None."""
+    # NaN first: what `max` makes of it depends on the order.
+    if any(math.isnan(score) for score in scores) or not math.isfinite(max(scores)):
+        return None
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+def _sum(values: Sequence[float]) -> float:
+    """Return the exactly rounded sum; inf or NaN where there is none."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # beyond float64, or inf - inf
+        return sum(values)
 
 
 def _log_sum_exp(values: Sequence[float]) -> float:
-    """Return log(sum(exp(values))) without overflow."""
+    """Return log(sum(exp(values))) without overflow; NaN if one of them is."""
     top = max(values)
     if not math.isfinite(top):
-        return top
+        return math.nan if any(map(math.isnan, values)) else top
     return top + math.log(math.fsum(math.exp(v - top) for v in values))

@@ -279,7 +279,7 @@ def write_json(path: Path, data: Any) -> Path:
     Raises:
         TypeError: a value that JSON cannot hold; the file is left as it was.
     """
-    text = json.dumps(_plain(data), indent=2, sort_keys=True, allow_nan=False) + "\n"
+    text = json.dumps(plain(data), indent=2, sort_keys=True, allow_nan=False) + "\n"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
@@ -293,14 +293,14 @@ def write_json(path: Path, data: Any) -> Path:
     return path
 
 
-def _plain(value: Any) -> Any:
-    """``value`` in JSON's types."""
+def plain(value: Any) -> Any:
+    """Return ``value`` in JSON's types; numbers that are not finite become None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
+        return plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, float) and not math.isfinite(value):

@@ -10,6 +10,7 @@ import torch
 
 from mezo._signals import uninterrupted
 from mezo.adapter import initial_values
+from mezo.rounding import RoundingWatch
 from mezo_kernels import AdapterPlan, Direction, TensorSpec, add_directions_, perturb_into
 
 Slot = Sequence[torch.Tensor]
@@ -61,6 +62,8 @@ class AdapterState:
             master.copy_(initial_values(spec, seed))
         slots = [slot for pair in pairs for slot in pair]
         self._plan = AdapterPlan(self.masters, self.specs, slots)
+        self._rounding = RoundingWatch(self.specs, self.masters, *pairs[0])
+        self.slot_dtype = pairs[0][0][0].dtype
         self._theta_plan = AdapterPlan(self.masters, self.specs, [theta])
         self._pending: tuple[list[Direction], list[float]] | None = None
         self._is_theta_current = False
@@ -127,6 +130,7 @@ class AdapterState:
         self.flush()
         self._pending = (self.directions(step)[: len(coefficients)], list(coefficients))
         self._is_theta_current = False
+        self._rounding.moved(coefficients)
         self.version += 1
 
     def flush(self) -> None:
@@ -153,6 +157,13 @@ class AdapterState:
         """Undo `pack`: (place, values) of each tensor."""
         parts = arena.split([math.prod(spec.shape) for spec in specs])
         return [(s, part.view(s.shape)) for s, part in zip(specs, parts, strict=True)]
+
+    def lost_share(self, eps: float) -> float | None:
+        """Return the share of elements whose perturbation by ``eps`` rounding has removed.
+
+        See `RoundingWatch.share`; to be called when the slots hold that perturbation.
+        """
+        return self._rounding.share(eps)
 
     def publish(self) -> None:
         """Bring the theta slot up to date; does nothing when it is."""

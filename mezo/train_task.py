@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import platform
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +13,10 @@ from mezo import assets, tasks
 from mezo._step import Run, attach
 from mezo.config import MezoConfig, require
 from mezo.data import Batch
-from mezo.report import EvalPoint, ProgressBar, StepPoint, plot_losses, write_json
+from mezo.saving import check_output, closing, train_and_save
+from mezo.task_files import TaskLog, can_plot, closing_words, leave_files, record_of
 from mezo.tasks import Example, Task
-from mezo.trainer import MeZOTrainer, Progress, TrainSummary
+from mezo.trainer import MeZOTrainer
 
 ENGINES = ("sglang", "transformers")
 _EVAL_BATCH = 50
@@ -81,57 +79,79 @@ class TaskSettings:
 def train_task(settings: TaskSettings) -> dict[str, Any]:
     """Train, evaluate before and after, save the adapter, the log, the plot and the summary.
 
+    The adapter is written first, and whatever ends the training, Ctrl-C included: then with the
+    steps taken until then. Nothing that fails afterwards takes it away.
+
     Args:
         settings: what to do.
 
     Returns:
-        The content of summary.json.
+        The content of summary.json; look at its "problems".
 
     Raises:
-        ValueError: no training example is short enough.
+        ValueError: output cannot be written to, no training example is short enough, or one is too
+            long for the engine.
         AssetError: the model or the data cannot be fetched.
         ImportError: the engine is not installed.
+        BaseException: whatever stopped the training; if a step was taken, the files are there and
+            the exception has a `PartialTraining` as ``partial_training``.
     """
     task = tasks.get(settings.task)
+    check_output(settings.output, files=("summary.json", "steps.jsonl", "loss.png"))
+    check_output(settings.output / "adapter")
+    has_plots = can_plot()
     model = settings.model or str(assets.model_dir())
     splits = task.load(settings.data)
-    settings.output.mkdir(parents=True, exist_ok=True)
     print(f"Starting the {settings.engine} engine with {Path(model).name} ...", flush=True)
-    with (
-        _engine(settings, model) as (engine, tokenizer),
-        attach(engine, settings.config, tokenizer=tokenizer) as run,
-    ):
-        train = _short_enough(splits.train, task, run, settings.max_prompt_tokens)[
-            : settings.train_examples
-        ]
-        require(
-            len(train) >= settings.batch_size,
-            f"train: there must be a batch of {settings.batch_size} training examples, got "
-            f"{len(train)}; raise train_examples or max_prompt_tokens.",
-        )
-        held_out = splits.test[: settings.eval_examples]
-        log = _Log(settings, task, model)
-        trainer = MeZOTrainer(
-            run,
-            batches(task, train, settings.batch_size, settings.config.seed),
-            num_steps=settings.num_steps,
-            schedule=settings.schedule,
-            held_out=[
-                task.batch(held_out[i : i + _EVAL_BATCH])
-                for i in range(0, len(held_out), _EVAL_BATCH)
-            ],
-            eval_every=settings.eval_every,
-            callbacks=[log],
-        )
-        with log:
-            summary = trainer.train()
-        run.save(settings.output / "adapter")
-        record = _record(settings, run, summary, num_train=len(train), model=model)
-        record["evaluations"] = log.evaluations
-    write_json(settings.output / "summary.json", record)
-    log.plot()
-    print(_closing_words(record, settings.output))
+    with _engine(settings, model) as (engine, tokenizer):
+        run = attach(engine, settings.config, tokenizer=tokenizer)
+        with closing(run.close):
+            train = _short_enough(splits.train, task, run, settings.max_prompt_tokens)[
+                : settings.train_examples
+            ]
+            require(
+                len(train) >= settings.batch_size,
+                f"train: there must be a batch of {settings.batch_size} training examples, got "
+                f"{len(train)}; raise train_examples or max_prompt_tokens.",
+            )
+            _check_rows(train, task, run)
+            held_out = splits.test[: settings.eval_examples]
+            log = TaskLog(settings, task, model, can_plot=has_plots)
+            trainer = MeZOTrainer(
+                run,
+                batches(task, train, settings.batch_size, settings.config.seed),
+                num_steps=settings.num_steps,
+                schedule=settings.schedule,
+                held_out=[
+                    task.batch(held_out[i : i + _EVAL_BATCH])
+                    for i in range(0, len(held_out), _EVAL_BATCH)
+                ],
+                eval_every=settings.eval_every,
+                callbacks=[log],
+            )
+            record = _train(settings, trainer, log, num_train=len(train), model=model)
+    print(closing_words(record, settings.output, has_plot=log.has_plot))
     return record
+
+
+def _train(
+    settings: TaskSettings, trainer: MeZOTrainer, log: TaskLog, *, num_train: int, model: str
+) -> dict[str, Any]:
+    """Train and leave the files, whatever happens; the adapter comes first."""
+
+    def leave() -> dict[str, Any]:
+        record = record_of(settings, trainer, log, num_train=num_train, model=model)
+        leave_files(settings.output, record, log)
+        return record
+
+    try:
+        with log:
+            train_and_save(trainer, settings.output / "adapter")
+    except BaseException:
+        if trainer.summary.steps:
+            leave()
+        raise
+    return leave()
 
 
 def batches(task: Task, examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[Batch]:
@@ -155,6 +175,20 @@ def _short_enough(
     return [e for e, n in zip(examples, lengths, strict=True) if n <= limit]
 
 
+def _check_rows(examples: Sequence[Example], task: Task, run: Run) -> None:
+    """Raise for an example whose rows the engine does not take, before a step is lost to it."""
+    for example in examples:
+        # A token has at least one byte, or an eighth where the tokenizer unfolds characters.
+        if 8 * len(task.prompt(example.text).encode()) + 256 > run.session.max_row_tokens:
+            try:
+                run.encode(task.batch([example]))
+            except ValueError as error:
+                raise ValueError(
+                    f"train: every training example must fit the engine, got {error} The text "
+                    f"begins {example.text[:40]!r}; set max_prompt_tokens."
+                ) from error
+
+
 @contextmanager
 def _engine(settings: TaskSettings, model: str) -> Iterator[tuple[Any, Any]]:
     """The engine and, for transformers, the tokenizer."""
@@ -162,10 +196,8 @@ def _engine(settings: TaskSettings, model: str) -> Iterator[tuple[Any, Any]]:
         from mezo.sglang.launch import launch_engine
 
         engine = launch_engine(model, settings.config, threads=settings.threads)
-        try:
+        with closing(engine.shutdown):
             yield engine, None
-        finally:
-            engine.shutdown()
         return
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -176,112 +208,3 @@ def _engine(settings: TaskSettings, model: str) -> Iterator[tuple[Any, Any]]:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     hf_model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     yield hf_model.to(device), AutoTokenizer.from_pretrained(model)
-
-
-class _Log:
-    """Shows progress, writes steps.jsonl and keeps the points of the plot."""
-
-    def __init__(self, settings: TaskSettings, task: Task, model: str) -> None:
-        self._settings = settings
-        self._bar = ProgressBar(settings.num_steps)
-        self._file = (settings.output / "steps.jsonl").open("w", encoding="utf-8")
-        self._steps: list[StepPoint] = []
-        self.evaluations: list[EvalPoint] = []
-        self._label = (
-            f"{Path(model).name} on {task.name}, engine {settings.engine}, "
-            f"prefix {settings.config.prefix}, seed {settings.config.seed}"
-        )
-
-    def __enter__(self) -> _Log:
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.__exit__(*exc)
-        self._file.close()
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.evaluation is not None:
-            scores = progress.evaluation
-            self.evaluations.append(
-                EvalPoint(progress.step, progress.seconds, scores.loss, scores.accuracy)
-            )
-            self._bar.write(
-                f"held out, after {progress.step} steps: cross-entropy {scores.loss:.4f} nats, "
-                f"accuracy {scores.accuracy:.3f} ({scores.num_examples} examples)"
-            )
-        if progress.result is not None:
-            result = progress.result
-            grads = result.projected_grads or (float("nan"),)
-            grad = sum(grads) / len(grads)
-            self._steps.append(StepPoint(progress.step, progress.seconds, result.loss, grad))
-            self._bar.update(
-                step=progress.step,
-                seconds=progress.seconds,
-                loss=result.loss,
-                projected_grad=grad,
-                tokens_per_s=result.tokens / result.timings["total"],
-            )
-            record = {**dataclasses.asdict(result), "status": result.status.name}
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
-
-    def plot(self) -> None:
-        """Draw loss.png."""
-        plot_losses(
-            self._settings.output / "loss.png",
-            self._steps,
-            self.evaluations,
-            title=f"MeZO, {self._settings.num_steps} steps",
-            label_text=self._label,
-        )
-
-
-def _record(
-    settings: TaskSettings, run: Run, summary: TrainSummary, *, num_train: int, model: str
-) -> dict[str, Any]:
-    """What summary.json holds."""
-    from mezo import __version__
-
-    def scores(result: Any) -> dict[str, Any]:
-        return {
-            "accuracy": result.accuracy,
-            "cross_entropy": result.loss,
-            "num_examples": result.num_examples,
-        }
-
-    return {
-        "held_out": {"before": scores(summary.before), "after": scores(summary.after)},
-        "batch_size": settings.batch_size,
-        "config": dataclasses.asdict(settings.config),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "engine": settings.engine,
-        "host": {"machine": platform.machine(), "python": platform.python_version()},
-        "max_prompt_tokens": settings.max_prompt_tokens,
-        "model": Path(model).name,
-        "schedule": settings.schedule,
-        "seconds_per_step": summary.seconds / summary.steps,
-        "seed": settings.config.seed,
-        "skipped_steps": summary.skipped,
-        "steps": summary.steps,
-        "task": settings.task,
-        "tokens_computed": summary.tokens,
-        "prompt_tokens_computed": summary.prompt_tokens,
-        "prompt_tokens_reused": summary.reused_tokens,
-        "tokens_per_second": summary.tokens / summary.seconds,
-        "train_examples": num_train,
-        "versions": {"mezo-sglang": __version__, **run.session.versions},
-    }
-
-
-def _closing_words(record: dict[str, Any], output: Path) -> str:
-    """Two lines on what was reached and where it lies."""
-    scores = record["held_out"]
-    before, after = scores["before"], scores["after"]
-    return (
-        f"Held-out cross-entropy {before['cross_entropy']:.4f} -> {after['cross_entropy']:.4f} "
-        f"nats, accuracy {before['accuracy']:.3f} -> {after['accuracy']:.3f} "
-        f"({after['num_examples']} examples), {record['steps']} steps of "
-        f"{record['seconds_per_step']:.2f} s.\n"
-        f"Wrote {output}/adapter, summary.json, steps.jsonl and loss.png."
-    )

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import operator
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
-from mezo._step import EvalResult, Run, StepResult, StepStatus, attach
-from mezo.config import MezoConfig
-from mezo.data import Batch
+from mezo._step import Run, attach
+from mezo.config import MezoConfig, require
+from mezo.data import Batch, EncodedBatch
+from mezo.results import EvalResult, StepResult
+from mezo.saving import check_output, closing, partial_training_of, train_and_save
 from mezo.spsa import learning_rate
+from mezo.summary import Tally, TrainSummary, pool
+
+logger = logging.getLogger(__name__)
+_END = object()
 
 # Called after every step and every evaluation; None is what did not happen.
 Callback = Callable[["Progress"], None]
@@ -36,110 +44,122 @@ class Progress:
     evaluation: EvalResult | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainSummary:
-    """What a training run did.
-
-    Args:
-        steps: steps taken.
-        skipped: steps whose loss was not finite.
-        seconds: spent in steps.
-        tokens: computed by the engine in steps, prompts included.
-        prompt_tokens: of these, tokens of prompts that run once on the base model (activated).
-        reused_tokens: prompt tokens that rows took from the cache.
-        before: held-out scores before the first step, or None.
-        after: held-out scores after the last step, or None.
-    """
-
-    steps: int
-    skipped: int
-    seconds: float
-    tokens: int
-    prompt_tokens: int
-    reused_tokens: int
-    before: EvalResult | None
-    after: EvalResult | None
-
-
 class MeZOTrainer:
     """Trains one attached adapter on a stream of batches.
+
+    What can be checked is checked here: of a sequence (a list, say) all batches are encoded now,
+    and a length that is known is compared with ``num_steps``. What fails later leaves the run open,
+    with the steps taken so far: `run.save` keeps them, and ``trainer.summary`` says what was done.
 
     Args:
         run: from `mezo.attach`.
         batches: the training batches, one a step.
-        num_steps: steps to take; the stream must be at least that long.
+        num_steps: steps to take. A stream that turns out to be shorter ends the training early.
         schedule: learning rate: "constant", "linear" (to 0) or "cosine" (to 0).
         held_out: batches to evaluate on, before, after and every ``eval_every`` steps.
         eval_every: steps between evaluations, or None for before and after only.
         callbacks: called with a `Progress` after each step and evaluation.
 
     Raises:
-        ValueError: ``num_steps`` < 1, an unknown schedule, ``eval_every`` < 1.
+        ValueError: ``num_steps`` < 1, an unknown schedule, ``eval_every`` < 1, fewer batches than
+            steps, or a bad batch.
+        TypeError: ``batches`` cannot be iterated over.
     """
 
     def __init__(
         self,
         run: Run,
-        batches: Iterable[Batch],
+        batches: Iterable[Batch | EncodedBatch],
         *,
         num_steps: int,
         schedule: str = "constant",
-        held_out: Sequence[Batch] = (),
+        held_out: Sequence[Batch | EncodedBatch] = (),
         eval_every: int | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        if num_steps < 1 or (eval_every is not None and eval_every < 1):
-            raise ValueError(
-                "MeZOTrainer: num_steps and eval_every must be at least 1, got "
-                f"{num_steps} and {eval_every}; pass positive numbers."
-            )
-        learning_rate(1.0, 0, num_steps, schedule)  # an unknown schedule raises here
+        check_loop(batches, num_steps, schedule, eval_every)
         self.run = run
-        self.batches = batches
         self.num_steps = num_steps
+        self.batches = batches
+        if isinstance(batches, Sequence):
+            self.batches = _encoded(run, "batches", batches[:num_steps])
         self.schedule = schedule
-        self.held_out = [run.encode(batch) for batch in held_out]
+        self.held_out = _encoded(run, "held_out", held_out)
         self.eval_every = eval_every
         self.callbacks = callbacks
+        self._tally = Tally(num_steps, run.steps)
+
+    @property
+    def summary(self) -> TrainSummary:
+        """What has been done so far, also after an exception."""
+        return self._tally.summary(self.run.steps)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the loop has come to its end, by itself."""
+        return self._tally.is_finished
 
     def train(self) -> TrainSummary:
         """Take all steps and return what they did.
 
+        Returns:
+            The summary. If the stream ended early its ``steps`` are fewer than ``num_steps``, and
+            its ``problems`` say so.
+
         Raises:
-            ValueError: a bad batch, or a stream that ends early.
+            ValueError: a bad batch, or a stream without any.
+            BaseException: whatever a batch, a callback or the engine raises, Ctrl-C included. The
+                run is then open, with the steps taken so far.
         """
-        seconds, tokens, prompt_tokens, reused, skipped = 0.0, 0, 0, 0, 0
-        before = after = self.evaluate(0, seconds)
+        try:
+            return self.run_loop()
+        except BaseException:
+            if steps := self.summary.steps:
+                logger.warning(
+                    "MeZOTrainer: training stopped after %d of %d steps; run %r is open with their "
+                    "weights, and run.save(directory) keeps them",
+                    steps,
+                    self.num_steps,
+                    self.run.name,
+                )
+            raise
+
+    def run_loop(self) -> TrainSummary:
+        """`train`, for callers that save the adapter themselves when something is raised."""
+        self._tally = Tally(self.num_steps, self.run.steps)
+        try:
+            self._take_steps()
+        except BaseException as error:
+            self._tally.stopped_by = type(error).__name__
+            raise
+        for problem in self.summary.problems:
+            logger.warning("run %r: %s", self.run.name, problem)
+        return self.summary
+
+    def _take_steps(self) -> None:
+        tally = self._tally
+        tally.before = self.evaluate(0, 0.0)
         stream = iter(self.batches)
         for number in range(self.num_steps):
-            batch = next(stream, None)
-            if batch is None:
-                raise ValueError(
-                    f"MeZOTrainer: batches must hold at least {self.num_steps} batches, "
-                    f"got {number}; repeat the data or lower num_steps."
+            batch: Any = next(stream, _END)
+            if batch is _END:
+                require(
+                    number > 0,
+                    f"MeZOTrainer: batches must hold at least {self.num_steps} batches, got none; "
+                    "a generator can be used once only: make a new one.",
                 )
+                break
             lr = learning_rate(self.run.config.lr, number, self.num_steps, self.schedule)
             started = time.perf_counter()
             result = self.run.step(batch, lr=lr)
-            seconds += time.perf_counter() - started
-            tokens += result.tokens
-            prompt_tokens += result.prompt_tokens
-            reused += result.reused_tokens
-            skipped += result.status is not StepStatus.OK
-            self._call(Progress(number + 1, self.num_steps, seconds, result=result))
+            tally.add(result, time.perf_counter() - started)
+            self._call(Progress(number + 1, self.num_steps, tally.seconds, result=result))
             is_last = number + 1 == self.num_steps
-            if is_last or (self.eval_every and (number + 1) % self.eval_every == 0):
-                after = self.evaluate(number + 1, seconds)
-        return TrainSummary(
-            steps=self.num_steps,
-            skipped=skipped,
-            seconds=seconds,
-            tokens=tokens,
-            prompt_tokens=prompt_tokens,
-            reused_tokens=reused,
-            before=before,
-            after=after,
-        )
+            if not is_last and self.eval_every and (number + 1) % self.eval_every == 0:
+                tally.after = self.evaluate(number + 1, tally.seconds)
+        tally.has_ended = True
+        tally.after = self.evaluate(tally.num_results, tally.seconds)
+        tally.is_finished = True
 
     def evaluate(self, step: int, seconds: float) -> EvalResult | None:
         """Score the held-out batches, pooled over their examples; None without any."""
@@ -155,31 +175,77 @@ class MeZOTrainer:
             callback(progress)
 
 
-def pool(parts: Sequence[EvalResult]) -> EvalResult:
-    """Pool evaluations of several batches, weighted by their examples."""
-    n = sum(p.num_examples for p in parts)
-    loss = sum(p.loss * p.num_examples for p in parts) / n
-    is_classification = all(p.accuracy is not None for p in parts)
-    accuracy = sum((p.accuracy or 0.0) * p.num_examples for p in parts) / n
-    guesses = [g for p in parts for g in p.predictions or ()]
-    return EvalResult(
-        loss=loss,
-        accuracy=accuracy if is_classification else None,
-        predictions=guesses if is_classification else None,
-        num_examples=n,
-        tokens=sum(p.tokens for p in parts),
+def check_loop(
+    batches: object, num_steps: int, schedule: str = "constant", eval_every: int | None = None
+) -> None:
+    """Check a training loop's arguments as far as that goes without a run.
+
+    Raises:
+        ValueError, TypeError: see `MeZOTrainer`.
+    """
+    for value in (num_steps, 1 if eval_every is None else eval_every):
+        require(
+            _is_integer(value) and value >= 1,
+            "MeZOTrainer: num_steps and eval_every must be at least 1, got "
+            f"{num_steps} and {eval_every}; pass positive integers.",
+        )
+    learning_rate(1.0, 0, num_steps, schedule)  # an unknown schedule raises here
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise TypeError(
+            f"MeZOTrainer: batches must be an iterable of batches, got {type(batches).__name__}; "
+            "pass a list or a generator, or itertools.repeat(batch) to train on one batch."
+        )
+    length = _length(batches)
+    require(
+        length is None or length >= num_steps,
+        f"MeZOTrainer: batches must hold at least {num_steps} batches, got {length}; repeat the "
+        "data or lower num_steps.",
     )
+
+
+def _is_integer(value: object) -> bool:
+    """Whether a value can stand for an int without loss."""
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
+
+
+def _length(batches: object) -> int | None:
+    """The number of batches where it is known."""
+    if not isinstance(batches, Sized):
+        return None
+    try:
+        return len(batches)
+    except TypeError:  # a torch DataLoader of an iterable data set
+        return None
+
+
+def _encoded(run: Run, what: str, batches: Sequence[Batch | EncodedBatch]) -> list[EncodedBatch]:
+    """Encode all batches of a list; a bad one is named by its place."""
+    encoded = []
+    for i, batch in enumerate(batches):
+        try:
+            encoded.append(run.encode(batch))
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"MeZOTrainer: {what}[{i}] is bad: {error}") from error
+    return encoded
 
 
 def finetune(
     engine: Any,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch | EncodedBatch],
     *,
     num_steps: int,
     config: MezoConfig | None = None,
     tokenizer: Any = None,
     output: str | Path | None = None,
-    **trainer_args: Any,
+    schedule: str = "constant",
+    held_out: Sequence[Batch | EncodedBatch] = (),
+    eval_every: int | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainSummary:
     """Attach a fresh adapter, train it, save it as a PEFT adapter and take it out again.
 
@@ -191,29 +257,56 @@ def finetune(
         config: the adapter and the estimator.
         tokenizer: see `mezo.attach`.
         output: directory for the adapter, or None to save nothing.
-        trainer_args: further arguments of `MeZOTrainer`.
+        schedule: see `MeZOTrainer`, like the following ones.
+        held_out: batches to evaluate on.
+        eval_every: steps between evaluations.
+        callbacks: called after each step and evaluation.
 
     Returns:
-        The summary.
+        The summary; look at its ``problems``.
+
+    Raises:
+        ValueError: ``output`` cannot be written to, or what `mezo.attach` and `MeZOTrainer` refuse;
+            no step has been taken then.
+        BaseException: whatever stopped the training, Ctrl-C included. The adapter with the steps
+            taken until then is saved (a log line says where), or kept in
+            ``error.partial_training.weights`` if there is no ``output``.
     """
     config = config or MezoConfig()
+    check_loop(batches, num_steps, schedule, eval_every)
+    if output is not None:
+        check_output(output)
     if isinstance(engine, (str, Path)):
         from mezo.sglang.launch import launch_engine
 
         started = launch_engine(str(engine), config)
-        try:
+        with closing(started.shutdown):
             return finetune(
                 started,
                 batches,
                 num_steps=num_steps,
                 config=config,
+                tokenizer=tokenizer,
                 output=output,
-                **trainer_args,
+                schedule=schedule,
+                held_out=held_out,
+                eval_every=eval_every,
+                callbacks=callbacks,
             )
-        finally:
-            started.shutdown()
-    with attach(engine, config, tokenizer=tokenizer) as run:
-        summary = MeZOTrainer(run, batches, num_steps=num_steps, **trainer_args).train()
-        if output is not None:
-            run.save(output)
-        return summary
+    run = attach(engine, config, tokenizer=tokenizer)
+    with closing(run.close):
+        trainer = MeZOTrainer(
+            run,
+            batches,
+            num_steps=num_steps,
+            schedule=schedule,
+            held_out=held_out,
+            eval_every=eval_every,
+            callbacks=callbacks,
+        )
+        try:
+            return train_and_save(trainer, output)
+        except BaseException as error:
+            if partial := partial_training_of(error):
+                logger.warning("finetune: %s", partial.sentence)
+            raise

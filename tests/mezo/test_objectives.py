@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 import torch
 
+import mezo
 from mezo.objectives import (
     Targets,
     batch_loss,
@@ -17,6 +18,7 @@ from mezo.objectives import (
     predictions,
     signal_to_noise,
 )
+from mezo.results import evaluation
 
 
 def test_completion_loss_is_the_mean_over_all_tokens():
@@ -53,6 +55,41 @@ def test_extreme_and_nonfinite_scores():
     assert batch_loss(two, [float("-inf"), 0.0]) == float("inf")
     assert batch_loss(two, [float("nan"), 0.0]) != batch_loss(two, [float("nan"), 0.0])
     assert batch_loss(Targets((1,)), [float("-inf")]) == float("inf")
+
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([NAN, 0.0], None),  # max() would say 0 here
+        ([0.0, NAN], None),  # and 0 here
+        ([-1.0, INF], None),
+        ([-INF, -INF], None),
+        ([-INF, -3.0], 1),  # an impossible option is a score
+        ([-2.0, -2.0], 0),
+    ],
+)
+def test_scores_that_are_not_finite_predict_nothing(scores, best):
+    targets = Targets((1, 1), (2,), (0,))
+    assert predictions(targets, scores) == [best]
+    result = evaluation(targets, scores, tokens=7)
+    assert result.accuracy == (None if best is None else float(best == 0))
+    assert result.num_nonfinite == (best is None)
+    is_ok = best is not None and math.isfinite(result.loss)
+    assert (result.status is mezo.EvalStatus.OK) == is_ok
+    assert result.loss != 0.0
+
+
+def test_infinite_losses_of_both_signs_are_no_crash():
+    assert math.isnan(batch_loss(Targets((1, 1)), [INF, -INF]))
+    assert batch_loss(Targets((1, 1)), [-1.7e308, -1.7e308]) == INF
+    assert signal_to_noise([INF, 0.0], [0.0, INF]) is None
+    assert math.isnan(batch_loss(Targets((1, 1), (2,), (0,)), [INF, NAN]))
+    # The order of the options does not matter.
+    assert math.isnan(batch_loss(Targets((1, 1), (2,), (0,)), [1.0, NAN]))
+    assert evaluation(Targets((1, 2)), [-1.0, NAN], tokens=3).num_nonfinite == 1
 
 
 def test_signal_to_noise_is_the_t_statistic_of_the_paired_differences():

@@ -1,0 +1,183 @@
+"""Keeps what was trained, whatever ends a training."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mezo._step import Run
+from mezo.config import require
+
+if TYPE_CHECKING:
+    from mezo.summary import TrainSummary
+    from mezo.trainer import MeZOTrainer
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True)
+class PartialTraining:
+    """What is left of a training that was stopped; its exception has it as ``partial_training``.
+
+    Args:
+        summary: what was done until then.
+        adapter: the directory that it was saved in, or None.
+        weights: the adapter, {canonical name: fp32 tensor}, where there is no directory; else None.
+            `mezo.adapter.save_peft` writes them.
+        sentence: this in words.
+    """
+
+    summary: TrainSummary
+    adapter: Path | None
+    weights: dict[str, torch.Tensor] | None
+    sentence: str
+
+
+def check_output(directory: str | Path, files: Sequence[str] = ADAPTER_FILES) -> Path:
+    """Make an output directory and check that files can be written there, before it is needed.
+
+    Args:
+        directory: where files will be written; it is made if needed.
+        files: names of the files.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ValueError: something stands in its way, or nothing can be written there.
+    """
+    path = Path(directory)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        if path.exists() and not path.is_dir():
+            found = "a file"
+        else:
+            found = f"{type(error).__name__} ({error.strerror})"
+        raise ValueError(
+            f"output: {path} must be a directory that can be written to, got {found}; choose "
+            "another directory."
+        ) from error
+    for name in files:
+        require(
+            not (path / name).is_dir(),
+            f"output: {path / name} must be a file or new, got a directory; move it away.",
+        )
+    return path
+
+
+def train_and_save(trainer: MeZOTrainer, directory: str | Path | None) -> TrainSummary:
+    """Train and write the adapter; keep what was trained if anything comes in between.
+
+    Args:
+        trainer: has not begun.
+        directory: where to, or None to save nothing.
+
+    Returns:
+        The summary.
+
+    Raises:
+        BaseException: whatever stopped the training or the saving. If a step was taken it has
+            `PartialTraining` as ``partial_training``, and its sentence as a note (Python 3.11).
+            The adapter is then in ``directory``, or in a temporary directory where that cannot be
+            written; without ``directory`` its weights are in the exception.
+    """
+    try:
+        summary = trainer.run_loop()
+        if directory is not None:
+            trainer.run.save(directory)
+    except BaseException as error:
+        if trainer.summary.steps:
+            _attach(error, _keep(trainer, directory, error))
+        raise
+    return summary
+
+
+def partial_training_of(error: BaseException) -> PartialTraining | None:
+    """Return what an exception says was kept, or one that it came on top of (a second Ctrl-C)."""
+    cause: BaseException | None = error
+    while cause is not None:
+        partial = getattr(cause, "partial_training", None)
+        if isinstance(partial, PartialTraining):
+            return partial
+        cause = cause.__context__
+    return None
+
+
+@contextmanager
+def closing(close: Callable[[], Any]) -> Iterator[None]:
+    """Call ``close`` at the end; what the block raised is not hidden by a failure of it."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            close()
+        raise
+    close()
+
+
+def _keep(
+    trainer: MeZOTrainer, directory: str | Path | None, error: BaseException
+) -> PartialTraining:
+    """Save what was trained, or take it out of the engine."""
+    run = trainer.run
+    adapter: Path | None = None
+    weights: dict[str, torch.Tensor] | None = None
+    place = "lost, because the engine no longer gives them"
+    try:
+        if directory is not None:
+            adapter, place = _save_somewhere(run, Path(directory))
+        else:
+            weights = run.weights()
+            place = "not saved for want of an output, and are error.partial_training.weights"
+    except Exception as second:
+        with suppress(Exception):
+            weights = run.weights()
+            place = f"in error.partial_training.weights, as saving failed ({_words(second)})"
+        if weights is None:
+            place += f" ({_words(second)})"
+    summary = trainer.summary  # after saving, by which a run learns whether its last step was taken
+    return PartialTraining(
+        summary,
+        adapter,
+        weights,
+        f"training stopped after {summary.steps} of {summary.num_steps} steps "
+        f"({_words(error)}); their weights are {place}.",
+    )
+
+
+def _save_somewhere(run: Run, directory: Path) -> tuple[Path, str]:
+    """Write the adapter, to a temporary directory where ``directory`` fails; says where it is."""
+    try:
+        return run.save(directory), f"in {directory}"
+    except Exception as error:
+        fallback = Path(tempfile.mkdtemp(prefix=f"mezo-{run.name}-"))
+        try:
+            run.save(fallback)
+        except Exception:
+            with suppress(OSError):
+                fallback.rmdir()
+            raise error from None
+        return fallback, f"in {fallback}, as {directory} failed ({_words(error)})"
+
+
+def _attach(error: BaseException, partial: PartialTraining) -> None:
+    """Let an exception say what was kept; the exception itself stays what it is."""
+    with suppress(Exception):  # a class may forbid attributes
+        error.partial_training = partial  # type: ignore[attr-defined]
+    if hasattr(error, "add_note"):
+        error.add_note(partial.sentence)
+
+
+def _words(error: BaseException) -> str:
+    """An exception in one line."""
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,215 @@
+"""What `mezo train` writes beside the adapter: the log, the plot and the summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from mezo.report import EvalPoint, ProgressBar, StepPoint, plain, plot_losses, write_json
+from mezo.results import EvalResult
+from mezo.tasks import Task
+from mezo.trainer import MeZOTrainer, Progress
+
+if TYPE_CHECKING:
+    from mezo.train_task import TaskSettings
+
+
+def can_plot() -> bool:
+    """Return whether matplotlib is there; if not, say so now and not after the training."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        print("There will be no loss.png: run pip install 'mezo-sglang[plots]' for matplotlib.")
+        return False
+    return True
+
+
+class TaskLog:
+    """Shows progress, writes steps.jsonl and keeps the points of the plot.
+
+    Args:
+        settings: of the run.
+        task: what is trained on.
+        model: directory or name of the model.
+        can_plot: whether to draw loss.png.
+    """
+
+    def __init__(self, settings: TaskSettings, task: Task, model: str, *, can_plot: bool) -> None:
+        self._settings = settings
+        self._can_plot = can_plot
+        self.has_plot = False
+        self._bar = ProgressBar(settings.num_steps)
+        self._file: TextIO | None = (settings.output / "steps.jsonl").open("w", encoding="utf-8")
+        self._steps: list[StepPoint] = []
+        self.evaluations: list[EvalPoint] = []
+        self.problems: list[str] = []
+        self._label = (
+            f"{Path(model).name} on {task.name}, engine {settings.engine}, "
+            f"prefix {settings.config.prefix}, seed {settings.config.seed}"
+        )
+
+    def __enter__(self) -> TaskLog:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.__exit__(*exc)
+        if self._file is not None:
+            with suppress(OSError):  # every line was flushed
+                self._file.close()
+
+    def __call__(self, progress: Progress) -> None:
+        """Take note of a step or an evaluation."""
+        if progress.evaluation is not None:
+            scores = progress.evaluation
+            self.evaluations.append(
+                EvalPoint(progress.step, progress.seconds, scores.loss, scores.accuracy)
+            )
+            self._bar.write(f"held out, after {progress.step} steps: {_score_words(scores)}")
+        if progress.result is not None:
+            result = progress.result
+            grads = result.projected_grads or (float("nan"),)
+            grad = sum(grads) / len(grads)
+            self._steps.append(StepPoint(progress.step, progress.seconds, result.loss, grad))
+            self._bar.update(
+                step=progress.step,
+                seconds=progress.seconds,
+                loss=result.loss,
+                projected_grad=grad,
+                tokens_per_s=result.tokens / result.timings["total"],
+            )
+            self._write({**dataclasses.asdict(result), "status": result.status.name})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        """Add a line to steps.jsonl; a disk that is full ends the log, not the training."""
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps(plain(record), allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            self.problems.append(f"steps.jsonl ends at step {record['step']}: {error}.")
+            self._bar.write(self.problems[-1])
+            file, self._file = self._file, None
+            with suppress(OSError):
+                file.close()
+
+    def plot(self) -> None:
+        """Draw loss.png if that is possible."""
+        if self._can_plot:
+            plot_losses(
+                self._settings.output / "loss.png",
+                self._steps,
+                self.evaluations,
+                title=f"MeZO, {self._settings.num_steps} steps",
+                label_text=self._label,
+            )
+            self.has_plot = True
+
+
+def _score_words(scores: EvalResult) -> str:
+    """An evaluation in one line."""
+    accuracy = "none" if scores.accuracy is None else f"{scores.accuracy:.3f}"
+    unscored = f", {scores.num_nonfinite} without a finite score" if scores.num_nonfinite else ""
+    return (
+        f"cross-entropy {scores.loss:.4f} nats, accuracy {accuracy} ({scores.num_examples} "
+        f"examples{unscored})"
+    )
+
+
+def record_of(
+    settings: TaskSettings, trainer: MeZOTrainer, log: TaskLog, *, num_train: int, model: str
+) -> dict[str, Any]:
+    """Return what summary.json holds."""
+    from mezo import __version__
+
+    summary = trainer.summary
+
+    def scores(result: EvalResult | None) -> dict[str, Any] | None:
+        if result is None:
+            return None
+        return {
+            "accuracy": result.accuracy,
+            "cross_entropy": result.loss,
+            "num_examples": result.num_examples,
+            "num_nonfinite": result.num_nonfinite,
+        }
+
+    return {
+        "completed": summary.steps == summary.num_steps and trainer.is_finished,
+        "held_out": {"before": scores(summary.before), "after": scores(summary.after)},
+        "batch_size": settings.batch_size,
+        "config": dataclasses.asdict(settings.config),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "engine": settings.engine,
+        "evaluations": log.evaluations,
+        "host": {"machine": platform.machine(), "python": platform.python_version()},
+        "lost_share": summary.lost_share,
+        "max_prompt_tokens": settings.max_prompt_tokens,
+        "model": Path(model).name,
+        "num_steps": summary.num_steps,
+        "problems": [*summary.problems, *log.problems],
+        "schedule": settings.schedule,
+        "seconds_per_step": summary.seconds / max(summary.steps, 1),
+        "seed": settings.config.seed,
+        "skipped_steps": summary.skipped,
+        "statuses": summary.statuses,
+        "steps": summary.steps,
+        "task": settings.task,
+        "tokens_computed": summary.tokens,
+        "prompt_tokens_computed": summary.prompt_tokens,
+        "prompt_tokens_reused": summary.reused_tokens,
+        "tokens_per_second": summary.tokens / summary.seconds if summary.seconds else None,
+        "train_examples": num_train,
+        "versions": {"mezo-sglang": __version__, **trainer.run.session.versions},
+    }
+
+
+def closing_words(record: dict[str, Any], output: Path, *, has_plot: bool) -> str:
+    """Say what was reached, where it lies, and why it is not to be trusted."""
+    before, after = record["held_out"]["before"], record["held_out"]["after"]
+
+    def number(value: float | None, digits: int) -> str:
+        return "none" if value is None else f"{value:.{digits}f}"
+
+    lines = [
+        f"Held-out cross-entropy {number(before['cross_entropy'], 4)} -> "
+        f"{number(after['cross_entropy'], 4)} nats, accuracy {number(before['accuracy'], 3)} -> "
+        f"{number(after['accuracy'], 3)} ({after['num_examples']} examples), {record['steps']} "
+        f"steps of {record['seconds_per_step']:.2f} s.",
+        f"Wrote {output}/adapter, summary.json{', ' if has_plot else ' and '}steps.jsonl"
+        f"{' and loss.png' if has_plot else ''}.",
+        *(f"Problem: {problem}" for problem in record["problems"]),
+    ]
+    return "\n".join(lines)
+
+
+def leave_files(output: Path, record: dict[str, Any], log: TaskLog) -> None:
+    """Write the summary and the plot; what fails is said, and added to the record's problems."""
+
+    def write_summary() -> None:
+        write_json(output / "summary.json", record)
+
+    failed = [_tried(write_summary, "summary.json"), _tried(log.plot, "loss.png")]
+    if problems := [sentence for sentence in failed if sentence]:
+        record["problems"] += problems
+        _tried(write_summary, "summary.json")
+
+
+def _tried(write: Callable[[], object], name: str) -> str | None:
+    """Write a file; returns a sentence, also printed, if that fails."""
+    try:
+        write()
+    except Exception as error:
+        sentence = f"{name} could not be written: {type(error).__name__}: {error}."
+        with suppress(OSError):
+            print(sentence, file=sys.stderr)
+        return sentence
+    return None

@@ -1,0 +1,66 @@
+"""Ctrl-C in a terminal goes to every process of the group, SGLang's too; the adapter is saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from files import logged, saved_weights, valid_json, write_reviews
+from independent import check_replay, load_peft
+
+pytestmark = pytest.mark.sglang
+
+ROOT = Path(__file__).parents[2]
+
+
+def wait_for_steps(process: subprocess.Popen, log: Path, count: int) -> None:
+    deadline = time.monotonic() + 240
+    while not (log.exists() and log.read_text().count("\n") >= count):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_ctrl_c_of_a_terminal_saves_the_adapter(tiny_model_dir, tmp_path):
+    model, output = tiny_model_dir("llama"), tmp_path / "out"
+    data = write_reviews(tmp_path / "reviews.csv")
+    errors = tmp_path / "stderr"
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mezo", "train", "--engine", "sglang", "--model", model]
+            + ["--data", str(data), "--output", str(output), "--steps", "100000"]
+            + ["--batch-size", "4", "--eval-examples", "8", "--rank", "2", "--lr", "1e-4"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,  # a process group of its own, as a shell makes one
+        )
+        try:
+            wait_for_steps(process, output / "steps.jsonl", 6)
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(timeout=120) == 130, errors.read_text()[-4000:]
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    text = errors.read_text()
+    summary = valid_json((output / "summary.json").read_text())
+    said = [line for line in text.splitlines() if line.startswith("interrupted: ")]
+    assert said == [
+        f"interrupted: training stopped after {summary['steps']} of 100000 steps "
+        f"(KeyboardInterrupt); their weights are in {output}/adapter."
+    ]
+    assert "Traceback" not in text
+    load_peft(model, output / "adapter")
+    # The step during which the signal came may have been taken, but not logged.
+    steps = logged(output)
+    assert summary["steps"] - len(steps) in (0, 1)
+    weights = saved_weights(output / "adapter")
+    assert any(value.abs().max() > 0 for name, value in weights.items() if "lora_B" in name)
+    if summary["steps"] == len(steps):
+        check_replay(steps, weights, 0)
