@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mezo import assets, tasks
+from mezo._inputs import require
 from mezo._step import Run, attach
-from mezo.config import MezoConfig, require
+from mezo.config import MezoConfig
 from mezo.data import Batch
 from mezo.report import EvalPoint, ProgressBar, StepPoint, plot_losses, write_json
 from mezo.tasks import Example, Task

@@ -20,7 +20,7 @@ def test_defaults_and_normalisation():
         ({"eps": 0.0}, "eps must be a finite number > 0, got 0.0; the estimator divides by"),
         ({"eps": float("nan")}, "eps must be a finite number > 0, got nan"),
         ({"eps": -1e-3}, "eps must be a finite number > 0, got -0.001"),
-        ({"lr": -1.0}, "lr must be a finite number > 0, got -1.0"),
+        ({"lr": -1.0}, "lr must be a finite number >= 0, got -1.0"),
         ({"alpha": 0.0}, "alpha must be a finite number > 0, got 0.0"),
         ({"rank": 0}, "rank must be an integer >= 1, got 0"),
         ({"rank": 2.5}, "rank must be an integer >= 1, got 2.5"),
