@@ -12,6 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mezo._arguments import (
+    checked_coefficients,
+    checked_config,
+    checked_eps,
+    checked_lr,
+    checked_offset,
+    checked_path,
+    checked_tokenizer,
+)
+from mezo._inputs import require, shown
 from mezo.adapter import save_peft
 from mezo.config import MezoConfig
 from mezo.core import StepReply, StepRequest
@@ -124,6 +134,11 @@ class Run:
         """Turn a batch into token rows, checking it against the engine's limits."""
         if isinstance(batch, EncodedBatch):
             return batch
+        require(
+            isinstance(batch, Batch),
+            f"run: batch must be a mezo.Batch, got {shown(batch)}; "
+            "make one with mezo.Batch(prompts=..., completions=...) or options and labels.",
+        )
         return encode(
             batch,
             self.session.tokenizer,
@@ -138,7 +153,7 @@ class Run:
         """Take one step; see `mezo.step`."""
         started = time.perf_counter()
         self._check_open()
-        rate = self.config.lr if lr is None else lr
+        rate = self.config.lr if lr is None else checked_lr(lr)
         reply = self.session.step(self.request(batch, lr=rate))
         result = _result(self.steps, reply, time.perf_counter() - started)
         self.steps += 1
@@ -165,7 +180,8 @@ class Run:
         """`pair_losses` along the directions of the step ``offset`` behind the next one."""
         started = time.perf_counter()
         self._check_open()
-        number = self.steps + offset
+        number = self.steps + checked_offset(offset, self.steps)
+        eps = None if eps is None else checked_eps(eps)
         reply = self.session.step(self.request(batch, step=number, eps=eps))
         return _result(number, reply, time.perf_counter() - started)
 
@@ -192,14 +208,9 @@ class Run:
             coefficients: one a direction; an empty list is a skipped step.
         """
         self._check_open()
-        if len(coefficients) not in (0, self.config.num_directions):
-            raise ValueError(
-                "apply_update: coefficients must have one entry for each of the "
-                f"{self.config.num_directions} directions, got {len(coefficients)}; "
-                "pass StepResult.coefficients."
-            )
-        if coefficients:
-            self.session.apply_update(self.steps, list(coefficients))
+        numbers = checked_coefficients(coefficients, self.config.num_directions)
+        if numbers:
+            self.session.apply_update(self.steps, numbers)
         self.steps += 1
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -212,7 +223,7 @@ class Run:
         return save_peft(
             self.weights(),
             self.config,
-            directory,
+            checked_path("save: directory", directory),
             base_model=self.session.model_path or None,
             alora_invocation_tokens=(
                 self.invocation.tokens if self.config.prefix == "activated" else None
@@ -266,7 +277,9 @@ def attach(engine: Any, config: MezoConfig | None = None, *, tokenizer: Any = No
         engine: an ``sglang.Engine`` started with ``enable_lora=True`` (see `mezo.launch_engine`),
             or a Hugging Face causal language model.
         config: the adapter and the estimator; default ``MezoConfig()``.
-        tokenizer: for a Hugging Face model: its tokenizer, if batches hold text.
+        tokenizer: the model's tokenizer, for batches that hold text. A Hugging Face model needs
+            one; an SGLang engine has its own unless it was started with skip_tokenizer_init, and
+            takes this one instead.
 
     Returns:
         The run.
@@ -275,9 +288,10 @@ def attach(engine: Any, config: MezoConfig | None = None, *, tokenizer: Any = No
         ValueError: the engine's LoRA pool is too small for the adapter (rank, modules, slots).
         NotImplementedError: the engine runs in a mode that MeZO does not support.
         RuntimeError: the mezo plugin is not loaded in the engine's scheduler processes.
-        TypeError: ``engine`` is neither of the two.
+        TypeError: ``engine`` is neither of the two, or ``config`` or ``tokenizer`` is none.
     """
-    config = config or MezoConfig()
+    config = checked_config("attach", config)
+    checked_tokenizer(tokenizer)
     session: Session
     if isinstance(engine, torch.nn.Module):
         from mezo.engines.transformers import TransformersSession
@@ -286,13 +300,22 @@ def attach(engine: Any, config: MezoConfig | None = None, *, tokenizer: Any = No
     elif hasattr(engine, "collective_rpc") and hasattr(engine, "server_args"):
         from mezo.sglang.session import SglangSession
 
-        session = SglangSession(engine, config)
+        session = SglangSession(engine, config, tokenizer)
     else:
         raise TypeError(
             "attach: engine must be an sglang.Engine or a Hugging Face causal language model, "
             f"got {type(engine).__name__}; make one with mezo.launch_engine(model_path, config)."
         )
     return Run(session, config)
+
+
+def checked_run(what: str, run: Any) -> Run:
+    """Return ``run``, or raise TypeError where it is none."""
+    if not isinstance(run, Run):
+        raise TypeError(
+            f"{what}: run must be a mezo.Run, got {shown(run)}; make one with mezo.attach(engine)."
+        )
+    return run
 
 
 def step(
@@ -320,7 +343,7 @@ def step(
         function of (seed, batches), and theta of (seed, coefficients), bit for bit.
     Source: Malladi et al. 2023 (arXiv 2305.17333), Algorithm 1.
     """
-    return run.step(batch, lr=lr, throw=throw)
+    return checked_run("step", run).step(batch, lr=lr, throw=throw)
 
 
 def _result(number: int, reply: StepReply, total_s: float) -> StepResult:

@@ -44,7 +44,7 @@ class TaskSettings:
         max_prompt_tokens: training examples with longer prompts are left out; None keeps all.
         eval_examples: held-out examples (of any length) to evaluate on.
         eval_every: steps between evaluations, or None for before and after only.
-        threads: CPU hosts: threads of the engine.
+        threads: CPU hosts: threads of the engine; None: see `launch_engine`.
 
     Raises:
         ValueError: an unknown task or engine, or a number below 1.
@@ -63,7 +63,7 @@ class TaskSettings:
     max_prompt_tokens: int | None = None
     eval_examples: int = 200
     eval_every: int | None = None
-    threads: int = 1
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         tasks.get(self.task)

@@ -207,6 +207,7 @@ def finetune(
                 batches,
                 num_steps=num_steps,
                 config=config,
+                tokenizer=tokenizer,
                 output=output,
                 **trainer_args,
             )

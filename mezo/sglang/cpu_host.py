@@ -18,12 +18,14 @@ import importlib.util
 import os
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from mezo._host import declare_torchvision_schemas
 
+_CGROUP = Path("/sys/fs/cgroup")
 _PINNING_FACTORIES = ("tensor", "empty", "zeros", "arange")
 
 
@@ -39,6 +41,21 @@ def prepare_import() -> None:
     os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
     declare_torchvision_schemas()
     stub_sgl_kernel()
+
+
+def free_memory() -> int:
+    """Bytes that may still be taken here: of the host, and of this process's control group."""
+    import psutil  # type: ignore[import-untyped]
+
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())  # "max" where there is none
+        used = int((_CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return free
+    # Cached files count as used and are dropped when memory is wanted.
+    return min(free, max(limit - used + int(stat.get("inactive_file", 0)), 0))
 
 
 def stub_sgl_kernel() -> None:

@@ -1,0 +1,85 @@
+"""Arguments that SGLang would refuse after its processes have started, refused before."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from mezo._inputs import checked_integer, require, shown
+from mezo.sglang.checkpoint import Checkpoint
+
+_DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
+_KV_DTYPES = ("auto", "bf16", "bfloat16")
+# What a CPU host runs; "mezo" is ours, around SGLang's choice.
+_ATTENTION = ("torch_native", "intel_amx", "flex_attention", "mezo")
+_INTERPRETED = ("triton",)  # with TRITON_INTERPRET=1
+
+
+def check_args(args: Mapping[str, Any]) -> None:
+    """Raise ValueError for a name that SGLang's ServerArgs do not have."""
+    from sglang.srt.server_args import ServerArgs
+
+    fields = getattr(ServerArgs, "__struct_fields__", None)  # msgspec's, in newer versions
+    names = fields or [field.name for field in dataclasses.fields(ServerArgs)]
+    for name in args:
+        near = difflib.get_close_matches(name, names, n=1)
+        require(
+            name in names,
+            f"launch_engine: server_args must be arguments of sglang.Engine, got {name!r}; "
+            f"{f'is {near[0]!r} meant?' if near else 'see sglang.srt.server_args.ServerArgs'}",
+        )
+
+
+def check_cpu_args(args: Mapping[str, Any], checkpoint: Checkpoint | None) -> None:
+    """Raise for what SGLang has no code for on a CPU host, or would fail at when it starts.
+
+    Raises:
+        ValueError: a dtype that SGLang does not know, or tensor-parallel ranks that the heads
+            cannot be divided among.
+        NotImplementedError: quantisation, a dtype of the KV cache or an attention backend that
+            there is on GPUs only.
+    """
+    dtype = args.get("dtype")
+    require(
+        isinstance(dtype, str) and dtype in _DTYPES,
+        f"launch_engine: dtype must be one of {_DTYPES}, got {shown(dtype)}; take 'float32' on "
+        "CPU hosts.",
+    )
+    quantised = args.get("quantization")
+    if quantised is None and checkpoint is not None:
+        found = checkpoint.config.get("quantization_config")
+        quantised = found.get("quant_method", "some method") if isinstance(found, dict) else None
+    backend = args.get("attention_backend")
+    attention = (*_ATTENTION, *(_INTERPRETED if os.environ.get("TRITON_INTERPRET") == "1" else ()))
+    for name, value, is_fine, remedy in (
+        ("quantization", quantised, quantised is None, "take the model's unquantised weights"),
+        (
+            "kv_cache_dtype",
+            args.get("kv_cache_dtype"),
+            args.get("kv_cache_dtype") in (None, *_KV_DTYPES),
+            f"take one of {_KV_DTYPES}",
+        ),
+        (
+            "attention_backend",
+            backend,
+            backend is None or backend in attention,
+            f"take one of {attention}",
+        ),
+    ):
+        if not is_fine:
+            raise NotImplementedError(
+                f"launch_engine: {name} must be one that SGLang has on CPU hosts, got "
+                f"{shown(value)}; {remedy}."
+            )
+    ranks = checked_integer(
+        "launch_engine: tp_size", args.get("tp_size", 1), 1, None, "an integer >= 1", "take 1"
+    )
+    heads = 0 if checkpoint is None else checkpoint.heads
+    require(
+        heads % ranks == 0,
+        f"launch_engine: tp_size must divide the model's {heads} attention heads, got {ranks}; "
+        "take 1 or a divisor.",
+    )
