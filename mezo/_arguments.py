@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mezo._inputs import as_list, checked_integer, checked_number, require, shown
+from mezo._inputs import as_list, checked_integer, checked_number, number, require, shown
 from mezo.config import MezoConfig
+from mezo.data import Batch, EncodedBatch
 
 
 def checked_config(what: str, config: Any) -> MezoConfig:
@@ -38,6 +40,35 @@ def checked_path(what: str, path: Any) -> Path:
     return Path(path)
 
 
+def checked_batches(what: str, batches: Any) -> Any:
+    """Return an iterable of batches; TypeError for one batch, a text, a mapping or no iterable."""
+    is_one = isinstance(batches, (str, bytes, Mapping, Batch, EncodedBatch))
+    if is_one or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"{what} must be an iterable of mezo.Batch, got {shown(batches)}; put batches into a "
+            "list, or repeat one with itertools.repeat(batch)."
+        )
+    return batches
+
+
+def check_trainer(
+    batches: Any, held_out: Any, callbacks: Any, num_steps: Any, eval_every: Any
+) -> None:
+    """Raise for arguments of `MeZOTrainer` that are of the wrong type."""
+    checked_batches("MeZOTrainer: batches", batches)
+    checked_batches("MeZOTrainer: held_out", held_out)
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise TypeError(
+            f"MeZOTrainer: callbacks must be a list of functions, got {shown(callbacks)}; "
+            "put one into a list."
+        )
+    for name, value in (("num_steps", num_steps), ("eval_every", eval_every)):
+        require(
+            isinstance(number(value), int) or (name == "eval_every" and value is None),
+            f"MeZOTrainer: {name} must be an integer, got {shown(value)}; pass a positive one.",
+        )
+
+
 def checked_lr(lr: Any) -> float:
     """A step's learning rate as a number, or ValueError."""
     remedy = "pass a number, not text" if isinstance(lr, str) else "pass None for config.lr"
@@ -52,7 +83,7 @@ def checked_eps(eps: Any) -> float:
 
 def checked_offset(offset: Any, steps: int) -> int:
     """Steps from the next one, whose number must be one; or ValueError."""
-    expected, remedy = "an integer >= 0", "take 0 for the next step's directions"
+    expected, remedy = f"an integer of at least {-steps}", "take 0 for the next step's directions"
     return checked_integer("measure: offset", offset, -steps, 2**32 - steps, expected, remedy)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mezo._arguments import checked_batches
+
 if TYPE_CHECKING:
     from mezo._step import Run
     from mezo.data import Batch
@@ -47,7 +49,12 @@ def prefix_bias(run: Run, batches: Iterable[Batch]) -> PrefixBias:
 
     Raises:
         ValueError: a run in another prefix mode, or no batch.
+        TypeError: ``run`` is no run, or ``batches`` no iterable of batches.
     """
+    from mezo._step import checked_run
+
+    checked_run("prefix_bias", run)
+    checked_batches("prefix_bias: batches", batches)
     if run.config.prefix != "detached":
         raise ValueError(
             f"prefix_bias: run must have prefix 'detached', got {run.config.prefix!r}; "

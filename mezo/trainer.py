@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mezo._step import EvalResult, Run, StepResult, StepStatus, attach
+from mezo._arguments import check_trainer, checked_config, checked_path
+from mezo._step import EvalResult, Run, StepResult, StepStatus, attach, checked_run
 from mezo.config import MezoConfig
 from mezo.data import Batch
 from mezo.spsa import learning_rate
@@ -88,6 +89,8 @@ class MeZOTrainer:
         eval_every: int | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        checked_run("MeZOTrainer", run)
+        check_trainer(batches, held_out, callbacks, num_steps, eval_every)
         if num_steps < 1 or (eval_every is not None and eval_every < 1):
             raise ValueError(
                 "MeZOTrainer: num_steps and eval_every must be at least 1, got "
@@ -196,7 +199,9 @@ def finetune(
     Returns:
         The summary.
     """
-    config = config or MezoConfig()
+    config = checked_config("finetune", config)
+    if output is not None:
+        checked_path("finetune: output", output)
     if isinstance(engine, (str, Path)):
         from mezo.sglang.launch import launch_engine
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from mezo._inputs import checked_integer, require, shown
 from mezo.sglang.checkpoint import Checkpoint
+from mezo.sglang.cpu_host import has_sgl_kernel
 
 _DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 _KV_DTYPES = ("auto", "bf16", "bfloat16")
@@ -39,8 +40,8 @@ def check_cpu_args(args: Mapping[str, Any], checkpoint: Checkpoint | None) -> No
     Raises:
         ValueError: a dtype that SGLang does not know, or tensor-parallel ranks that the heads
             cannot be divided among.
-        NotImplementedError: quantisation, a dtype of the KV cache or an attention backend that
-            there is on GPUs only.
+        NotImplementedError: quantisation or a dtype of the KV cache that needs SGLang's compiled
+            kernels, an attention backend that there is on GPUs only.
     """
     dtype = args.get("dtype")
     require(
@@ -48,8 +49,8 @@ def check_cpu_args(args: Mapping[str, Any], checkpoint: Checkpoint | None) -> No
         f"launch_engine: dtype must be one of {_DTYPES}, got {shown(dtype)}; take 'float32' on "
         "CPU hosts.",
     )
-    quantised = args.get("quantization")
-    if quantised is None and checkpoint is not None:
+    quantised = None if has_sgl_kernel() else args.get("quantization")
+    if quantised is None and not has_sgl_kernel() and checkpoint is not None:
         found = checkpoint.config.get("quantization_config")
         quantised = found.get("quant_method", "some method") if isinstance(found, dict) else None
     backend = args.get("attention_backend")
@@ -59,7 +60,7 @@ def check_cpu_args(args: Mapping[str, Any], checkpoint: Checkpoint | None) -> No
         (
             "kv_cache_dtype",
             args.get("kv_cache_dtype"),
-            args.get("kv_cache_dtype") in (None, *_KV_DTYPES),
+            has_sgl_kernel() or args.get("kv_cache_dtype") in (None, *_KV_DTYPES),
             f"take one of {_KV_DTYPES}",
         ),
         (

@@ -26,6 +26,7 @@ import torch
 from mezo._host import declare_torchvision_schemas
 
 _CGROUP = Path("/sys/fs/cgroup")
+_STUB_VERSION = "0.0.0"
 _PINNING_FACTORIES = ("tensor", "empty", "zeros", "arange")
 
 
@@ -64,10 +65,18 @@ def stub_sgl_kernel() -> None:
         return
     stub = types.ModuleType("sgl_kernel", "Stand-in for SGLang's compiled kernels on a CPU host.")
     stub.__spec__ = importlib.util.spec_from_loader("sgl_kernel", loader=None)
-    stub.__version__ = "0.0.0"  # type: ignore[attr-defined]
+    stub.__version__ = _STUB_VERSION  # type: ignore[attr-defined]
     stub.__path__ = []  # type: ignore[attr-defined]
     stub.__getattr__ = _missing_kernel  # type: ignore[method-assign]
     sys.modules["sgl_kernel"] = stub
+
+
+def has_sgl_kernel() -> bool:
+    """Whether SGLang's compiled kernels are installed, not our stand-in."""
+    module = sys.modules.get("sgl_kernel")
+    if module is not None:
+        return getattr(module, "__version__", None) != _STUB_VERSION
+    return importlib.util.find_spec("sgl_kernel") is not None
 
 
 def _missing_kernel(name: str) -> Any:
