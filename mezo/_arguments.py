@@ -103,4 +103,4 @@ def checked_coefficients(coefficients: Any, num_directions: int) -> list[float]:
     ]
 
 
-_FINITE = "a finite number"
+_FINITE = "finite in fp32"

@@ -14,9 +14,9 @@ from mezo.sglang.cpu_host import has_sgl_kernel
 
 _DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 _KV_DTYPES = ("auto", "bf16", "bfloat16")
-# What a CPU host runs; "mezo" is ours, around SGLang's choice.
+# What a CPU host runs; "mezo" is ours, around SGLang's choice. Triton's interpreter runs its own.
 _ATTENTION = ("torch_native", "intel_amx", "flex_attention", "mezo")
-_INTERPRETED = ("triton",)  # with TRITON_INTERPRET=1
+_LORA = ("torch_native",)
 
 
 def check_args(args: Mapping[str, Any]) -> None:
@@ -41,7 +41,7 @@ def check_cpu_args(args: Mapping[str, Any], checkpoint: Checkpoint | None) -> No
         ValueError: a dtype that SGLang does not know, or tensor-parallel ranks that the heads
             cannot be divided among.
         NotImplementedError: quantisation or a dtype of the KV cache that needs SGLang's compiled
-            kernels, an attention backend that there is on GPUs only.
+            kernels, an attention or LoRA backend that there is on GPUs only.
     """
     dtype = args.get("dtype")
     require(
@@ -54,7 +54,9 @@ def check_cpu_args(args: Mapping[str, Any], checkpoint: Checkpoint | None) -> No
         found = checkpoint.config.get("quantization_config")
         quantised = found.get("quant_method", "some method") if isinstance(found, dict) else None
     backend = args.get("attention_backend")
-    attention = (*_ATTENTION, *(_INTERPRETED if os.environ.get("TRITON_INTERPRET") == "1" else ()))
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    attention = (*_ATTENTION, "triton") if is_interpreted else _ATTENTION
+    lora = (*_LORA, "triton", "csgmv") if is_interpreted else _LORA
     for name, value, is_fine, remedy in (
         ("quantization", quantised, quantised is None, "take the model's unquantised weights"),
         (
@@ -68,6 +70,12 @@ def check_cpu_args(args: Mapping[str, Any], checkpoint: Checkpoint | None) -> No
             backend,
             backend is None or backend in attention,
             f"take one of {attention}",
+        ),
+        (
+            "lora_backend",
+            args.get("lora_backend"),
+            args.get("lora_backend") in (None, *lora),
+            f"take one of {lora}",
         ),
     ):
         if not is_fine:

@@ -63,7 +63,7 @@ def test_defaults_and_normalisation():
         ({"target_modules": None}, "target_modules must be a non-empty list .* got None"),
         (
             {"target_modules": "q_proj, v_proj"},
-            r"got 'q_proj, v_proj'; pass the list \['q_proj', 'v",
+            r"got 'q_proj, v_proj'; pass the list \['q_proj'",
         ),
         ({"target_modules": "all-linear"}, "got 'all-linear'; name the modules .* q_proj, k_proj"),
         ({"target_modules": ["all-linear"]}, "name the modules that PEFT finds by itself"),
