@@ -58,7 +58,10 @@ class Checkpoint:
             "v_proj": hidden + keys,
             "o_proj": queries + hidden,
         }
-        sides |= dict.fromkeys(("gate_proj", "up_proj", "down_proj", "fc1", "fc2"), hidden + inner)
+        sides |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), hidden + inner)
+        if "all" in modules:  # SGLang's word
+            modules = tuple(sides)
+        sides |= dict.fromkeys(("fc1", "fc2"), hidden + inner)
         whole = {
             name
             for module in modules

@@ -19,8 +19,8 @@ from mezo._inputs import checked_integer
 from mezo.config import MezoConfig
 from mezo.engines import available
 from mezo.sglang.checkpoint import read_checkpoint
-from mezo.sglang.cpu_args import check_args, check_cpu_args
 from mezo.sglang.cpu_host import free_memory, is_cpu_host, prepare_import
+from mezo.sglang.server_arguments import check_args, check_cpu_args, plain_numbers
 from mezo.sglang.sizing import check_one_row, cpu_sizes, slots_needed
 
 # The settings under which SGLang runs on a CPU without AMX; every one may be overridden.
@@ -88,7 +88,7 @@ def launch_engine(
     }
     if is_cpu_host():
         args |= _CPU_ARGS
-    args |= server_args
+    args = plain_numbers(args | server_args)
     tokens = [args[n] for n in ("max_total_tokens", "max_prefill_tokens") if args.get(n)]
     check_one_row(
         "launch_engine",

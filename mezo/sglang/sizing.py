@@ -111,6 +111,7 @@ class _Need:
         slots = int(args.get("max_loras_per_batch") or slots_needed(config))
         rank = int(args.get("max_lora_rank") or config.rank)
         modules = args.get("lora_target_modules") or config.target_modules
+        modules = (modules,) if isinstance(modules, str) else modules
         self._weights = checkpoint.weight_bytes(item)
         # Every slot is there twice: in the pool, and as the fp32 adapter that SGLang keeps.
         self._slots = slots * checkpoint.adapter_elements(rank, modules) * (item + 4)

@@ -19,8 +19,8 @@ from tiny import LINEARS, save_tiny_model
 import mezo
 from mezo.sglang import cpu_host
 from mezo.sglang.checkpoint import read_checkpoint
-from mezo.sglang.cpu_args import check_cpu_args
 from mezo.sglang.launch import _cpu_environment, _environment
+from mezo.sglang.server_arguments import check_cpu_args
 from mezo.sglang.sizing import check_one_row, cpu_sizes
 
 pytestmark = [
@@ -219,6 +219,8 @@ BAD_ARGS = {
         "tp_size must divide the model's 4 .* got 3",
     ),
     "ranks as text": ({"tp_size": "2"}, ValueError, "tp_size must be an integer >= 1, got '2'"),
+    "memory": ({"mem_fraction_static": 1.5}, ValueError, "mem_fraction_static .* 0 and 1, got 1.5"),
+    "requests as text": ({"max_running_requests": "9"}, ValueError, "max_running_.* got '9'"),
     "requests": (
         {"max_running_requests": 1},
         ValueError,

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from mezo._inputs import checked_integer, require, shown
+from mezo._inputs import checked_integer, checked_number, require, shown
 from mezo.sglang.checkpoint import Checkpoint
 from mezo.sglang.cpu_host import has_sgl_kernel
 
@@ -17,6 +17,14 @@ _KV_DTYPES = ("auto", "bf16", "bfloat16")
 # What a CPU host runs; "mezo" is ours, around SGLang's choice. Triton's interpreter runs its own.
 _ATTENTION = ("torch_native", "intel_amx", "flex_attention", "mezo")
 _LORA = ("torch_native",)
+_COUNTS = (
+    "max_lora_rank",
+    "max_loras_per_batch",
+    "max_prefill_tokens",
+    "max_running_requests",
+    "max_total_tokens",
+    "tp_size",
+)
 
 
 def check_args(args: Mapping[str, Any]) -> None:
@@ -32,6 +40,28 @@ def check_args(args: Mapping[str, Any]) -> None:
             f"launch_engine: server_args must be arguments of sglang.Engine, got {name!r}; "
             f"{f'is {near[0]!r} meant?' if near else 'see sglang.srt.server_args.ServerArgs'}",
         )
+
+
+def plain_numbers(args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments, with the numbers that are reckoned with here as Python's own.
+
+    Raises:
+        ValueError: one of them is no number, or out of range.
+    """
+    numbers: dict[str, float] = {}
+    for name in _COUNTS:
+        if args.get(name) is not None:
+            what, remedy = f"launch_engine: {name}", "pass a positive number, or leave it out"
+            numbers[name] = checked_integer(what, args[name], 1, None, "an integer >= 1", remedy)
+    if args.get("mem_fraction_static") is not None:
+        numbers["mem_fraction_static"] = checked_number(
+            "launch_engine: mem_fraction_static",
+            args["mem_fraction_static"],
+            lambda x: 0 < x < 1,
+            "a number between 0 and 1",
+            "leave it out, and it follows from the model's size",
+        )
+    return {**args, **numbers}
 
 
 def check_cpu_args(args: Mapping[str, Any], checkpoint: Checkpoint | None) -> None:
@@ -83,9 +113,7 @@ def check_cpu_args(args: Mapping[str, Any], checkpoint: Checkpoint | None) -> No
                 f"launch_engine: {name} must be one that SGLang has on CPU hosts, got "
                 f"{shown(value)}; {remedy}."
             )
-    ranks = checked_integer(
-        "launch_engine: tp_size", args.get("tp_size", 1), 1, None, "an integer >= 1", "take 1"
-    )
+    ranks = int(args.get("tp_size") or 1)
     heads = 0 if checkpoint is None else checkpoint.heads
     require(
         heads % ranks == 0,
