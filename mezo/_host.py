@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+logger = logging.getLogger(__name__)
 _library: Any = None
 
 
@@ -30,6 +32,28 @@ def declare_torchvision_schemas() -> None:
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _library = library  # the schemas live as long as this object
+
+
+def fp32_products() -> str | None:
+    """What torch computes fp32 products on the CPU in, if that is not fp32: "bf16" or "tf32".
+
+    `torch.set_float32_matmul_precision` sets it, and newer switches of `torch.backends`.
+    """
+    matmul: Any = torch.backends.mkldnn
+    setting = getattr(getattr(matmul, "matmul", None), "fp32_precision", "none")
+    return None if setting in ("none", "ieee") else str(setting)
+
+
+def warn_of_products(setting: str | None, where: str) -> None:
+    """Say once at attach that fp32 is not computed in fp32."""
+    if setting is not None:
+        logger.warning(
+            "attach: fp32 products must be fp32 on a CPU host, got %s in %s, which is off by up to "
+            "1e-3 and drowns the difference of a small eps; call "
+            "torch.set_float32_matmul_precision('highest') there",
+            setting,
+            where,
+        )
 
 
 def _loads(path: Path) -> bool:

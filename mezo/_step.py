@@ -11,6 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mezo._arguments import (
+    checked_coefficients,
+    checked_config,
+    checked_eps,
+    checked_lr,
+    checked_offset,
+    checked_path,
+    checked_tokenizer,
+)
+from mezo._inputs import require, shown
 from mezo.adapter import save_peft
 from mezo.config import MezoConfig
 from mezo.core import StepReply, StepRequest
@@ -62,6 +72,11 @@ class Run:
         """Turn a batch into token rows, checking it against the engine's limits."""
         if isinstance(batch, EncodedBatch):
             return batch
+        require(
+            isinstance(batch, Batch),
+            f"run: batch must be a mezo.Batch, got {shown(batch)}; "
+            "make one with mezo.Batch(prompts=..., completions=...) or options and labels.",
+        )
         encoded = encode(
             batch,
             self.session.tokenizer,
@@ -81,7 +96,7 @@ class Run:
     ) -> StepResult:
         """Take one step; see `mezo.step`."""
         started = time.perf_counter()
-        rate = self.config.lr if lr is None else lr
+        rate = self.config.lr if lr is None else checked_lr(lr)
         encoded = self.encode(batch)
         with self._ready():
             number = self.steps
@@ -135,10 +150,10 @@ class Run:
     ) -> StepResult:
         """`pair_losses` along the directions of the step ``offset`` behind the next one."""
         started = time.perf_counter()
-        scale = self.config.eps if eps is None else eps
+        scale = self.config.eps if eps is None else checked_eps(eps)
         encoded = self.encode(batch)
         with self._ready():
-            number = self.steps + offset
+            number = self.steps + checked_offset(offset, self.steps)
             reply = self.session.step(self.request(encoded, step=number, eps=scale))
         result = _result(number, reply, time.perf_counter() - started)
         self._watch(result, eps=scale, dtype=reply.slot_dtype)
@@ -158,14 +173,9 @@ class Run:
         Args:
             coefficients: one a direction; an empty list is a skipped step.
         """
-        if len(coefficients) not in (0, self.config.num_directions):
-            raise ValueError(
-                "apply_update: coefficients must have one entry for each of the "
-                f"{self.config.num_directions} directions, got {len(coefficients)}; "
-                "pass StepResult.coefficients."
-            )
+        numbers = checked_coefficients(coefficients, self.config.num_directions)
         with self._ready(), self._numbered():
-            self.session.apply_update(self.steps, list(coefficients))
+            self.session.apply_update(self.steps, numbers)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the current adapter, {canonical name: fp32 tensor on the CPU}."""
@@ -177,7 +187,7 @@ class Run:
         return save_peft(
             self.weights(),
             self.config,
-            directory,
+            checked_path("save: directory", directory),
             base_model=self.session.model_path or None,
             alora_invocation_tokens=(
                 self.invocation.tokens if self.config.prefix == "activated" else None
@@ -252,7 +262,9 @@ def attach(engine: Any, config: MezoConfig | None = None, *, tokenizer: Any = No
         engine: an ``sglang.Engine`` started with ``enable_lora=True`` (see `mezo.launch_engine`),
             or a Hugging Face causal language model.
         config: the adapter and the estimator; default ``MezoConfig()``.
-        tokenizer: for a Hugging Face model: its tokenizer, if batches hold text.
+        tokenizer: the model's tokenizer, for batches that hold text. A Hugging Face model needs
+            one; an SGLang engine has its own unless it was started with skip_tokenizer_init, and
+            takes this one instead.
 
     Returns:
         The run.
@@ -261,9 +273,10 @@ def attach(engine: Any, config: MezoConfig | None = None, *, tokenizer: Any = No
         ValueError: the engine's LoRA pool is too small for the adapter (rank, modules, slots).
         NotImplementedError: the engine runs in a mode that MeZO does not support.
         RuntimeError: the mezo plugin is not loaded in the engine's scheduler processes.
-        TypeError: ``engine`` is neither of the two.
+        TypeError: ``engine`` is neither of the two, or ``config`` or ``tokenizer`` is none.
     """
-    config = config or MezoConfig()
+    config = checked_config("attach", config)
+    checked_tokenizer(tokenizer)
     session: Session
     if isinstance(engine, torch.nn.Module):
         from mezo.engines.transformers import TransformersSession
@@ -272,7 +285,7 @@ def attach(engine: Any, config: MezoConfig | None = None, *, tokenizer: Any = No
     elif hasattr(engine, "collective_rpc") and hasattr(engine, "server_args"):
         from mezo.sglang.session import SglangSession
 
-        session = SglangSession(engine, config)
+        session = SglangSession(engine, config, tokenizer)
     else:
         raise TypeError(
             "attach: engine must be an sglang.Engine or a Hugging Face causal language model, "
@@ -283,6 +296,15 @@ def attach(engine: Any, config: MezoConfig | None = None, *, tokenizer: Any = No
     except BaseException:
         session.close()  # or the model would keep an adapter that nobody holds
         raise
+
+
+def checked_run(what: str, run: Any) -> Run:
+    """Return ``run``, or raise TypeError where it is none."""
+    if not isinstance(run, Run):
+        raise TypeError(
+            f"{what}: run must be a mezo.Run, got {shown(run)}; make one with mezo.attach(engine)."
+        )
+    return run
 
 
 def step(
@@ -312,7 +334,7 @@ def step(
         function of (seed, batches), and theta of (seed, coefficients), bit for bit.
     Source: Malladi et al. 2023 (arXiv 2305.17333), Algorithm 1.
     """
-    return run.step(batch, lr=lr, throw=throw)
+    return checked_run("step", run).step(batch, lr=lr, throw=throw)
 
 
 def _result(number: int, reply: StepReply, total_s: float) -> StepResult:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mezo._arguments import checked_batches
 from mezo.results import StepStatus, raise_for
 
 if TYPE_CHECKING:
@@ -50,7 +51,12 @@ def prefix_bias(run: Run, batches: Iterable[Batch]) -> PrefixBias:
     Raises:
         ValueError: a run in another prefix mode, or no batch.
         NonfiniteLossError: a loss is not finite, so that there is nothing to compare.
+        TypeError: ``run`` is no run, or ``batches`` no iterable of batches.
     """
+    from mezo._step import checked_run
+
+    checked_run("prefix_bias", run)
+    checked_batches("prefix_bias: batches", batches)
     if run.config.prefix != "detached":
         raise ValueError(
             f"prefix_bias: run must have prefix 'detached', got {run.config.prefix!r}; "

@@ -63,7 +63,9 @@ def train(
     eval_every: Annotated[
         int | None, typer.Option(help="Steps between evaluations; default before and after only.")
     ] = None,
-    threads: Annotated[int, typer.Option(help="CPU hosts: threads of the engine.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU hosts: engine threads; default OMP_NUM_THREADS, else 1.")
+    ] = None,
 ) -> None:
     """Train an adapter on a task, and evaluate it before and after."""
     try:

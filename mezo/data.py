@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mezo._batch import Text, is_option_list, label_of, listed, option_lists, texts
 from mezo.objectives import Targets
-
-Text = str | Sequence[int]
 
 # Names of adapter slots besides the perturbed ones.
 THETA = "theta"
@@ -19,16 +18,20 @@ BASE = "base"
 class Batch:
     """Prompts with one completion each, or with labelled options; as text or as token ids.
 
+    Lists may be lists, tuples, iterators, NumPy arrays, torch tensors or Series of pandas. They are
+    stored as lists of plain Python values.
+
     Args:
         prompts: N prompts.
         completions: N completions (loss: mean negative log-likelihood of their tokens), or None.
         options: the M options shared by all prompts, or N lists of options (loss: cross-entropy
             over the options' mean token log-likelihoods), or None.
-        labels: with ``options``: N indices of the right option.
+        labels: with ``options``: N indices of the right option; False is 0, True and 1.0 are 1.
 
     Raises:
         ValueError: no prompt, lengths that do not match, both or neither of completions and
-            options, fewer than two options, a label that names no option.
+            options, fewer than two options, a label that names no option, an entry of the wrong
+            type; the sentence names the field and the entry.
 
     Example:
         >>> Batch(prompts=["2 + 2 ="], completions=[" 4"])
@@ -41,6 +44,7 @@ class Batch:
     labels: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        self._set("prompts", texts("prompts", self.prompts))
         n = len(self.prompts)
         if n == 0:
             raise ValueError(
@@ -53,6 +57,7 @@ class Batch:
                 "train on text or options=[...] and labels=[...] to train a classifier."
             )
         if self.completions is not None:
+            self._set("completions", texts("completions", self.completions))
             _same_length("completions", self.completions, n)
             if self.labels is not None:
                 raise ValueError(
@@ -60,23 +65,26 @@ class Batch:
                     "drop labels or pass options."
                 )
             return
+        self._set("options", option_lists(self.options))
         if self.labels is None:
             raise ValueError(
                 "Batch: options must come with labels, got none; "
                 "pass the index of the right option of each prompt."
             )
-        _same_length("labels", self.labels, n)
-        for i, (options, label) in enumerate(zip(self._options(), self.labels, strict=True)):
-            if len(options) < 2:
+        labels = listed("labels", self.labels)
+        _same_length("labels", labels, n)
+        sizes = [len(options) for options in self._options()]
+        for i, size in enumerate(sizes):
+            if size < 2:
                 raise ValueError(
-                    f"Batch: prompt {i} must have at least 2 options, got {len(options)}; "
+                    f"Batch: prompt {i} must have at least 2 options, got {size}; "
                     "use completions for a single one."
                 )
-            if not 0 <= label < len(options):
-                raise ValueError(
-                    f"Batch: labels[{i}] must name one of the {len(options)} options, got {label}; "
-                    f"pass an index in 0..{len(options) - 1}."
-                )
+        pairs = zip(labels, sizes, strict=True)
+        self._set("labels", [label_of(i, label, size) for i, (label, size) in enumerate(pairs)])
+
+    def _set(self, field: str, value: object) -> None:
+        object.__setattr__(self, field, value)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -85,10 +93,7 @@ class Batch:
         """The options of each prompt."""
         assert self.options is not None
         options = list(self.options)
-        is_nested = bool(options) and all(
-            not isinstance(o, str) and len(o) > 0 and not isinstance(o[0], int) for o in options
-        )
-        if not is_nested:
+        if not any(is_option_list(option) for option in options):
             return [options for _ in self.prompts]  # type: ignore[misc]
         _same_length("options", options, len(self.prompts))
         return [list(o) for o in options]  # type: ignore[arg-type]

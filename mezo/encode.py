@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mezo.data import BASE, THETA, Batch, EncodedBatch, Rows, Text
+from mezo._inputs import Text
+from mezo.data import BASE, THETA, Batch, EncodedBatch, Rows
 from mezo.objectives import Targets
 from mezo.texts import Texts, Tokens, tokenise, tokens_in_context
 

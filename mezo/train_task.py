@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mezo import assets, tasks
+from mezo._inputs import require
 from mezo._step import Run, attach
-from mezo.config import MezoConfig, require
+from mezo.config import MezoConfig
 from mezo.data import Batch
 from mezo.saving import check_output, closing, train_and_save
 from mezo.task_files import TaskLog, can_plot, closing_words, leave_files, record_of
@@ -41,7 +42,7 @@ class TaskSettings:
         max_prompt_tokens: training examples with longer prompts are left out; None keeps all.
         eval_examples: held-out examples (of any length) to evaluate on.
         eval_every: steps between evaluations, or None for before and after only.
-        threads: CPU hosts: threads of the engine.
+        threads: CPU hosts: threads of the engine; None: see `launch_engine`.
 
     Raises:
         ValueError: an unknown task or engine, or a number below 1.
@@ -60,7 +61,7 @@ class TaskSettings:
     max_prompt_tokens: int | None = None
     eval_examples: int = 200
     eval_every: int | None = None
-    threads: int = 1
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         tasks.get(self.task)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import operator
 import time
 from collections.abc import Callable, Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
-from mezo._step import Run, attach
+from mezo._arguments import check_trainer, checked_config, checked_path
+from mezo._step import Run, attach, checked_run
 from mezo.config import MezoConfig, require
 from mezo.data import Batch, EncodedBatch
 from mezo.results import EvalResult, StepResult
@@ -77,7 +77,8 @@ class MeZOTrainer:
         eval_every: int | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        check_loop(batches, num_steps, schedule, eval_every)
+        checked_run("MeZOTrainer", run)
+        check_loop(batches, num_steps, schedule, eval_every, held_out, callbacks)
         self.run = run
         self.num_steps = num_steps
         self.batches = batches
@@ -176,40 +177,31 @@ class MeZOTrainer:
 
 
 def check_loop(
-    batches: object, num_steps: int, schedule: str = "constant", eval_every: int | None = None
+    batches: Any,
+    num_steps: Any,
+    schedule: str = "constant",
+    eval_every: Any = None,
+    held_out: Any = (),
+    callbacks: Any = (),
 ) -> None:
     """Check a training loop's arguments as far as that goes without a run.
 
     Raises:
         ValueError, TypeError: see `MeZOTrainer`.
     """
-    for value in (num_steps, 1 if eval_every is None else eval_every):
-        require(
-            _is_integer(value) and value >= 1,
-            "MeZOTrainer: num_steps and eval_every must be at least 1, got "
-            f"{num_steps} and {eval_every}; pass positive integers.",
-        )
+    check_trainer(batches, held_out, callbacks, num_steps, eval_every)
+    require(
+        num_steps >= 1 and (eval_every is None or eval_every >= 1),
+        "MeZOTrainer: num_steps and eval_every must be at least 1, got "
+        f"{num_steps} and {eval_every}; pass positive integers.",
+    )
     learning_rate(1.0, 0, num_steps, schedule)  # an unknown schedule raises here
-    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
-        raise TypeError(
-            f"MeZOTrainer: batches must be an iterable of batches, got {type(batches).__name__}; "
-            "pass a list or a generator, or itertools.repeat(batch) to train on one batch."
-        )
     length = _length(batches)
     require(
         length is None or length >= num_steps,
         f"MeZOTrainer: batches must hold at least {num_steps} batches, got {length}; repeat the "
         "data or lower num_steps.",
     )
-
-
-def _is_integer(value: object) -> bool:
-    """Whether a value can stand for an int without loss."""
-    try:
-        operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return True
 
 
 def _length(batches: object) -> int | None:
@@ -272,10 +264,10 @@ def finetune(
             taken until then is saved (a log line says where), or kept in
             ``error.partial_training.weights`` if there is no ``output``.
     """
-    config = config or MezoConfig()
-    check_loop(batches, num_steps, schedule, eval_every)
+    config = checked_config("finetune", config)
+    check_loop(batches, num_steps, schedule, eval_every, held_out, callbacks)
     if output is not None:
-        check_output(output)
+        check_output(checked_path("finetune: output", output))
     if isinstance(engine, (str, Path)):
         from mezo.sglang.launch import launch_engine
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from mezo._host import fp32_products, warn_of_products
 from mezo.config import MezoConfig
 from mezo.core import Scores, StepReply, StepRequest, pair_slots, run_step
 from mezo.data import BASE, THETA, Rows
@@ -84,6 +85,8 @@ class TransformersSession:
         }
         self.model = model
         self.lock = _locks.setdefault(model, threading.RLock())
+        if torch.device(model.device).type == "cpu" and model.dtype == torch.float32:
+            warn_of_products(fp32_products(), "this process")
         self.tokenizer = tokenizer
         self.model_path = str(getattr(model, "name_or_path", "") or "")
         self.max_row_tokens = int(model.config.max_position_embeddings)

@@ -18,12 +18,15 @@ import importlib.util
 import os
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from mezo._host import declare_torchvision_schemas
 
+_CGROUP = Path("/sys/fs/cgroup")
+_STUB_VERSION = "0.0.0"
 _PINNING_FACTORIES = ("tensor", "empty", "zeros", "arange")
 
 
@@ -41,16 +44,39 @@ def prepare_import() -> None:
     stub_sgl_kernel()
 
 
+def free_memory() -> int:
+    """Bytes that may still be taken here: of the host, and of this process's control group."""
+    import psutil  # type: ignore[import-untyped]
+
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())  # "max" where there is none
+        used = int((_CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return free
+    # Cached files count as used and are dropped when memory is wanted.
+    return min(free, max(limit - used + int(stat.get("inactive_file", 0)), 0))
+
+
 def stub_sgl_kernel() -> None:
     """Stand in for `sgl_kernel` where it is not installed; its `*_cpu` names raise when called."""
     if "sgl_kernel" in sys.modules or importlib.util.find_spec("sgl_kernel") is not None:
         return
     stub = types.ModuleType("sgl_kernel", "Stand-in for SGLang's compiled kernels on a CPU host.")
     stub.__spec__ = importlib.util.spec_from_loader("sgl_kernel", loader=None)
-    stub.__version__ = "0.0.0"  # type: ignore[attr-defined]
+    stub.__version__ = _STUB_VERSION  # type: ignore[attr-defined]
     stub.__path__ = []  # type: ignore[attr-defined]
     stub.__getattr__ = _missing_kernel  # type: ignore[method-assign]
     sys.modules["sgl_kernel"] = stub
+
+
+def has_sgl_kernel() -> bool:
+    """Whether SGLang's compiled kernels are installed, not our stand-in."""
+    module = sys.modules.get("sgl_kernel")
+    if module is not None:
+        return getattr(module, "__version__", None) != _STUB_VERSION
+    return importlib.util.find_spec("sgl_kernel") is not None
 
 
 def _missing_kernel(name: str) -> Any:

@@ -1,16 +1,27 @@
-"""`launch_engine`: an SGLang engine whose LoRA pool fits the run."""
+"""`launch_engine`: an SGLang engine whose LoRA pool and limits fit the run."""
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
+import signal
+import tempfile
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from mezo._arguments import checked_config
+from mezo._inputs import checked_integer
 from mezo.config import MezoConfig
 from mezo.engines import available
-from mezo.sglang.cpu_host import is_cpu_host, prepare_import
+from mezo.sglang.checkpoint import read_checkpoint
+from mezo.sglang.cpu_host import free_memory, is_cpu_host, prepare_import
+from mezo.sglang.server_arguments import check_args, check_cpu_args, plain_numbers
+from mezo.sglang.sizing import check_one_row, cpu_sizes, slots_needed
 
 # The settings under which SGLang runs on a CPU without AMX; every one may be overridden.
 _CPU_ARGS: dict[str, Any] = {
@@ -20,9 +31,6 @@ _CPU_ARGS: dict[str, Any] = {
     "lora_backend": "torch_native",
     "sampling_backend": "pytorch",
     "disable_overlap_schedule": True,
-    "mem_fraction_static": 0.1,
-    "max_total_tokens": 32768,
-    "max_running_requests": 128,
     "skip_server_warmup": True,
 }
 
@@ -34,20 +42,23 @@ _KEEP_PAGES = {
 }
 
 
-def slots_needed(config: MezoConfig) -> int:
-    """Adapter slots a run takes, with the base model's: base, theta and a pair a direction."""
-    return 2 + 2 * config.num_directions
-
-
 def launch_engine(
-    model_path: str, config: MezoConfig | None = None, *, threads: int = 1, **server_args: Any
+    model_path: str | os.PathLike[str],
+    config: MezoConfig | None = None,
+    *,
+    threads: int | None = None,
+    **server_args: Any,
 ) -> Any:
     """Start an `sglang.Engine` in which ``config`` can be attached, on a GPU or a CPU host.
+
+    On a CPU host the limits on memory, requests and tokens follow from the checkpoint's size, the
+    config and the memory that is free here.
 
     Args:
         model_path: directory or hub name of the model.
         config: the run it has to hold; sizes the LoRA pool. Default ``MezoConfig()``.
-        threads: CPU hosts: threads of each tensor-parallel rank.
+        threads: CPU hosts: threads of each tensor-parallel rank. Default the environment's
+            OMP_NUM_THREADS, else 1.
         server_args: any argument of `sglang.Engine`; they go before what is chosen here.
 
     Returns:
@@ -55,56 +66,147 @@ def launch_engine(
 
     Raises:
         ImportError: SGLang is missing here, of another version, or does not see our plugin.
+        TypeError: ``config`` is no `MezoConfig`.
+        ValueError: no model at ``model_path``, an argument that SGLang does not have, or an engine
+            that would not fit into this host's memory or could not hold one row of a step.
+        NotImplementedError: what SGLang does not have on CPU hosts (quantised weights, say).
+        RuntimeError: SGLang cannot start, with the reason; its processes are gone by then.
     """
-    config = config or MezoConfig()
+    config = checked_config("launch_engine", config)
+    if threads is not None:
+        expected, remedy = "an integer >= 1", "take 1, or leave it out"
+        threads = checked_integer("launch_engine: threads", threads, 1, None, expected, remedy)
     if reason := available()["sglang"]:
         raise ImportError(f"launch_engine: {reason}")
-    prepare_import()
-    with warnings.catch_warnings():
-        if is_cpu_host():
-            warnings.simplefilter("ignore")
-        from sglang.srt.entrypoints.engine import Engine
-
+    checkpoint = read_checkpoint(model_path, server_args.get("revision"))
     args: dict[str, Any] = {
-        "model_path": model_path,
+        "model_path": os.fspath(model_path),
         "enable_lora": True,
         "max_lora_rank": config.rank,
         "max_loras_per_batch": slots_needed(config),
         "lora_target_modules": list(config.target_modules),
     }
-    if not is_cpu_host():
-        return Engine(**{**args, **server_args})
-    args |= {**_CPU_ARGS, **server_args}
-    return _launch_on_cpu(Engine, args, threads)
+    if is_cpu_host():
+        args |= _CPU_ARGS
+    args = plain_numbers(args | server_args)
+    tokens = [args[n] for n in ("max_total_tokens", "max_prefill_tokens") if args.get(n)]
+    check_one_row(
+        "launch_engine",
+        config,
+        requests=args.get("max_running_requests"),
+        tokens=min(tokens, default=None),
+    )
+    if is_cpu_host():
+        check_cpu_args(args, checkpoint)
+        args |= cpu_sizes(config, checkpoint, args, free_memory())
+    engine_class = _engine_class()
+    check_args(args)
+    variables = _cpu_environment(args, threads) if is_cpu_host() else {}
+    # An explicit number of threads goes before the environment's; of the rest the user's own win.
+    forced = {"OMP_NUM_THREADS"} if threads is not None else set()
+    with _environment(variables, forced):
+        return _start(engine_class, args)
 
 
-def _launch_on_cpu(engine_class: Any, args: dict[str, Any], threads: int) -> Any:
-    """Start the engine with our process entry points (see `mezo.sglang.boot`)."""
+def _engine_class() -> Any:
+    """SGLang's engine with our process entry points (see `mezo.sglang.boot`)."""
+    prepare_import()
+    with warnings.catch_warnings():
+        if is_cpu_host():
+            warnings.simplefilter("ignore")
+        from sglang.srt.entrypoints.engine import Engine
     from mezo.sglang import boot
 
-    class CpuEngine(engine_class):  # type: ignore[misc]
+    class MezoEngine(Engine):  # type: ignore[misc]
         run_scheduler_process_func = staticmethod(boot.run_scheduler_process)
         run_detokenizer_process_func = staticmethod(boot.run_detokenizer_process)
 
-    ranks = int(args.get("tp_size", 1))
-    variables = {"OMP_NUM_THREADS": str(threads), **_KEEP_PAGES}
+        def __init__(self, **kwargs: Any) -> None:
+            try:
+                super().__init__(**kwargs)
+            except BaseException:
+                # At exit it would end every child of this process.
+                atexit.unregister(self.shutdown)
+                raise
+
+    return MezoEngine
+
+
+def _cpu_environment(args: Mapping[str, Any], threads: int | None) -> dict[str, str]:
+    """Environment variables of the processes of an engine on a CPU host."""
+    count = threads
+    if count is None:
+        given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # "4,2": of nested levels
+        count = int(given) if given.isdecimal() and int(given) > 0 else 1
+    variables = {"OMP_NUM_THREADS": str(count), **_KEEP_PAGES}
+    ranks = int(args.get("tp_size") or 1)
     if ranks > 1:
-        cores = [range(rank * threads, (rank + 1) * threads) for rank in range(ranks)]
+        cores = [range(rank * count, (rank + 1) * count) for rank in range(ranks)]
         binding = "|".join(",".join(str(c % (os.cpu_count() or 1)) for c in cs) for cs in cores)
         variables["SGLANG_CPU_OMP_THREADS_BIND"] = binding
     # SGLang's processes warn about every GPU kernel that this host cannot have.
     variables["PYTHONWARNINGS"] = "ignore"
-    with _environment(variables):
-        return CpuEngine(**args)
+    return variables
+
+
+def _start(engine_class: Any, args: dict[str, Any]) -> Any:
+    """Start an engine; one that cannot start takes its processes along and raises the reason.
+
+    Raises:
+        RuntimeError: SGLang's own refusal, or what a process of it left in its report.
+    """
+    from mezo.sglang import boot
+
+    before = set(multiprocessing.active_children())
+    handler = signal.getsignal(signal.SIGQUIT)
+    engine, failure = None, None
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory) / "report"
+        try:
+            with _environment({boot.REPORT: str(report)}, {boot.REPORT}):
+                engine = engine_class(**args)
+        except Exception as error:
+            failure = error
+        finally:
+            # Also after Ctrl-C, which is not an `Exception`.
+            if engine is None:
+                _clean_up(before, handler)
+        reason = report.read_text(encoding="utf-8") if report.is_file() else None
+    if failure is None and reason is None:
+        return engine
+    if engine is not None:  # its detokenizer has ended
+        atexit.unregister(engine.shutdown)
+        if watchdog := getattr(engine.tokenizer_manager, "_subprocess_watchdog", None):
+            watchdog.stop()
+        _clean_up(before, handler)
+    got = " ".join((reason or f"{type(failure).__name__}: {failure}").split())
+    raise RuntimeError(
+        f"launch_engine: SGLang must start with these arguments, got {got.rstrip('.')}; change "
+        "what it names, and see SGLang's messages above."
+    ) from failure
+
+
+def _clean_up(before: set[Any], handler: Any) -> None:
+    """End the processes that came since ``before``, and put the handler of SIGQUIT back."""
+    for process in set(multiprocessing.active_children()) - before:
+        process.kill()
+        process.join()
+    # SGLang's handler kills this process; a late signal of a process that has ended must not.
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGQUIT, handler)
 
 
 @contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes started inside; the user's own values win."""
-    added = {k: v for k, v in variables.items() if k not in os.environ}
-    os.environ.update(added)
+def _environment(variables: Mapping[str, str], forced: set[str]) -> Iterator[None]:
+    """Set variables for the processes started inside; the user's own win, but for ``forced``."""
+    changed = {k: v for k, v in variables.items() if k in forced or k not in os.environ}
+    before = {k: os.environ.get(k) for k in changed}
+    os.environ.update(changed)
     try:
         yield
     finally:
-        for name in added:
-            os.environ.pop(name, None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

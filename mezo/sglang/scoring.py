@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from mezo.config import MezoConfig
 from mezo.core import Scores
 from mezo.data import BASE, THETA, Rows
 from mezo.sequences import Reading, sequences_of
 from mezo.sglang import attention, compat, readout
 from mezo.sglang.prefix import Owned, Prefixes, own_last_pages, private, shared
+from mezo.sglang.sizing import check_one_row
 
 # A prefix that runs under the row's own adapter, once for all rows that begin with it.
 _OWN = "own"
@@ -90,6 +92,13 @@ def budget(scheduler: Any) -> tuple[int, int]:
     free = compat.free_memory(scheduler)
     limit = int(scheduler.server_args.max_prefill_tokens)
     return min(free["kv_tokens"] + free["evictable_tokens"], limit), free["request_slots"]
+
+
+def check_budget(scheduler: Any, config: MezoConfig) -> None:
+    """Raise ValueError where an engine of the user's own is too small for any step of a run."""
+    limits = (scheduler.max_total_num_tokens, scheduler.server_args.max_prefill_tokens)
+    requests = int(scheduler.req_to_token_pool.size)
+    check_one_row("attach", config, requests=requests, tokens=int(min(limits)))
 
 
 def _owner(sequence: _Sequence, uid: str | None, theta: str) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from mezo._host import warn_of_products
 from mezo.adapter import assemble
 from mezo.config import MezoConfig
 from mezo.core import Scores, StepReply, StepRequest, pair_slots
@@ -20,7 +21,7 @@ from mezo.data import THETA, Rows
 from mezo.encode import encode_invocation
 from mezo.sglang import registry
 from mezo.sglang.conversation import Conversation
-from mezo.sglang.launch import slots_needed
+from mezo.sglang.sizing import slots_needed
 from mezo.state import AdapterState
 from mezo_kernels import TensorSpec
 
@@ -33,6 +34,7 @@ class SglangSession:
     Args:
         engine: the engine, with LoRA enabled.
         config: the run's configuration.
+        tokenizer: for text, in place of the engine's own; or None.
 
     Raises:
         ValueError: the engine's LoRA pool does not fit the run.
@@ -42,16 +44,19 @@ class SglangSession:
 
     engine_name = "sglang"
 
-    def __init__(self, engine: Any, config: MezoConfig) -> None:
+    def __init__(self, engine: Any, config: MezoConfig, tokenizer: Any = None) -> None:
         _check_server(engine.server_args, config)
         self.engine = engine
-        self.tokenizer = engine.tokenizer_manager.tokenizer
+        # An engine started with skip_tokenizer_init has none.
+        own = getattr(engine.tokenizer_manager, "tokenizer", None)
+        self.tokenizer = own if tokenizer is None else tokenizer
         self.model_path = str(engine.server_args.model_path)
         self._name = config.name
         self._conversation = Conversation.of(engine)
         self.lock = self._conversation.lock
         self.call = self._conversation.call
         hello = self._conversation.hello()
+        warn_of_products(hello.get("fp32_products"), "SGLang's scheduler processes")
         self.versions: dict[str, str] = hello["versions"]
         self.max_row_tokens = int(hello["max_row_tokens"])
         self.vocab_size = int(hello["vocab_size"])

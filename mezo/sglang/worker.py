@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mezo._host import fp32_products
 from mezo.config import MezoConfig
 from mezo.core import Scores, StepRequest, pair_slots, run_step
 from mezo.data import BASE, THETA, Rows
@@ -140,8 +141,11 @@ def _hello(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[st
     """Say what is here."""
     from importlib.metadata import version
 
-    model_config = compat.model_runner(scheduler).model_config
+    runner = compat.model_runner(scheduler)
+    model_config = runner.model_config
+    is_fp32_on_cpu = runner.device == "cpu" and runner.dtype == torch.float32
     return {
+        "fp32_products": fp32_products() if is_fp32_on_cpu else None,
         "protocol": PROTOCOL,
         "pids": gathered(os.getpid(), scheduler.tp_group.cpu_group),
         "versions": {"sglang": version("sglang"), "torch": torch.__version__},
@@ -155,6 +159,7 @@ def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     config = MezoConfig(**payload["config"])
     manager = compat.model_runner(scheduler).lora_manager
     _check_pool(manager, config)
+    scoring.check_budget(scheduler, config)
     readout.check_lm_head(scheduler)
     attention.check_named_form(scheduler)
     if config.prefix == "activated":

@@ -90,7 +90,7 @@ def test_bad_rows_raise(tokenizer):
         ({"prompts": [[1]], "completions": [[]]}, "row 0 must have at least one completion token"),
         ({"prompts": [""], "completions": ["w5"]}, "row 0 must have at least one prompt token"),
         ({"prompts": [[1] * 9], "completions": [[2]]}, "at most 8 tokens .* got 10"),
-        ({"prompts": [[1]], "completions": [[-1]]}, "vocabulary of 100, got -1..1"),
+        ({"prompts": [[1]], "completions": [[100]]}, "vocabulary of 100, got 1..100"),
     ):
         with pytest.raises(ValueError, match=message):
             encode(mezo.Batch(**fields), tokenizer, max_row_tokens=8, vocab_size=100)

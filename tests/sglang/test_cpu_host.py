@@ -9,8 +9,7 @@ import sys
 import pytest
 import torch
 
-from mezo.sglang.cpu_host import prepare_import
-from mezo.sglang.launch import _launch_on_cpu
+from mezo.sglang.launch import _cpu_environment, _environment
 
 pytestmark = [
     pytest.mark.sglang,
@@ -72,18 +71,12 @@ def test_the_three_changes_are_scoped():
 
 
 def test_what_the_engines_processes_find_in_their_environment(monkeypatch):
-    prepare_import()
-    found = {}
-
-    class Engine:
-        def __init__(self, **_):
-            found.update(os.environ)
-
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
     before = dict(os.environ)
-    _launch_on_cpu(Engine, {"tp_size": 2}, 3)
+    with _environment(_cpu_environment({"tp_size": 2}, 3), {"OMP_NUM_THREADS"}):
+        found = dict(os.environ)
     assert found["OMP_NUM_THREADS"] == "3"
     assert found["MALLOC_TRIM_THRESHOLD_"] == str(2**30)
     assert found["MALLOC_MMAP_THRESHOLD_"] == "131072"  # the user's own value
