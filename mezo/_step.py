@@ -17,6 +17,7 @@ from mezo.config import MezoConfig
 from mezo.core import StepReply, StepRequest
 from mezo.data import BASE, THETA, Batch, EncodedBatch, encode, encode_invocation
 from mezo.objectives import batch_loss, predictions
+from mezo.selftest import require, warn_of_difference
 
 if TYPE_CHECKING:
     from mezo.engines.base import Session
@@ -259,7 +260,13 @@ class Run:
             )
 
 
-def attach(engine: Any, config: MezoConfig | None = None, *, tokenizer: Any = None) -> Run:
+def attach(
+    engine: Any,
+    config: MezoConfig | None = None,
+    *,
+    tokenizer: Any = None,
+    selftest: bool | None = None,
+) -> Run:
     """Put a fresh LoRA adapter into an engine, ready to be trained.
 
     Args:
@@ -267,6 +274,10 @@ def attach(engine: Any, config: MezoConfig | None = None, *, tokenizer: Any = No
             or a Hugging Face causal language model.
         config: the adapter and the estimator; default ``MezoConfig()``.
         tokenizer: for a Hugging Face model: its tokenizer, if batches hold text.
+        selftest: None proves in the engine, with a few short forwards, that the adapter is applied,
+            that slots are read as written, that L(theta, theta) is 0 to the bit, that nothing else
+            moves and that no stale KV is served. True compares a batch with the checkpoint in
+            transformers, too, where that fits into memory, and warns of a difference. False: none.
 
     Returns:
         The run.
@@ -274,7 +285,8 @@ def attach(engine: Any, config: MezoConfig | None = None, *, tokenizer: Any = No
     Raises:
         ValueError: the engine's LoRA pool is too small for the adapter (rank, modules, slots).
         NotImplementedError: the engine runs in a mode that MeZO does not support.
-        RuntimeError: the mezo plugin is not loaded in the engine's scheduler processes.
+        RuntimeError: the mezo plugin is not loaded in the engine's scheduler processes; or the
+            self-test failed, and the adapter has been taken out again.
         TypeError: ``engine`` is neither of the two.
     """
     config = config or MezoConfig()
@@ -292,7 +304,16 @@ def attach(engine: Any, config: MezoConfig | None = None, *, tokenizer: Any = No
             "attach: engine must be an sglang.Engine or a Hugging Face causal language model, "
             f"got {type(engine).__name__}; make one with mezo.launch_engine(model_path, config)."
         )
-    return Run(session, config)
+    run = Run(session, config)
+    if selftest is not False:
+        try:
+            require(run)
+            if selftest:
+                warn_of_difference(run)
+        except BaseException:
+            run.close()
+            raise
+    return run
 
 
 def step(

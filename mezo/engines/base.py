@@ -9,6 +9,7 @@ import torch
 
 from mezo.core import Scores, StepReply, StepRequest
 from mezo.data import Rows
+from mezo.selftest import Check
 
 
 class Session(Protocol):
@@ -35,6 +36,10 @@ class Session(Protocol):
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the current fp32 adapter, whole, by canonical name."""
+        ...
+
+    def selftest(self, rows: Rows) -> list[Check]:
+        """Check what `mezo.selftest` asks of an engine, on rows without prefixes."""
         ...
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from mezo.adapter import assemble
 from mezo.config import MezoConfig
 from mezo.core import Scores, StepReply, StepRequest, pair_slots
 from mezo.data import THETA, Rows, encode_invocation
+from mezo.selftest import Check
 from mezo.sglang import compat
 from mezo.sglang.launch import slots_needed
 from mezo.sglang.worker import METHOD, PROTOCOL
@@ -63,12 +64,15 @@ class SglangSession:
         uids = {slot: uuid.uuid4().hex for slot in slots}
         # The tokenizer is here, not in the worker.
         invocation = encode_invocation(config.invocation, self.tokenizer, prefix=config.prefix)
+        self._invocation_tokens = invocation.tokens if config.prefix == "activated" else ()
         self.info = self.call(
             "attach",
             config=dataclasses.asdict(config),
             uids=uids,
-            invocation=invocation.tokens if config.prefix == "activated" else (),
+            invocation=self._invocation_tokens,
         )
+        if self.info["unnamed"] is not None:
+            logger.warning("run %r: names not compared with PEFT's: %s", config.name, self.info["unnamed"])
         self._is_served = self.info["not_served"] is None
         if self._is_served:
             self._register(uids[THETA])
@@ -92,6 +96,14 @@ class SglangSession:
     def weights(self) -> dict[str, torch.Tensor]:
         """See `Session.weights`; raises RuntimeError when ranks disagree on a part both hold."""
         return assemble(shard for rank in self.shards() for shard in rank)
+
+    def selftest(self, rows: Rows) -> list[Check]:
+        """See `Session.selftest`."""
+        fields = dataclasses.asdict(rows)
+        reply = self.call(
+            "selftest", name=self._name, rows=fields, invocation=self._invocation_tokens
+        )
+        return [Check(**check) for check in reply["checks"]]
 
     def shards(self) -> list[list[tuple[TensorSpec, torch.Tensor]]]:
         """Return each rank's part of the current fp32 adapter: (place, values)."""

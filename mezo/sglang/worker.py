@@ -20,9 +20,9 @@ import torch.distributed as dist
 from mezo.config import MezoConfig
 from mezo.core import Scores, StepRequest, pair_slots, run_step
 from mezo.data import BASE, THETA, Rows
-from mezo.sglang import activated, attention, compat, prefix, readout, scoring
+from mezo.sglang import activated, attention, compat, prefix, readout, scoring, selftest
 from mezo.sglang.breakdown import Stopwatch, watched
-from mezo.sglang.slots import Part, parts_of
+from mezo.sglang.slots import Part, check_peft_names, parts_of
 from mezo.state import AdapterState
 
 METHOD = "mezo"
@@ -138,6 +138,7 @@ def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     if config.prefix == "activated":
         prefix.check_cache(scheduler)
     parts = parts_of(manager, config.target_modules, config.rank)
+    unnamed = check_peft_names(compat.model_runner(scheduler).model_config, parts, config.rank)
     uids: dict[str, str] = payload["uids"]
     invocation: list[int] = payload["invocation"]
     loaded: list[Any] = []
@@ -166,7 +167,7 @@ def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     state.publish()
     why_not = activated.why_not_servable(scheduler) if invocation else None
     _adapters[config.name] = _Adapter(scheduler, config, state, uids, is_served=why_not is None)
-    return {"num_parameters": state.arena.numel(), "not_served": why_not}
+    return {"num_parameters": state.arena.numel(), "not_served": why_not, "unnamed": unnamed}
 
 
 def _check_pool(manager: Any, config: MezoConfig) -> None:
@@ -276,6 +277,19 @@ def _score(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[st
     return dataclasses.asdict(adapter.score(Rows(**payload["rows"]), [slot]))
 
 
+def _selftest(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+    """Check the engine with the run's own slots; see `mezo.sglang.selftest`."""
+    adapter = _adapter(payload)
+
+    def score(rows: Rows, slots: Sequence[str]) -> Scores:
+        scores: Scores = agree(adapter.score(rows, slots))
+        return scores
+
+    rows, invocation = Rows(**payload["rows"]), payload["invocation"]
+    found = selftest.checks(scheduler, adapter, rows, invocation, score)
+    return {"checks": selftest.merged(gathered(found, scheduler.tp_group.cpu_group))}
+
+
 def _apply_update(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Take an update whose coefficients are known."""
     _adapter(payload).state.defer_update(payload["step"], payload["coefficients"])
@@ -342,6 +356,7 @@ _OPERATIONS: dict[str, Callable[[Any, dict[str, Any], Agreement], dict[str, Any]
     "step": _step,
     "breakdown": _breakdown,
     "score": _score,
+    "selftest": _selftest,
     "apply_update": _apply_update,
     "export": _export,
     "detach": _detach,
