@@ -17,7 +17,7 @@ from mezo.config import MezoConfig
 from mezo.core import StepReply, StepRequest
 from mezo.data import BASE, THETA, Batch, EncodedBatch, encode, encode_invocation
 from mezo.objectives import batch_loss, predictions
-from mezo.selftest import require, warn_of_difference
+from mezo.selftest import require
 
 if TYPE_CHECKING:
     from mezo.engines.base import Session
@@ -309,6 +309,8 @@ def attach(
         try:
             require(run)
             if selftest:
+                from mezo.comparison import warn_of_difference  # holds runs itself
+
                 warn_of_difference(run)
         except BaseException:
             run.close()

@@ -34,13 +34,15 @@ class Check:
 
     Args:
         name: what was checked.
-        is_ok: whether it holds.
+        is_ok: whether it holds, or could not be checked.
         detail: the numbers: what was expected and what was found.
+        is_skipped: whether it could not be checked; ``detail`` says why.
     """
 
     name: str
     is_ok: bool
     detail: str
+    is_skipped: bool = False
 
 
 def quick(run: Run) -> list[Check]:
@@ -119,7 +121,8 @@ def engine_checks(state: AdapterState, score: ScoreFn, rows: Rows) -> list[Check
     finally:
         state.restore()
         state.publish()
-    slack = _slack(state)
+    # One batch, run twice with the same kernels, gives the same bits; others may round apart.
+    slack = min(_distance(sums[slots[0]], sums[BASE]) / 8, _slack(state, sums[BASE]))
     checks += [
         _unmoved("theta's slot", "theta", sums[THETA], now[THETA], slack),
         _unmoved("base model", "the base model", sums[BASE], now[BASE], slack),
@@ -206,11 +209,10 @@ def _right_slots(
 
 
 def _unmoved(
-    name: str, what: str, expected: Sequence[float], found: Sequence[float], slack: float
+    name: str, what: str, expected: Sequence[float], found: Sequence[float], bound: float
 ) -> Check:
     """Whether log-likelihoods are as they were at the start."""
     moved = _distance(expected, found)
-    bound = slack * max(1.0, *map(abs, expected))
     is_ok = moved <= bound
     detail = f"{what} gives the same log-likelihoods after the perturbations (bound {bound:.1g})"
     if not is_ok:
@@ -243,11 +245,8 @@ def _fresh(
         if spec.name.endswith("lora_B")
     )
     if is_fresh:
-        # In half precision two equal rows of one batch may be rounded apart by an ulp.
-        bound = min(
-            _distance(sums[slots[0]], sums[BASE]) / 8,
-            256 * _slack(state) * max(1.0, *map(abs, now[BASE])),
-        )
+        # Rows of one batch, but through different kernels.
+        bound = min(_distance(sums[slots[0]], sums[BASE]) / 8, 16 * _slack(state, sums[BASE]))
         moved = _distance(now[THETA], now[BASE])
         if not moved <= bound:
             return Check(
@@ -270,7 +269,7 @@ def _pair(state: AdapterState, score: ScoreFn, rows: Rows) -> Check:
     is_ok = plus == minus and all(map(math.isfinite, plus))
     detail = f"loss_plus and loss_minus at eps 0 are equal to the bit ({plus[0]:.6f} nats)"
     if not is_ok:
-        k = next((k for k, (p, m) in enumerate(zip(plus, minus, strict=True)) if not p == m), 0)
+        k = next((k for k, (p, m) in enumerate(zip(plus, minus, strict=True)) if p != m), 0)
         detail = (
             f"loss_plus and loss_minus of one theta (eps 0, direction {k}) must be equal to the "
             f"bit, got {plus[k]!r} and {minus[k]!r} (difference {plus[k] - minus[k]:.3g})"
@@ -278,16 +277,12 @@ def _pair(state: AdapterState, score: ScoreFn, rows: Rows) -> Check:
     return Check("L(theta, theta) = 0", is_ok, detail)
 
 
-def _slack(state: AdapterState) -> float:
-    """What one batch, run twice, may differ by, relative; the same kernels give the same bits."""
-    return 4 * torch.finfo(state.slot_dtype).eps
+def _slack(state: AdapterState, sums: Sequence[float]) -> float:
+    """A few roundings of log-likelihoods in the slots' dtype, nats."""
+    return 4 * float(torch.finfo(state.slot_dtype).eps) * max(1.0, *map(abs, sums))
 
 
 def _distance(a: Sequence[float], b: Sequence[float]) -> float:
     """Largest difference of two rows of numbers, or NaN."""
     distances = [abs(x - y) for x, y in zip(a, b, strict=True)]
     return math.nan if any(map(math.isnan, distances)) else max(distances)
-
-
-def warn_of_difference(run: Run) -> None:
-    raise NotImplementedError

@@ -21,6 +21,7 @@ class Session(Protocol):
     tokenizer: Any
     max_row_tokens: int
     vocab_size: int
+    dtype: torch.dtype
 
     def step(self, request: StepRequest) -> StepReply:
         """Run one step on every rank and return its scalars."""

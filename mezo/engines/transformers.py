@@ -85,6 +85,7 @@ class TransformersSession:
         self.model_path = str(getattr(model, "name_or_path", "") or "")
         self.max_row_tokens = int(model.config.max_position_embeddings)
         self.vocab_size = int(model.config.vocab_size)
+        self.dtype: torch.dtype = model.dtype
         self._was_training = bool(model.training)
         model.eval()  # dropout would differ between the two signs
         slots = [*pair_slots(config.num_directions), THETA]

@@ -60,6 +60,7 @@ class SglangSession:
         self.versions: dict[str, str] = hello["versions"]
         self.max_row_tokens = int(hello["max_row_tokens"])
         self.vocab_size = int(hello["vocab_size"])
+        self.dtype: torch.dtype = getattr(torch, hello["dtype"])
         slots = [THETA, *pair_slots(config.num_directions)]
         uids = {slot: uuid.uuid4().hex for slot in slots}
         # The tokenizer is here, not in the worker.
@@ -72,7 +73,9 @@ class SglangSession:
             invocation=self._invocation_tokens,
         )
         if self.info["unnamed"] is not None:
-            logger.warning("run %r: names not compared with PEFT's: %s", config.name, self.info["unnamed"])
+            logger.warning(
+                "run %r: names not compared with PEFT's: %s", config.name, self.info["unnamed"]
+            )
         self._is_served = self.info["not_served"] is None
         if self._is_served:
             self._register(uids[THETA])

@@ -125,6 +125,7 @@ def _hello(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[st
         "versions": {"sglang": version("sglang"), "torch": torch.__version__},
         "max_row_tokens": int(model_config.context_len),
         "vocab_size": int(model_config.vocab_size),
+        "dtype": str(model_config.dtype).removeprefix("torch."),
     }
 
 
