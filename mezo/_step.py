@@ -27,6 +27,7 @@ from mezo.core import StepReply, StepRequest
 from mezo.data import BASE, THETA, Batch, EncodedBatch
 from mezo.encode import encode, encode_invocation
 from mezo.results import EvalResult, StepResult, StepWatch, evaluation, raise_for, step_status
+from mezo.selftest import require_passed
 
 if TYPE_CHECKING:
     from mezo.engines.base import Session
@@ -255,7 +256,13 @@ class Run:
             )
 
 
-def attach(engine: Any, config: MezoConfig | None = None, *, tokenizer: Any = None) -> Run:
+def attach(
+    engine: Any,
+    config: MezoConfig | None = None,
+    *,
+    tokenizer: Any = None,
+    selftest: bool | None = None,
+) -> Run:
     """Put a fresh LoRA adapter into an engine, ready to be trained.
 
     Args:
@@ -265,6 +272,10 @@ def attach(engine: Any, config: MezoConfig | None = None, *, tokenizer: Any = No
         tokenizer: the model's tokenizer, for batches that hold text. A Hugging Face model needs
             one; an SGLang engine has its own unless it was started with skip_tokenizer_init, and
             takes this one instead.
+        selftest: None proves in the engine, with a few short forwards, that the adapter is applied,
+            that slots are read as written, that L(theta, theta) is 0 to the bit, that nothing else
+            moves and that no stale KV is served. True compares a batch with the checkpoint in
+            transformers, too, where that fits into memory, and warns of a difference. False: none.
 
     Returns:
         The run.
@@ -272,7 +283,8 @@ def attach(engine: Any, config: MezoConfig | None = None, *, tokenizer: Any = No
     Raises:
         ValueError: the engine's LoRA pool is too small for the adapter (rank, modules, slots).
         NotImplementedError: the engine runs in a mode that MeZO does not support.
-        RuntimeError: the mezo plugin is not loaded in the engine's scheduler processes.
+        RuntimeError: the mezo plugin is not loaded in the engine's scheduler processes; or the
+            self-test failed, and the adapter has been taken out again.
         TypeError: ``engine`` is neither of the two, or ``config`` or ``tokenizer`` is none.
     """
     config = checked_config("attach", config)
@@ -292,10 +304,17 @@ def attach(engine: Any, config: MezoConfig | None = None, *, tokenizer: Any = No
             f"got {type(engine).__name__}; make one with mezo.launch_engine(model_path, config)."
         )
     try:
-        return Run(session, config)
+        run = Run(session, config)
+        if selftest is not False:
+            require_passed(run)
+        if selftest:
+            from mezo.comparison import warn_of_difference  # holds runs itself
+
+            warn_of_difference(run)
     except BaseException:
-        session.close()  # or the model would keep an adapter that nobody holds
+        session.close()  # or the engine would keep an adapter that nobody holds
         raise
+    return run
 
 
 def checked_run(what: str, run: Any) -> Run:

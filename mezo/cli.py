@@ -19,6 +19,7 @@ import mezo_kernels
 from mezo import tasks
 from mezo.assets import AssetError
 from mezo.config import MezoConfig
+from mezo.doctor import diagnose
 from mezo.engines import available
 from mezo.saving import PartialTraining, partial_training_of
 from mezo.train_task import TaskSettings, train_task
@@ -161,14 +162,35 @@ def _sigterm_interrupts(arrived: list[int]) -> Iterator[None]:
 
 
 @app.command()
-def doctor() -> None:
-    """Say what is installed, which engines and kernel backends are usable here, and why not."""
+def doctor(
+    model: Annotated[
+        str | None, typer.Option(help="Start an engine with this model and check it.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="With --model: sglang or transformers.")] = "sglang",
+    target_modules: Annotated[
+        str | None, typer.Option(help="With --model: comma-separated; default the usual ones.")
+    ] = None,
+) -> None:
+    """Say what is installed, which engines and kernel backends are usable here, and why not.
+
+    With --model: start an engine, run the self-test, compare a batch with transformers; exit code
+    1 if a check fails, 2 if it cannot be started.
+    """
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     typer.echo(f"mezo-sglang {mezo.__version__}, Python {platform.python_version()}")
     typer.echo(f"torch {torch.__version__}, GPU {gpu}")
     for title, table in (("engine", available()), ("backend", mezo_kernels.backends())):
         for name, reason in table.items():
             typer.echo(f"{title} {name}: {'usable' if reason is None else reason}")
+    if model is None:
+        return
+    try:
+        names = target_modules.split(",") if target_modules else None
+        is_well = diagnose(model, engine=engine, target_modules=names, echo=typer.echo)
+    except (ValueError, OSError, ImportError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    raise typer.Exit(0 if is_well else 1)
 
 
 if __name__ == "__main__":

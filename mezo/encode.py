@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mezo._inputs import Text
+from mezo._batch import Text
 from mezo.data import BASE, THETA, Batch, EncodedBatch, Rows
 from mezo.objectives import Targets
 from mezo.texts import Texts, Tokens, tokenise, tokens_in_context

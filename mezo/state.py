@@ -65,6 +65,7 @@ class AdapterState:
         self._rounding = RoundingWatch(self.specs, self.masters, *pairs[0])
         self.slot_dtype = pairs[0][0][0].dtype
         self._theta_plan = AdapterPlan(self.masters, self.specs, [theta])
+        self.slot_dtype = theta[0].dtype
         self._pending: tuple[list[Direction], list[float]] | None = None
         self._is_theta_current = False
         self.version = 0
@@ -173,3 +174,13 @@ class AdapterState:
         zero = [Direction(self.seed, 0, 0, self.distribution)]
         perturb_into(self._theta_plan, directions=zero, scales=[0.0])
         self._is_theta_current = True
+
+    def show(self, step: int, index: int, scale: float) -> None:
+        """Write theta + scale z of one direction into theta's slot, for checks, until `restore`."""
+        self.flush()
+        perturb_into(self._theta_plan, directions=[self.directions(step)[index]], scales=[scale])
+        self._is_theta_current = True  # a batch that reads the slot is to leave it so
+
+    def restore(self) -> None:
+        """Undo `show`: the next that reads theta's slot brings it up to date."""
+        self._is_theta_current = False

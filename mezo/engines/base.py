@@ -10,6 +10,7 @@ import torch
 
 from mezo.core import Scores, StepReply, StepRequest
 from mezo.data import Rows
+from mezo.selftest import Check
 
 
 class Session(Protocol):
@@ -26,6 +27,7 @@ class Session(Protocol):
     tokenizer: Any
     max_row_tokens: int
     vocab_size: int
+    dtype: torch.dtype
 
     def step(self, request: StepRequest) -> StepReply:
         """Run one step on every rank and return its scalars."""
@@ -48,6 +50,10 @@ class Session(Protocol):
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the current fp32 adapter, whole, by canonical name."""
+        ...
+
+    def selftest(self, rows: Rows) -> list[Check]:
+        """Check what `mezo.selftest` asks of an engine, on rows without prefixes."""
         ...
 
     def close(self) -> None:

@@ -16,6 +16,8 @@ from mezo._host import fp32_products, warn_of_products
 from mezo.config import MezoConfig
 from mezo.core import Scores, StepReply, StepRequest, pair_slots, run_step
 from mezo.data import BASE, THETA, Rows
+from mezo.linears import linear_shape
+from mezo.selftest import Check, engine_checks
 from mezo.sequences import sequences_of
 from mezo.state import AdapterState
 from mezo_kernels import TensorSpec
@@ -91,6 +93,7 @@ class TransformersSession:
         self.model_path = str(getattr(model, "name_or_path", "") or "")
         self.max_row_tokens = int(model.config.max_position_embeddings)
         self.vocab_size = int(model.config.vocab_size)
+        self.dtype: torch.dtype = model.dtype
         self._was_training = bool(model.training)
         model.eval()  # dropout would differ between the two signs
         slots = [*pair_slots(config.num_directions), THETA]
@@ -144,6 +147,16 @@ class TransformersSession:
         self.state.flush()
         pairs = zip(self.state.specs, self.state.masters, strict=True)
         return {spec.name: master.detach().cpu().clone() for spec, master in pairs}
+
+    def selftest(self, rows: Rows) -> list[Check]:
+        """See `Session.selftest`."""
+
+        def score(rows: Rows, slots: Sequence[str]) -> Scores:
+            if THETA in slots:
+                self.state.publish()
+            return self._score(rows, slots)
+
+        return engine_checks(self.state, score, rows)
 
     def close(self) -> None:
         """Put the wrapped layers back."""
@@ -245,6 +258,12 @@ def _wrap(model: Any, config: MezoConfig, slots: Sequence[str]) -> dict[str, _Lo
             f"it has {sorted(linears - {'lm_head'})}."
         )
     for name, module in found.items():
+        if linear_shape(module) is not None and not isinstance(module, torch.nn.Linear):
+            raise ValueError(
+                f"attach: {name} must be a torch.nn.Linear, got {type(module).__name__} (GPT-2's "
+                "transposed linear layer), which MeZO does not train; choose a model whose layers "
+                "are torch.nn.Linear."
+            )
         if not isinstance(module, torch.nn.Linear):
             raise ValueError(
                 f"attach: {name} must be a linear layer, got {type(module).__name__}; "

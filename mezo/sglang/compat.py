@@ -11,7 +11,7 @@ import torch
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.mem_cache.base_prefix_cache import InsertParams, MatchPrefixParams
 from sglang.srt.mem_cache.common import evict_from_tree_cache
-from sglang.srt.mem_cache.radix_cache import RadixKey
+from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.sampling.sampling_params import SamplingParams
 
@@ -38,6 +38,39 @@ def scoring_request(rid: str, tokens: Sequence[int], lora_id: str | None) -> Any
     else:
         request.extend_end = len(tokens)
     return request
+
+
+def served_request(rid: str, tokens: Sequence[int], lora_id: str | None) -> Any:
+    """Return a request as SGLang makes one for ``lora_id``, with all that we do to those."""
+    return Req(
+        rid=rid,
+        origin_input_text="",
+        origin_input_ids=array("q", tokens),
+        sampling_params=SamplingParams(temperature=0, max_new_tokens=1),
+        lora_id=lora_id,
+    )
+
+
+def scratch_tree(page_size: int) -> Any:
+    """Return an empty radix cache that owns no memory: to look keys up in, then throw away."""
+    return RadixCache.create_simulated(page_size=page_size)
+
+
+def keep(tree: Any, request: Any, tokens: Sequence[int]) -> None:
+    """Put tokens into a `scratch_tree` under the key of a request that ran them."""
+    key = RadixKey(array("q", tokens), extra_key=request.extra_key)
+    tree.insert(InsertParams(key=key, value=torch.arange(len(tokens))))
+
+
+def cached_tokens(request: Any, tree: Any) -> int:
+    """How many of its tokens a request about to be scheduled finds in a cache."""
+    request.init_next_round_input(tree)
+    return len(request.prefix_indices) if _HAS_EXTEND_RANGE else int(request.prefix_len)
+
+
+def match_limit(request: Any, length: int) -> int:
+    """The longest match that a request takes; needs `CAN_SERVE_ACTIVATED`."""
+    return int(request._compute_max_prefix_len(length))
 
 
 class _NamedSlots:
@@ -196,6 +229,11 @@ def _row(request: Any) -> int | None:
     """A request's slot, or None before it has one."""
     row: int | None = request.req_pool_idx if _HAS_EXTEND_RANGE else request.kv.req_pool_idx
     return row
+
+
+def has_kv(request: Any) -> bool:
+    """Whether a request has begun to run."""
+    return _row(request) is not None
 
 
 def _key(tokens: Sequence[int]) -> Any:

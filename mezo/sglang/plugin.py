@@ -112,15 +112,30 @@ def _after_req_init(_: None, req: Any, *args: Any, **kwargs: Any) -> None:
     from mezo.sglang import activated, worker
 
     activated.prepare_request(req, kwargs.get("extra_key"))
+    req.mezo_plain_key = None
+    if worker.served_version(req.lora_id) is not None and req.mezo_prefix_len is None:
+        req.mezo_plain_key = req.extra_key or ""
+        _set_version(req)
+
+
+def _set_version(req: Any) -> None:
+    """Put the version of the weights into a request's key; its KV is found by equal ones only."""
+    from mezo.sglang import worker
+
     version = worker.served_version(req.lora_id)
-    if version is not None and req.mezo_prefix_len is None:
-        req.extra_key = f"{req.extra_key or ''}@mezo{version}"
+    if version is not None and getattr(req, "mezo_plain_key", None) is not None:
+        req.extra_key = f"{req.mezo_plain_key}@mezo{version}"
 
 
 def _before_match(req: Any, tree_cache: Any = None, *args: Any, **kwargs: Any) -> None:
-    """Have an activated adapter's prefix in the cache before it is looked up there."""
-    from mezo.sglang import activated
+    """Have an activated adapter's prefix in the cache before it is looked up there.
 
+    A request may have waited while its adapter was updated, and will run under the new weights.
+    """
+    from mezo.sglang import activated, compat
+
+    if not compat.has_kv(req):
+        _set_version(req)
     activated.complete_prefix(req, tree_cache)
 
 

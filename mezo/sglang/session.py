@@ -19,6 +19,7 @@ from mezo.config import MezoConfig
 from mezo.core import Scores, StepReply, StepRequest, pair_slots
 from mezo.data import THETA, Rows
 from mezo.encode import encode_invocation
+from mezo.selftest import Check
 from mezo.sglang import registry
 from mezo.sglang.conversation import Conversation
 from mezo.sglang.sizing import slots_needed
@@ -60,24 +61,25 @@ class SglangSession:
         self.versions: dict[str, str] = hello["versions"]
         self.max_row_tokens = int(hello["max_row_tokens"])
         self.vocab_size = int(hello["vocab_size"])
+        self.dtype: torch.dtype = getattr(torch, hello["dtype"])
         slots = [THETA, *pair_slots(config.num_directions)]
         self._uids = {slot: uuid.uuid4().hex for slot in slots}
         # The tokenizer is here, not in the worker.
         invocation = encode_invocation(config.invocation, self.tokenizer, prefix=config.prefix)
-        tokens = invocation.tokens if config.prefix == "activated" else ()
+        self._invocation_tokens = invocation.tokens if config.prefix == "activated" else ()
         with self.lock:
-            self._attach(config, tokens)
+            self._attach(config)
 
-    def _attach(self, config: MezoConfig, invocation: Sequence[int]) -> None:
+    def _attach(self, config: MezoConfig) -> None:
         """Put the adapter into the engine and let requests name it: both, or nothing."""
         try:
             self.info = self.call(
                 "attach",
                 config=dataclasses.asdict(config),
                 uids=self._uids,
-                invocation=invocation,
+                invocation=self._invocation_tokens,
             )
-            not_served = self.info["not_served"]
+            not_served, unnamed = self.info["not_served"], self.info["unnamed"]
             if not_served is None:
                 registry.register(self.engine, self._name, self._uids[THETA])
         except BaseException:
@@ -87,6 +89,8 @@ class SglangSession:
             raise
         if not_served is not None:
             logger.warning("requests cannot name run %r: %s", self._name, not_served)
+        if unnamed is not None:
+            logger.warning("run %r: names not compared with PEFT's: %s", self._name, unnamed)
         self._conversation.count_run(1)
 
     def step(self, request: StepRequest) -> StepReply:
@@ -112,6 +116,14 @@ class SglangSession:
     def weights(self) -> dict[str, torch.Tensor]:
         """See `Session.weights`; raises RuntimeError when ranks disagree on a part both hold."""
         return assemble(shard for rank in self.shards() for shard in rank)
+
+    def selftest(self, rows: Rows) -> list[Check]:
+        """See `Session.selftest`."""
+        fields = dataclasses.asdict(rows)
+        reply = self.call(
+            "selftest", name=self._name, rows=fields, invocation=self._invocation_tokens
+        )
+        return [Check(**check) for check in reply["checks"]]
 
     def shards(self) -> list[list[tuple[TensorSpec, torch.Tensor]]]:
         """Return each rank's part of the current fp32 adapter: (place, values)."""

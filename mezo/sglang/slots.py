@@ -4,6 +4,10 @@ The pool (`srt/lora/mem_pool.py`) holds `A_buffer[module][layer]` [slots, max_ra
 `B_buffer[module][layer]` [slots, d_out, max_rank]; c is 3 for qkv_proj, 2 for gate_up_proj, else 1.
 Stacked A is packed by the adapter's own rank; B uses its first r columns. Tensor parallelism cuts
 A's columns (row-parallel modules) or B's rows (column-parallel ones).
+
+A checkpoint whose own layer is stacked (Phi-3's qkv_proj) has one A and one B for it. SGLang's slot
+then holds that A once for each piece, so the part is there several times, under one name: equal
+names have equal z and equal initial values, and so the copies stay equal to the bit.
 """
 
 from __future__ import annotations
@@ -15,12 +19,8 @@ from typing import Any
 
 import torch
 
+from mezo.linears import STACKED, ModelLinears, check_names, linears_of
 from mezo_kernels import TensorSpec
-
-_STACKED = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def parts_of(manager: Any, target_modules: Sequence[str], rank: int) -> list[Par
         rank: the adapter's rank r.
 
     Returns:
-        The parts; stacked modules come whole, with `is_target` telling the trained ones.
+        The parts; stacked modules come whole, with `is_target` telling the trained ones. A target
+        that names the stack itself is trained as one layer, as PEFT would.
 
     Raises:
         ValueError: a target module that is not in the engine's LoRA pool.
@@ -74,10 +75,15 @@ def parts_of(manager: Any, target_modules: Sequence[str], rank: int) -> list[Par
     for layer, modules in enumerate(manager.lora_modules):
         for path, module in modules.items():
             prefix, _, name = path.rpartition(".")
-            pieces = _STACKED.get(name, (name,))
-            served.update(pieces)
-            if wanted.isdisjoint(pieces):
+            pieces = STACKED.get(name, (name,))
+            served.update((name, *pieces))
+            if wanted.isdisjoint((name, *pieces)):
                 continue
+            if name in wanted and not wanted.isdisjoint(set(pieces) - {name}):
+                raise ValueError(
+                    f"attach: target_modules must name {name!r} or its pieces, got both "
+                    f"{name!r} and {sorted(wanted & set(pieces))}; keep those of the checkpoint."
+                )
             if name not in manager.memory_pool.A_buffer or not hasattr(
                 module.base_layer, "output_size"
             ):
@@ -95,6 +101,28 @@ def parts_of(manager: Any, target_modules: Sequence[str], rank: int) -> list[Par
     return parts
 
 
+def check_peft_names(model_config: Any, parts: Sequence[Part], rank: int) -> str | None:
+    """Compare the trained parts with the checkpoint's linear layers in transformers.
+
+    Args:
+        model_config: SGLang's ModelConfig.
+        parts: from `parts_of`.
+        rank: the adapter's rank.
+
+    Returns:
+        None, or why they could not be compared.
+
+    Raises:
+        ValueError: PEFT would not find a tensor, or with another shape; see `check_names`.
+    """
+    linears = linears_of(model_config.hf_config)
+    if not isinstance(linears, ModelLinears):
+        return linears
+    trained = [part.spec for part in parts if part.is_target]
+    check_names([(s.name, s.global_shape or s.shape) for s in trained], linears, rank)
+    return None
+
+
 def _module_parts(
     module: Any,
     prefix: str,
@@ -106,18 +134,20 @@ def _module_parts(
 ) -> list[Part]:
     """Parts of one (stacked) module: for each piece lora_A, then lora_B."""
     base = module.base_layer
+    is_whole = name in wanted and len(pieces) > 1
     # SGLang's own slicing of row and column numbers tells which elements this rank holds.
     d_in, sizes = int(base.input_size), _piece_sizes(base, len(pieces))
     columns = _sliced(module.slice_lora_a_weights, base, torch.arange(d_in)[None, :])[0]
     rows = _sliced(module.slice_lora_b_weights, base, torch.arange(sum(sizes))[:, None])[:, 0]
     parts, first_row = [], 0
     for k, (piece, size) in enumerate(zip(pieces, sizes, strict=True)):
+        own, offset, total = (name, 0, sum(sizes)) if is_whole else (piece, first_row, size)
         local = ((rows >= first_row) & (rows < first_row + size)).nonzero()[:, 0]
         for factor, spec, row0 in (
             (
                 "A",
                 TensorSpec(
-                    f"{prefix}.{piece}.lora_A",
+                    f"{prefix}.{own}.lora_A",
                     (rank, len(columns)),
                     col0=_start_of_run(columns),
                     global_shape=(rank, d_in),
@@ -127,15 +157,15 @@ def _module_parts(
             (
                 "B",
                 TensorSpec(
-                    f"{prefix}.{piece}.lora_B",
+                    f"{prefix}.{own}.lora_B",
                     (len(local), rank),
-                    row0=_start_of_run(rows[local]) - first_row,
-                    global_shape=(size, rank),
+                    row0=_start_of_run(rows[local]) - offset,
+                    global_shape=(total, rank),
                 ),
                 _start_of_run(local),
             ),
         ):
-            parts.append(Part(spec, factor, name, layer, row0, piece in wanted))
+            parts.append(Part(spec, factor, name, layer, row0, own in wanted))
         first_row += size
     return parts
 

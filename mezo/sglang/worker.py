@@ -22,9 +22,9 @@ from mezo._host import fp32_products
 from mezo.config import MezoConfig
 from mezo.core import Scores, StepRequest, pair_slots, run_step
 from mezo.data import BASE, THETA, Rows
-from mezo.sglang import activated, attention, compat, prefix, readout, scoring
+from mezo.sglang import activated, attention, compat, prefix, readout, scoring, selftest
 from mezo.sglang.breakdown import Stopwatch, watched
-from mezo.sglang.slots import Part, parts_of
+from mezo.sglang.slots import Part, check_peft_names, parts_of
 from mezo.state import AdapterState
 
 METHOD = "mezo"
@@ -151,6 +151,7 @@ def _hello(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[st
         "versions": {"sglang": version("sglang"), "torch": torch.__version__},
         "max_row_tokens": int(model_config.context_len),
         "vocab_size": int(model_config.vocab_size),
+        "dtype": str(model_config.dtype).removeprefix("torch."),
     }
 
 
@@ -165,6 +166,7 @@ def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     if config.prefix == "activated":
         prefix.check_cache(scheduler)
     parts = parts_of(manager, config.target_modules, config.rank)
+    unnamed = check_peft_names(compat.model_runner(scheduler).model_config, parts, config.rank)
     uids: dict[str, str] = payload["uids"]
     invocation: list[int] = payload["invocation"]
     try:
@@ -181,7 +183,7 @@ def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     _adapters[config.name] = _Adapter(
         scheduler, config, state, uids, places, is_served=why_not is None
     )
-    return {"num_parameters": state.arena.numel(), "not_served": why_not}
+    return {"num_parameters": state.arena.numel(), "not_served": why_not, "unnamed": unnamed}
 
 
 def _new_state(
@@ -313,6 +315,19 @@ def _score(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[st
     return dataclasses.asdict(adapter.score(Rows(**payload["rows"]), [slot]))
 
 
+def _selftest(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+    """Check the engine with the run's own slots; see `mezo.sglang.selftest`."""
+    adapter = _adapter(payload)
+
+    def score(rows: Rows, slots: Sequence[str]) -> Scores:
+        scores: Scores = agree(adapter.score(rows, slots))
+        return scores
+
+    rows, invocation = Rows(**payload["rows"]), payload["invocation"]
+    found = selftest.checks(scheduler, adapter, rows, invocation, score)
+    return {"checks": selftest.merged(gathered(found, scheduler.tp_group.cpu_group))}
+
+
 def _apply_update(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Take a step whose coefficients are known."""
     _adapter(payload).state.take_step(payload["step"], payload["coefficients"])
@@ -393,6 +408,7 @@ _OPERATIONS: dict[str, Callable[[Any, dict[str, Any], Agreement], dict[str, Any]
     "step": _step,
     "breakdown": _breakdown,
     "score": _score,
+    "selftest": _selftest,
     "apply_update": _apply_update,
     "progress": _progress,
     "export": _export,

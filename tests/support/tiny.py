@@ -19,6 +19,8 @@ _TINY = {
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
     "opt": (transformers.OPTConfig, transformers.OPTForCausalLM),
+    "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM),
+    "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
 }
 _TINY_OTHERS = {"num_key_value_heads": 2, "tie_word_embeddings": False}
 # OPT has names of its own, and no grouped heads.
@@ -29,6 +31,11 @@ _TINY_OPT = {
     "pad_token_id": 0,
     "num_key_value_heads": 4,
     "tie_word_embeddings": True,
+}
+_TINY_MORE = {
+    "opt": _TINY_OPT,
+    "phi3": {**_TINY_OTHERS, "pad_token_id": 0},
+    "mistral": {**_TINY_OTHERS, "sliding_window": 8},
 }
 
 
@@ -47,7 +54,7 @@ def save_tiny_model(architecture: str, directory: str) -> None:
         initializer_range=0.2,
         bos_token_id=1,
         eos_token_id=2,
-        **(_TINY_OPT if architecture == "opt" else _TINY_OTHERS),
+        **_TINY_MORE.get(architecture, _TINY_OTHERS),
     )
     model_class(config).float().eval().save_pretrained(directory)
     make_tokenizer().save_pretrained(directory)

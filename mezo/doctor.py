@@ -1,0 +1,108 @@
+"""What `mezo doctor --model M` does: start an engine, check it, say so in one line a check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from mezo._step import attach
+from mezo.comparison import compare
+from mezo.config import MezoConfig, require
+from mezo.linears import ModelLinears, leaf, linears_of
+from mezo.selftest import Check, quick
+
+ENGINES = ("sglang", "transformers")
+# Layers that both engines adapt, where the checkpoint has them in every decoder layer.
+_USUAL = (
+    *("qkv_proj", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj"),
+    *("gate_up_proj", "gate_proj", "up_proj", "down_proj", "fc1", "fc2"),
+)
+
+
+def diagnose(
+    model: str,
+    *,
+    engine: str = "sglang",
+    target_modules: Sequence[str] | None = None,
+    echo: Callable[[str], Any] = print,
+) -> bool:
+    """Start an engine with a model, run the self-test and the comparison, print each check.
+
+    Args:
+        model: directory or hub name of the model.
+        engine: "sglang" or "transformers".
+        target_modules: layers to adapt; None takes all of the model's that are usual.
+        echo: takes each line.
+
+    Returns:
+        Whether every check holds; one that cannot be made here counts as holding.
+
+    Raises:
+        ValueError: an unknown engine, or a model whose config cannot be read.
+        ImportError: the engine is not installed.
+    """
+    require(
+        engine in ENGINES,
+        f"doctor: engine must be one of {ENGINES}, got {engine!r}; take 'sglang'.",
+    )
+    config = MezoConfig(target_modules=tuple(target_modules or _targets(model)), name="doctor")
+    echo(f"model {model}, engine {engine}, adapter on {', '.join(config.target_modules)}")
+    checks = []
+    with _started(model, engine, config) as (handle, tokenizer):
+        try:
+            run = attach(handle, config, tokenizer=tokenizer, selftest=False)
+        except (ValueError, NotImplementedError, RuntimeError) as error:
+            echo(_line(Check("attach", False, str(error))))
+            return False
+        with run:
+            for check in (*quick(run), compare(run)):
+                checks.append(check)
+                echo(_line(check))
+    return all(check.is_ok for check in checks)
+
+
+def _line(check: Check) -> str:
+    """One line of the report."""
+    word = "skipped" if check.is_skipped else "ok" if check.is_ok else "FAILED"
+    return f"{word}: {check.name}: {check.detail}"
+
+
+def _targets(model: str) -> list[str]:
+    """The usual linear layers that a checkpoint has once in each decoder layer."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"doctor: model must be a checkpoint that transformers knows, got {model!r} "
+            f"({str(error).splitlines()[0]}); pass its directory or hub name, and with code of its "
+            "own --target-modules too."
+        ) from error
+    linears = linears_of(config)
+    default = list(MezoConfig().target_modules)
+    if not isinstance(linears, ModelLinears):
+        return default
+    names = [leaf(name) for name in linears.shapes]
+    layers = int(config.get_text_config().num_hidden_layers)
+    return [name for name in _USUAL if names.count(name) == layers] or default
+
+
+@contextmanager
+def _started(model: str, engine: str, config: MezoConfig) -> Iterator[tuple[Any, Any]]:
+    """The engine, and the tokenizer of a transformers model."""
+    if engine == "sglang":
+        from mezo.sglang.launch import launch_engine
+
+        handle = launch_engine(model, config)
+        try:
+            yield handle, None
+        finally:
+            handle.shutdown()
+        return
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    yield AutoModelForCausalLM.from_pretrained(model, dtype="auto"), None
