@@ -13,7 +13,6 @@ import transformers
 from tiny import LINEARS, load_model, random_batch
 
 import mezo
-from mezo.rounding import RoundingWatch
 from mezo.state import AdapterState
 from mezo_kernels import Direction, TensorSpec, sample
 
@@ -86,6 +85,8 @@ def test_the_paper_s_eps_loses_little_and_a_tiny_one_most():
 
 
 def test_slots_are_read_again_when_eps_or_theta_change_by_a_factor_of_2(monkeypatch):
+    from mezo.rounding import RoundingWatch
+
     reads = []
     count = RoundingWatch._count
     monkeypatch.setattr(RoundingWatch, "_count", lambda self: reads.append(1) or count(self))
