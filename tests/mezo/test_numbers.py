@@ -13,7 +13,6 @@ import transformers
 from tiny import LINEARS, load_model, random_batch
 
 import mezo
-from mezo.rounding import RoundingWatch
 from mezo.state import AdapterState
 from mezo_kernels import Direction, TensorSpec, sample
 
@@ -86,6 +85,8 @@ def test_the_paper_s_eps_loses_little_and_a_tiny_one_most():
 
 
 def test_slots_are_read_again_when_eps_or_theta_change_by_a_factor_of_2(monkeypatch):
+    from mezo.rounding import RoundingWatch
+
     reads = []
     count = RoundingWatch._count
     monkeypatch.setattr(RoundingWatch, "_count", lambda self: reads.append(1) or count(self))
@@ -148,6 +149,23 @@ def test_bf16_with_a_tiny_eps_says_so(tiny_model_dir, caplog):
     assert 1 <= len(said) <= 3  # once, and again when half as much is left
     assert "% of an adapter factor's elements at eps 1e-05" in said[0]
     assert "raise eps, or start the engine in float32" in said[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_share_of_a_step_is_that_of_its_weights(tiny_model_dir, dtype):
+    rng = random.Random(8)
+    config = mezo.MezoConfig(rank=4, target_modules=LINEARS, lr=1e-4, eps=1e-4, seed=3)
+    with mezo.attach(load_as(tiny_model_dir("llama"), dtype), config) as run:
+        weights = run.weights()
+        result = run.step(random_batch(rng))
+    equal: dict[str, list[torch.Tensor]] = {"lora_A": [], "lora_B": []}
+    scale = torch.tensor(config.eps, dtype=torch.float32).double()
+    for name, theta in weights.items():
+        z = sample(TensorSpec(name, tuple(theta.shape)), Direction(3, 0)).double()
+        plus, minus = ((theta.double() + s * scale * z).float().to(dtype) for s in (1, -1))
+        equal[name[-6:]].append((plus == minus).reshape(-1))
+    shares = [torch.cat(parts).double().mean().item() for parts in equal.values()]
+    assert 0.05 < result.lost_share == max(shares)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

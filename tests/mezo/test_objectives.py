@@ -18,7 +18,6 @@ from mezo.objectives import (
     predictions,
     signal_to_noise,
 )
-from mezo.results import evaluation
 
 
 def test_completion_loss_is_the_mean_over_all_tokens():
@@ -74,6 +73,9 @@ INF, NAN = float("inf"), float("nan")
 def test_scores_that_are_not_finite_predict_nothing(scores, best):
     targets = Targets((1, 1), (2,), (0,))
     assert predictions(targets, scores) == [best]
+
+    from mezo.results import evaluation
+
     result = evaluation(targets, scores, tokens=7)
     assert result.accuracy == (None if best is None else float(best == 0))
     assert result.num_nonfinite == (best is None)
@@ -89,6 +91,9 @@ def test_infinite_losses_of_both_signs_are_no_crash():
     assert math.isnan(batch_loss(Targets((1, 1), (2,), (0,)), [INF, NAN]))
     # The order of the options does not matter.
     assert math.isnan(batch_loss(Targets((1, 1), (2,), (0,)), [1.0, NAN]))
+
+    from mezo.results import evaluation
+
     assert evaluation(Targets((1, 2)), [-1.0, NAN], tokens=3).num_nonfinite == 1
 
 

@@ -30,11 +30,13 @@ def test_ctrl_c_of_a_terminal_saves_the_adapter(tiny_model_dir, tmp_path):
     model, output = tiny_model_dir("llama"), tmp_path / "out"
     data = write_reviews(tmp_path / "reviews.csv")
     errors = tmp_path / "stderr"
+    arguments = (
+        f"train --engine sglang --model {model} --data {data} --output {output} --steps 100000 "
+        "--batch-size 4 --eval-examples 8 --rank 2 --lr 1e-4"
+    )
     with errors.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mezo", "train", "--engine", "sglang", "--model", model]
-            + ["--data", str(data), "--output", str(output), "--steps", "100000"]
-            + ["--batch-size", "4", "--eval-examples", "8", "--rank", "2", "--lr", "1e-4"],
+            [sys.executable, "-m", "mezo", *arguments.split()],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
