@@ -100,7 +100,7 @@ def test_a_prompt_with_one_token_options_is_one_row_of_the_forward(tiny_model_di
     )
     model.lm_head.register_forward_hook(lambda _, args, out: read.append(out.shape[:-1].numel()))
     config = dataclasses.replace(CONFIG, prefix=prefix, invocation=INVOCATION)
-    with mezo.attach(model, config) as run:
+    with mezo.attach(model, config, selftest=False) as run:
         result = run.step(BATCHES["shared options"])
         # 4 distinct prompts of up to 4 tokens, and the invocation.
         assert seen == [(4, 6)] * 2
