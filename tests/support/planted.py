@@ -22,7 +22,15 @@ def install(directory: Path) -> str:
 
 
 def register() -> None:
-    """Called by SGLang in each of its processes."""
+    """Called by SGLang in each of its processes, too early to import what needs SGLang."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(
+        "sglang.srt.managers.scheduler.Scheduler.__init__", _add_operation, HookType.AFTER
+    )
+
+
+def _add_operation(result, *args, **kwargs):
     from mezo.sglang import worker
 
     worker._OPERATIONS["plant"] = plant
