@@ -163,8 +163,13 @@ def _reference_scores(
     )
     config = dataclasses.replace(run.config, num_directions=1)
     session = TransformersSession(model, config, run.session.tokenizer)
+    weights = run.weights()
+    for spec, master in zip(session.state.specs, session.state.masters, strict=True):
+        master.copy_(weights[spec.name])
+    session.state.restore()  # its slot holds theta_0
     found: dict[str, list[float]] = {"base": [], "adapted": []}
     with AnyRun(session, config) as other:
+        other.steps = run.steps
         for i in range(len(batch.rows)):
             for what, values in _scores(other, _row(batch, i)).items():
                 found[what] += values
