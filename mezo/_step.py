@@ -217,6 +217,7 @@ class Run:
             alora_invocation_tokens=(
                 self.invocation.tokens if self.config.prefix == "activated" else None
             ),
+            partners=self.session.partners,
         )
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,8 @@ class Session(Protocol):
     tokenizer: Any
     max_row_tokens: int
     vocab_size: int
+    # Names and shapes of the tensors that make fused projections whole and are not trained.
+    partners: Mapping[str, tuple[int, ...]]
 
     def step(self, request: StepRequest) -> StepReply:
         """Run one step on every rank and return its scalars."""

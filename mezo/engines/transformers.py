@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from mezo.state import AdapterState
 from mezo_kernels import TensorSpec
 
 _PAD = 0
+_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class _LoraLinear(torch.nn.Module):
@@ -87,6 +88,7 @@ class TransformersSession:
         model.eval()  # dropout would differ between the two signs
         slots = [*pair_slots(config.num_directions), THETA]
         self._layers = _wrap(model, config, slots)
+        self.partners = _partners(model, self._layers, config.rank)
         specs, views = [], {slot: [] for slot in slots}  # type: ignore[var-annotated]
         for name, layer in self._layers.items():
             for factor in ("A", "B"):
@@ -200,6 +202,21 @@ class TransformersSession:
         finally:
             for layer in self._layers.values():
                 layer.active, layer.prefix, layer.is_prefix = BASE, BASE, None
+
+
+def _partners(
+    model: torch.nn.Module, layers: Iterable[str], rank: int
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of what adapted layers lack of the projections that serving engines fuse."""
+    modules, partners = dict(model.named_modules()), {}
+    for name in layers:
+        parent, _, leaf = name.rpartition(".")
+        for piece in next((group for group in _FUSED if leaf in group), ()):
+            module = modules.get(f"{parent}.{piece}")
+            if isinstance(module, torch.nn.Linear):  # adapted ones are wrapped by now
+                partners[f"{parent}.{piece}.lora_A"] = (rank, module.in_features)
+                partners[f"{parent}.{piece}.lora_B"] = (module.out_features, rank)
+    return partners
 
 
 def _wrap(model: Any, config: MezoConfig, slots: Sequence[str]) -> dict[str, _LoraLinear]:

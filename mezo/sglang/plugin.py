@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mezo.sglang import attention
+from mezo.sglang import adapter_files, attention
 from mezo.sglang.cpu_host import unpin_lora_memory
 
 
@@ -36,6 +36,8 @@ def register() -> None:
         _before_lora_batch,
         HookType.BEFORE,
     )
+    for target, hook, kind in adapter_files.hooks():
+        HookRegistry.register(target, hook, HookType[kind])
 
 
 def _handle_rpc_request(original: Any, scheduler: Any, request: Any) -> Any:

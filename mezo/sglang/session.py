@@ -69,6 +69,7 @@ class SglangSession:
             uids=uids,
             invocation=invocation.tokens if config.prefix == "activated" else (),
         )
+        self.partners = {name: tuple(shape) for name, shape in self.info["partners"].items()}
         self._is_served = self.info["not_served"] is None
         if self._is_served:
             self._register(uids[THETA])

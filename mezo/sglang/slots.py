@@ -17,7 +17,7 @@ import torch
 
 from mezo_kernels import TensorSpec
 
-_STACKED = {
+STACKED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
@@ -74,7 +74,7 @@ def parts_of(manager: Any, target_modules: Sequence[str], rank: int) -> list[Par
     for layer, modules in enumerate(manager.lora_modules):
         for path, module in modules.items():
             prefix, _, name = path.rpartition(".")
-            pieces = _STACKED.get(name, (name,))
+            pieces = STACKED.get(name, (name,))
             served.update(pieces)
             if wanted.isdisjoint(pieces):
                 continue
@@ -107,7 +107,7 @@ def _module_parts(
     """Parts of one (stacked) module: for each piece lora_A, then lora_B."""
     base = module.base_layer
     # SGLang's own slicing of row and column numbers tells which elements this rank holds.
-    d_in, sizes = int(base.input_size), _piece_sizes(base, len(pieces))
+    d_in, sizes = int(base.input_size), piece_sizes(base, len(pieces))
     columns = _sliced(module.slice_lora_a_weights, base, torch.arange(d_in)[None, :])[0]
     rows = _sliced(module.slice_lora_b_weights, base, torch.arange(sum(sizes))[:, None])[:, 0]
     parts, first_row = [], 0
@@ -140,7 +140,7 @@ def _module_parts(
     return parts
 
 
-def _piece_sizes(base: Any, num_pieces: int) -> list[int]:
+def piece_sizes(base: Any, num_pieces: int) -> list[int]:
     """Global output rows of each piece of a (stacked) linear layer."""
     if hasattr(base, "total_num_kv_heads"):
         v_head_size = getattr(base, "v_head_size", base.head_size)

@@ -166,7 +166,8 @@ def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     state.publish()
     why_not = activated.why_not_servable(scheduler) if invocation else None
     _adapters[config.name] = _Adapter(scheduler, config, state, uids, is_served=why_not is None)
-    return {"num_parameters": state.arena.numel(), "not_served": why_not}
+    partners = {p.spec.name: p.spec.global_shape for p in parts if not p.is_target}
+    return {"num_parameters": state.arena.numel(), "not_served": why_not, "partners": partners}
 
 
 def _check_pool(manager: Any, config: MezoConfig) -> None:
@@ -310,8 +311,9 @@ def _detach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
 
 
 def _memory(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
-    """Free KV tokens and request slots, for leak checks."""
-    return compat.free_memory(scheduler)
+    """Free KV tokens and request slots, and adapters SGLang knows, for leak checks."""
+    adapters = len(compat.model_runner(scheduler).lora_manager.configs)
+    return {**compat.free_memory(scheduler), "adapters": adapters}
 
 
 def _fingerprint(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
