@@ -67,10 +67,14 @@ def _is_pattern(value: Any) -> bool:
 
 
 def _are_modules(value: Any) -> bool:
-    """None, a regular expression or a list of names."""
+    """A regular expression or a list of names."""
     if isinstance(value, list):
         return all(isinstance(name, str) for name in value)
-    return value is None or _is_pattern(value)
+    return _is_pattern(value)
+
+
+def _are_modules_or_off(value: Any) -> bool:
+    return value is None or _are_modules(value)
 
 
 def _are_layers(value: Any) -> bool:
@@ -132,16 +136,21 @@ FIELDS: dict[str, Field] = {
         None,
         HONOURED,
         "lists, regular expressions and all-linear: what is in the file counts, and a tensor that "
-        "the field does not name is refused (PEFT would leave it out)",
+        "the field does not name is refused (PEFT would leave it out); not null, which PEFT never "
+        "writes",
         "a list of names or a regular expression",
         _are_modules,
     ),
     "exclude_modules": Field(
-        None, HONOURED, "as target_modules", "a list of names or a regular expression", _are_modules
+        None,
+        HONOURED,
+        "as target_modules",
+        "a list of names or a regular expression",
+        _are_modules_or_off,
     ),
     "layers_to_transform": Field(None, HONOURED, "as target_modules", "layer numbers", _are_layers),
     "layers_pattern": Field(
-        None, HONOURED, "as target_modules", "a list of names or a name", _are_modules
+        None, HONOURED, "as target_modules", "a list of names or a name", _are_modules_or_off
     ),
     "alora_invocation_tokens": Field(
         None,
@@ -191,10 +200,11 @@ FIELDS: dict[str, Field] = {
     "task_type": Field(
         None,
         IGNORED,
-        "null, CAUSAL_LM and FEATURE_EXTRACTION; other tasks come with a head of their own and are "
-        "refused",
-        "one of null, CAUSAL_LM, FEATURE_EXTRACTION",
+        "null, CAUSAL_LM and FEATURE_EXTRACTION; other tasks come with a head of their own, and "
+        "PEFT activates adapters of CAUSAL_LM only",
+        "CAUSAL_LM (or null or FEATURE_EXTRACTION, if not activated)",
         lambda v: v in _TASKS,
+        activated=lambda v: v == "CAUSAL_LM",
     ),
     "auto_mapping": Field(None, IGNORED, "a note"),
     "peft_version": Field(None, IGNORED, "a note"),
@@ -307,7 +317,7 @@ def check_fields(config: Mapping[str, Any], name: str) -> None:
         ValueError: a field, by name; a field that PEFT 0.21 does not have must be off.
     """
     activated = is_activated(config)
-    for key in ("peft_type", *config):
+    for key in dict.fromkeys(("peft_type", "task_type", *config)):
         value, field = config.get(key), FIELDS.get(key)
         if field is None:
             if not _is_off(value):
@@ -358,7 +368,7 @@ def field_against(config: Mapping[str, Any], path: str) -> str | None:
     targets, excluded = config.get("target_modules"), config.get("exclude_modules")
     if excluded and _names(excluded, path):
         return "exclude_modules"
-    if targets is None or targets == "all-linear":
+    if targets == "all-linear":
         return None
     if not _names(targets, path):
         return "target_modules"

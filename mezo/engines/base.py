@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +21,7 @@ class Session(Protocol):
     max_row_tokens: int
     vocab_size: int
     # Names and shapes of the tensors that make fused projections whole and are not trained.
-    partners: Mapping[str, tuple[int, ...]]
+    partners: dict[str, tuple[int, ...]]
 
     def step(self, request: StepRequest) -> StepReply:
         """Run one step on every rank and return its scalars."""

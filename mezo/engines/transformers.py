@@ -208,7 +208,8 @@ def _partners(
     model: torch.nn.Module, layers: Iterable[str], rank: int
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of what adapted layers lack of the projections that serving engines fuse."""
-    modules, partners = dict(model.named_modules()), {}
+    modules = dict(model.named_modules())
+    partners: dict[str, tuple[int, ...]] = {}
     for name in layers:
         parent, _, leaf = name.rpartition(".")
         for piece in next((group for group in _FUSED if leaf in group), ()):

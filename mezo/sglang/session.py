@@ -69,7 +69,9 @@ class SglangSession:
             uids=uids,
             invocation=invocation.tokens if config.prefix == "activated" else (),
         )
-        self.partners = {name: tuple(shape) for name, shape in self.info["partners"].items()}
+        self.partners: dict[str, tuple[int, ...]] = {
+            name: tuple(shape) for name, shape in self.info["partners"].items()
+        }
         self._is_served = self.info["not_served"] is None
         if self._is_served:
             self._register(uids[THETA])
