@@ -193,6 +193,7 @@ class Run:
             alora_invocation_tokens=(
                 self.invocation.tokens if self.config.prefix == "activated" else None
             ),
+            partners=self.session.partners,
         )
 
     def close(self) -> None:

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from mezo.adapter_fields import FIELDS
 from mezo.config import MezoConfig
 from mezo_kernels import TensorSpec, philox4x32
 
 # DESIGN section 2 gives domains 0 to 2 of the Philox counter to directions; initial values are 3.
 _INIT_DOMAIN = 3
+
+# The fields that every reader of PEFT's files knows; those of newer versions are left out.
+_WRITTEN = (
+    "peft_type",
+    "task_type",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "modules_to_save",
+    "fan_in_fan_out",
+    "bias",
+    "init_lora_weights",
+)
 
 
 def initial_values(spec: TensorSpec, seed: int) -> torch.Tensor:
@@ -101,39 +120,61 @@ def save_peft(
     *,
     base_model: str | None = None,
     alora_invocation_tokens: Sequence[int] | None = None,
+    partners: Mapping[str, Sequence[int]] | None = None,
 ) -> Path:
-    """Write a PEFT adapter: adapter_config.json and adapter_model.safetensors.
+    """Write a PEFT adapter: adapter_config.json and adapter_model.safetensors. PEFT is not needed.
 
     Args:
         weights: {canonical name: fp32 tensor}, names as `model.layers.0.self_attn.q_proj.lora_A`.
         config: rank, alpha and target modules.
-        directory: where to; made if needed. Files are replaced one at a time, each atomically.
+        directory: where to; made if needed. Files are replaced one at a time, each atomically and
+            on the disk before its name is.
         base_model: name or path of the base model, recorded in the config.
         alora_invocation_tokens: makes it an activated LoRA that acts from these tokens on.
+        partners: {canonical name: shape} of tensors to be written as zeros. SGLang stacks q, k, v
+            and gate, up of a layer and loads all of a stack or none of it.
 
     Returns:
         The directory.
+
+    Raises:
+        OSError: the directory or its files cannot be written.
     """
-    from peft import LoraConfig
     from safetensors.torch import save
 
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
+    zeros = {name: torch.zeros(*shape) for name, shape in (partners or {}).items()}
     tensors = {
         f"base_model.model.{name}.weight": value.detach().cpu().contiguous()
-        for name, value in weights.items()
+        for name, value in {**zeros, **weights}.items()
     }
-    temporary = target / "adapter_model.safetensors.tmp"
-    temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
-    temporary.replace(target / "adapter_model.safetensors")
-    lora: Any = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        target_modules=list(config.target_modules),
-        base_model_name_or_path=base_model,
-        task_type="CAUSAL_LM",
-        inference_mode=True,
-        alora_invocation_tokens=list(alora_invocation_tokens) if alora_invocation_tokens else None,
-    )
-    lora.save_pretrained(str(target))
+    fields = {name: FIELDS[name].default for name in _WRITTEN} | {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "target_modules": sorted({*config.target_modules, *(n.split(".")[-2] for n in zeros)}),
+        "inference_mode": True,
+    }
+    if alora_invocation_tokens:  # older versions of PEFT do not know the field
+        fields["alora_invocation_tokens"] = list(alora_invocation_tokens)
+    _replace(target / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+    text = json.dumps(fields, indent=2, sort_keys=True)
+    _replace(target / "adapter_config.json", f"{text}\n".encode())
     return target
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put a whole new file in a file's place, or leave the old one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

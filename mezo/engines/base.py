@@ -28,6 +28,8 @@ class Session(Protocol):
     max_row_tokens: int
     vocab_size: int
     dtype: torch.dtype
+    # Names and shapes of the tensors that make fused projections whole and are not trained.
+    partners: dict[str, tuple[int, ...]]
 
     def step(self, request: StepRequest) -> StepReply:
         """Run one step on every rank and return its scalars."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,7 +16,7 @@ from mezo._host import fp32_products, warn_of_products
 from mezo.config import MezoConfig
 from mezo.core import Scores, StepReply, StepRequest, pair_slots, run_step
 from mezo.data import BASE, THETA, Rows
-from mezo.linears import linear_shape
+from mezo.linears import STACKED, linear_shape
 from mezo.selftest import Check, engine_checks
 from mezo.sequences import sequences_of
 from mezo.state import AdapterState
@@ -98,6 +98,7 @@ class TransformersSession:
         model.eval()  # dropout would differ between the two signs
         slots = [*pair_slots(config.num_directions), THETA]
         self._layers = _wrap(model, config, slots)
+        self.partners = _partners(model, self._layers, config.rank)
         try:
             self.state = self._new_state(config, slots)
         except BaseException:
@@ -239,6 +240,22 @@ class TransformersSession:
         finally:
             for layer in self._layers.values():
                 layer.active, layer.prefix, layer.is_prefix = BASE, BASE, None
+
+
+def _partners(
+    model: torch.nn.Module, layers: Iterable[str], rank: int
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of what adapted layers lack of the projections that serving engines fuse."""
+    modules = dict(model.named_modules())
+    partners: dict[str, tuple[int, ...]] = {}
+    for name in layers:
+        parent, _, leaf = name.rpartition(".")
+        for piece in next((group for group in STACKED.values() if leaf in group), ()):
+            module = modules.get(f"{parent}.{piece}")
+            if isinstance(module, torch.nn.Linear):  # adapted ones are wrapped by now
+                partners[f"{parent}.{piece}.lora_A"] = (rank, module.in_features)
+                partners[f"{parent}.{piece}.lora_B"] = (module.out_features, rank)
+    return partners
 
 
 def _wrap(model: Any, config: MezoConfig, slots: Sequence[str]) -> dict[str, _LoraLinear]:

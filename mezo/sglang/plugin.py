@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import Any
 
-from mezo.sglang import attention
+from mezo.sglang import adapter_files, attention
 from mezo.sglang.cpu_host import unpin_lora_memory
 
 
@@ -50,6 +50,8 @@ def register() -> None:
         _before_lora_batch,
         HookType.BEFORE,
     )
+    for target, hook, kind in adapter_files.hooks():
+        HookRegistry.register(target, hook, HookType[kind])
 
 
 def _handle_rpc_request(original: Any, scheduler: Any, request: Any) -> Any:

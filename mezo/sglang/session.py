@@ -79,6 +79,9 @@ class SglangSession:
                 uids=self._uids,
                 invocation=self._invocation_tokens,
             )
+            self.partners: dict[str, tuple[int, ...]] = {
+                name: tuple(shape) for name, shape in self.info["partners"].items()
+            }
             not_served, unnamed = self.info["not_served"], self.info["unnamed"]
             if not_served is None:
                 registry.register(self.engine, self._name, self._uids[THETA])

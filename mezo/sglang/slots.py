@@ -136,7 +136,7 @@ def _module_parts(
     base = module.base_layer
     is_whole = name in wanted and len(pieces) > 1
     # SGLang's own slicing of row and column numbers tells which elements this rank holds.
-    d_in, sizes = int(base.input_size), _piece_sizes(base, len(pieces))
+    d_in, sizes = int(base.input_size), piece_sizes(base, len(pieces))
     columns = _sliced(module.slice_lora_a_weights, base, torch.arange(d_in)[None, :])[0]
     rows = _sliced(module.slice_lora_b_weights, base, torch.arange(sum(sizes))[:, None])[:, 0]
     parts, first_row = [], 0
@@ -170,7 +170,7 @@ def _module_parts(
     return parts
 
 
-def _piece_sizes(base: Any, num_pieces: int) -> list[int]:
+def piece_sizes(base: Any, num_pieces: int) -> list[int]:
     """Global output rows of each piece of a (stacked) linear layer."""
     if hasattr(base, "total_num_kv_heads"):
         v_head_size = getattr(base, "v_head_size", base.head_size)

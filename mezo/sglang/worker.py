@@ -183,7 +183,12 @@ def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     _adapters[config.name] = _Adapter(
         scheduler, config, state, uids, places, is_served=why_not is None
     )
-    return {"num_parameters": state.arena.numel(), "not_served": why_not, "unnamed": unnamed}
+    return {
+        "num_parameters": state.arena.numel(),
+        "partners": {p.spec.name: p.spec.global_shape for p in parts if not p.is_target},
+        "not_served": why_not,
+        "unnamed": unnamed,
+    }
 
 
 def _new_state(
@@ -260,6 +265,7 @@ def _load_empty_adapter(
         tensors,
         {
             "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
             "r": config.rank,
             "lora_alpha": config.alpha,
             "target_modules": modules,
@@ -376,8 +382,9 @@ def _unload(manager: Any, uids: Iterable[str]) -> None:
 
 
 def _memory(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
-    """Free KV tokens and request slots, for leak checks."""
-    return compat.free_memory(scheduler)
+    """Free KV tokens and request slots, and adapters SGLang knows, for leak checks."""
+    adapters = len(compat.model_runner(scheduler).lora_manager.configs)
+    return {**compat.free_memory(scheduler), "adapters": adapters}
 
 
 def _fingerprint(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import sys
 
 import pytest
 import torch
 from independent import load_peft, lora_parameters, peft_model
-from tiny import LINEARS
+from peft import LoraConfig
+from tiny import LINEARS, load_model
 
 import mezo
 from mezo.adapter import assemble, initial_values, save_peft
@@ -80,3 +84,85 @@ def test_saved_files_load_in_peft_bit_for_bit(tiny_model_dir, tmp_path):
     assert loaded.keys() == weights.keys()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
     assert model.peft_config["default"].lora_alpha == 6
+
+
+def test_saving_needs_no_peft(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "peft", None)  # importing it raises
+    save_peft({NAME: torch.zeros(4, 64)}, mezo.MezoConfig(rank=4), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("tokens", [None, [5, 6]], ids=["ordinary", "activated"])
+def test_the_config_is_the_one_that_peft_would_write(tmp_path, tokens):
+    config = mezo.MezoConfig(rank=4, alpha=6, target_modules=["v_proj", "q_proj"])
+    theirs = LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=["q_proj", "v_proj"],
+        base_model_name_or_path="a/model",
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        alora_invocation_tokens=tokens,
+    )
+    ours = save_peft(
+        {NAME: torch.zeros(4, 64)},
+        config,
+        tmp_path / "ours",
+        base_model="a/model",
+        alora_invocation_tokens=tokens,
+    )
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    mine, yours = (
+        json.loads((tmp_path / name / "adapter_config.json").read_text())
+        for name in ("ours", "theirs")
+    )
+    for fields in (mine, yours):
+        fields["target_modules"] = sorted(fields["target_modules"])
+    assert all(yours[name] == value for name, value in mine.items())
+    loaded = LoraConfig.from_pretrained(str(ours))
+    theirs.peft_version = loaded.peft_version
+    assert loaded == theirs
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(monkeypatch, tmp_path):
+    config = mezo.MezoConfig(rank=4)
+    save_peft({NAME: torch.zeros(4, 64)}, config, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_peft({NAME: torch.ones(4, 64)}, config, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
+@pytest.mark.parametrize("modules", [("q_proj", "v_proj"), ("up_proj",), ("k_proj", "gate_proj")])
+def test_a_saved_run_has_whole_stacks_and_gives_peft_the_same_bits(
+    tiny_model_dir, tmp_path, architecture, modules
+):
+    directory = tiny_model_dir(architecture)
+    if architecture == "opt" and modules != ("q_proj", "v_proj"):
+        modules = ("fc1",) if modules == ("up_proj",) else ("k_proj", "fc2")
+    config = mezo.MezoConfig(rank=4, alpha=8, target_modules=modules, seed=2)
+    with mezo.attach(load_model(directory), config) as run:
+        run.apply_update([-0.05])
+        run.save(tmp_path / "whole")
+        trained = run.weights()
+    save_peft(trained, config, tmp_path / "trained")
+    groups = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
+    expected = set(modules).union(*(g for g in groups if g & set(modules)))
+    whole, partial = (load_peft(directory, tmp_path / name) for name in ("whole", "trained"))
+    assert set(whole.peft_config["default"].target_modules) == expected
+    assert {name.split(".")[-2] for name in lora_parameters(whole)} == expected
+    for name, value in lora_parameters(whole).items():
+        assert torch.equal(value, trained.get(name, torch.zeros_like(value)))
+    ids = torch.tensor([[1, 5, 6, 7, 8, 9]])
+    with torch.no_grad():
+        assert torch.equal(whole(ids).logits, partial(ids).logits)
+        assert not torch.equal(whole(ids).logits, load_model(directory)(ids).logits)
