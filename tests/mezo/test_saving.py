@@ -131,7 +131,7 @@ def test_a_stream_of_known_length_is_checked_before_the_first_step(model):
         mezo.finetune(model, _Loader(3), num_steps=4, config=CONFIG, callbacks=[steps])
     assert not steps.results
     assert mezo.finetune(model, _Loader(3), num_steps=3, config=CONFIG).steps == 3
-    with pytest.raises(TypeError, match=r"an iterable of mezo.Batch, got Batch; put batches into a list"):
+    with pytest.raises(TypeError, match=r"an iterable of mezo.Batch, got Batch; put"):
         mezo.finetune(model, good_batches(1)[0], num_steps=1, config=CONFIG)
 
 
