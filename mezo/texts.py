@@ -86,6 +86,8 @@ class Texts:
         sample = next(words, None) or tokenise(self._tokenizer, ["a"])[0]
         ids, size = sample.ids, len(sample.ids)
         full = tuple(self._tokenizer(sample.text, add_special_tokens=True)["input_ids"])
+        if not ids:
+            return full, ()
         for start in range(len(full) - size + 1):
             if full[start : start + size] == ids:
                 return full[:start], full[start + size :]

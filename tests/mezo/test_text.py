@@ -253,6 +253,7 @@ def word_pieces():
 def test_an_invocation_whose_tokens_depend_on_the_prompt_is_refused(attach):
     with pytest.raises(ValueError, match=r"same tokens behind every prompt, got 'yes', which has"):
         attach(word_pieces(), "yes", "activated")
+    # The failed attempt has left nothing on the model.
     assert attach(word_pieces(), " yes", "activated").invocation.tokens == (4,)
     with pytest.raises(ValueError, match=r"got 'xyz', which merges with what stands before"):
         attach(PairTokenizer(), "xyz", "activated")
