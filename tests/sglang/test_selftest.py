@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import sys
 import time
 
 import planted
@@ -28,9 +29,10 @@ def model_dir(tiny_model_dir):
 
 @pytest.fixture(scope="module")
 def engine(model_dir, start_engine, tmp_path_factory):
-    path = planted.install(tmp_path_factory.mktemp("plugin"))
+    directory = tmp_path_factory.mktemp("plugin")
+    planted.install(directory)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", path)
+        patch.setattr(sys, "path", [str(directory), *sys.path])  # a spawned process takes it over
         engine = start_engine(model_dir, CONFIG, max_loras_per_batch=SLOTS, max_total_tokens=4096)
     model = peft_model(model_dir, dataclasses.replace(CONFIG, rank=3))
     generator = torch.Generator().manual_seed(8)

@@ -5,20 +5,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 _undo = []
 
 
-def install(directory: Path) -> str:
-    """Write a plugin's metadata; returns PYTHONPATH for the engine's processes."""
+def install(directory: Path) -> None:
+    """Write a plugin's metadata; spawned processes that have the directory on sys.path load it."""
     info = directory / "planted-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: planted\nVersion: 0\n")
     (info / "entry_points.txt").write_text("[sglang.srt.plugins]\nplanted = planted:register\n")
-    paths = [str(directory), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    return os.pathsep.join(path for path in paths if path)
 
 
 def register() -> None:
