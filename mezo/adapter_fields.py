@@ -29,6 +29,7 @@ class Field:
         accepts: whether a value is taken.
         activated: like ``accepts``, for activated adapters, where they differ; PEFT itself refuses
             to combine some fields with activated LoRA.
+        remedy: for error sentences, if it is not the note.
     """
 
     default: Any
@@ -37,6 +38,7 @@ class Field:
     expected: str = "anything"
     accepts: Callable[[Any], bool] = lambda value: True
     activated: Callable[[Any], bool] | None = None
+    remedy: str = ""
 
 
 def _is_off(value: Any) -> bool:
@@ -48,6 +50,11 @@ def _refused(default: Any, note: str, expected: str | None = None) -> Field:
     """A field that must have its default, or be off."""
     words = expected or ("false" if default is False else "null")
     return Field(default, REFUSED, note, words, lambda v: _is_off(v) or v == default)
+
+
+def _honoured(default: Any, note: str, expected: str, accepts: Callable[[Any], bool]) -> Field:
+    """A field whose every value that PEFT writes is honoured."""
+    return Field(default, HONOURED, note, expected, accepts, remedy="save the adapter with PEFT")
 
 
 def _is_number(value: Any) -> bool:
@@ -103,58 +110,51 @@ FIELDS: dict[str, Field] = {
         '"LORA"',
         lambda v: isinstance(v, str) and v.upper() == "LORA",
     ),
-    "r": Field(
+    "r": _honoured(
         8,
-        HONOURED,
         "as PEFT; at most the engine's max_lora_rank",
         "a positive whole number",
         lambda v: _is_natural(v, 1),
     ),
-    "lora_alpha": Field(8, HONOURED, "as PEFT", "a number", _is_number),
-    "use_rslora": Field(
+    "lora_alpha": _honoured(8, "as PEFT", "a number", _is_number),
+    "use_rslora": _honoured(
         False,
-        HONOURED,
         "scaling lora_alpha / sqrt(r)",
         "true or false",
         lambda v: v is None or isinstance(v, bool),
     ),
-    "rank_pattern": Field(
+    "rank_pattern": _honoured(
         {},
-        HONOURED,
         "ranks are padded with zeros to the largest one",
         "a dict from regular expressions to positive whole numbers",
         lambda v: _are_patterns(v, lambda rank: _is_natural(rank, 1)),
     ),
-    "alpha_pattern": Field(
+    "alpha_pattern": _honoured(
         {},
-        HONOURED,
         "what differs from the commonest scaling is folded into lora_B",
         "a dict from regular expressions to numbers",
         lambda v: _are_patterns(v, _is_number),
     ),
-    "target_modules": Field(
+    "target_modules": _honoured(
         None,
-        HONOURED,
         "lists, regular expressions and all-linear: what is in the file counts, and a tensor that "
         "the field does not name is refused (PEFT would leave it out); not null, which PEFT never "
         "writes",
         "a list of names or a regular expression",
         _are_modules,
     ),
-    "exclude_modules": Field(
+    "exclude_modules": _honoured(
         None,
-        HONOURED,
         "as target_modules",
         "a list of names or a regular expression",
         _are_modules_or_off,
     ),
-    "layers_to_transform": Field(None, HONOURED, "as target_modules", "layer numbers", _are_layers),
-    "layers_pattern": Field(
-        None, HONOURED, "as target_modules", "a list of names or a name", _are_modules_or_off
+    "layers_to_transform": _honoured(None, "as target_modules", "layer numbers", _are_layers),
+    "layers_pattern": _honoured(
+        None, "as target_modules", "a list of names or a name", _are_modules_or_off
     ),
-    "alora_invocation_tokens": Field(
+    "alora_invocation_tokens": _honoured(
         None,
-        HONOURED,
         "makes it an activated adapter, which acts from their last occurrence in the prompt on",
         "a list of token ids",
         lambda v: v is None or (isinstance(v, list) and all(_is_natural(t) for t in v)),
@@ -330,7 +330,7 @@ def check_fields(config: Mapping[str, Any], name: str) -> None:
         if not accepts(value):
             raise ValueError(
                 f"adapter {name!r}: {key} must be {field.expected}, got {short(value)}; "
-                f"{field.note}."
+                f"{field.remedy or field.note}."
             )
 
 
@@ -366,7 +366,7 @@ def field_against(config: Mapping[str, Any], path: str) -> str | None:
     Source: PEFT `check_target_module_exists`.
     """
     targets: Any = config.get("target_modules")
-    excluded = config.get("exclude_modules")
+    excluded: Any = config.get("exclude_modules")
     if excluded and _names(excluded, path):
         return "exclude_modules"
     if targets == "all-linear":

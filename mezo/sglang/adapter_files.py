@@ -193,7 +193,8 @@ def _load(
 def _before_validation(manager: Any, lora_config: Any, lora_ref: Any) -> None:
     """Check the fields, and let what only tensors can tell pass SGLang's own checks."""
     fields = dict(lora_config.hf_config)
-    if not is_checked(fields):
+    is_ours = str(lora_ref.lora_path).startswith("mezo:")  # a run's slot, made by our worker
+    if is_ours or not is_checked(fields):
         return
     check_fields(fields, lora_ref.lora_name)
     lora_config.mezo_check = _Check(manager, lora_ref.lora_name, fields)
@@ -298,7 +299,9 @@ def _renamed(name: str, leaf: str, piece: str, factor: str) -> str:
     return f"{head}.{piece}.lora_{factor}.weight"
 
 
-def _before_slot(pool: Any, uid: Any, buffer_id: int, lora_adapter: Any, *args: Any) -> None:
+def _before_slot(
+    pool: Any, uid: Any, buffer_id: int, lora_adapter: Any, *_: Any, **__: Any
+) -> None:
     """Clear what SGLang leaves of a slot's last owner: the embedding's or lm_head's part."""
     if uid is None or not lora_adapter.embedding_layers:
         return

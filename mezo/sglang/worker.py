@@ -265,7 +265,6 @@ def _load_empty_adapter(
         tensors,
         {
             "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
             "r": config.rank,
             "lora_alpha": config.alpha,
             "target_modules": modules,

@@ -392,7 +392,7 @@ def test_the_check_can_be_off_for_ordinary_adapters(monkeypatch, value, fields, 
     assert is_checked(fields) is expected
 
 
-def test_every_hook_has_a_target_here():
+def test_every_hook_has_a_target_here(engine):
     from mezo.sglang.adapter_files import hooks
 
     assert len(list(hooks())) == 7
