@@ -43,6 +43,8 @@ class Run:
         name: the adapter's name; SGLang serves it under ``lora_path=run.name``.
         config: the run's `MezoConfig`.
         steps: steps taken so far; the next step's number.
+        last_result: of the last step taken by `step`, also where that call was interrupted before
+            it could return it; None before the first.
         session: the engine's side.
         invocation: the tokens between every prompt and its completion.
         num_apart: rows so far whose completion was tokenised apart from its prompt, because the
@@ -60,6 +62,7 @@ class Run:
         self.num_apart = 0
         self._noted: set[str] = set()
         self._is_closed = False
+        self.last_result: StepResult | None = None
         self._is_unsure = False  # of whether the last step was taken
         self._watch = StepWatch(config.name)
         if config.prefix == "detached":
@@ -103,7 +106,8 @@ class Run:
             number = self.steps
             with self._numbered():
                 reply = self.session.step(self.request(encoded, lr=rate))
-        result = _result(number, reply, time.perf_counter() - started)
+                result = _result(number, reply, time.perf_counter() - started)
+                self.last_result = result
         self._watch(result, eps=self.config.eps, dtype=reply.slot_dtype)
         if throw:
             raise_for(result)
@@ -124,7 +128,11 @@ class Run:
             if not self._is_unsure:
                 return None
             steps, reply = self.session.progress()
-            number, self.steps = self.steps, steps
+            number = self.steps
+            late = None
+            if steps != number and reply is not None:
+                late = self.last_result = _result(number, reply, reply.weights_s + reply.score_s)
+            self.steps = steps
             self._is_unsure = False
         if steps == number:
             return None
@@ -134,7 +142,7 @@ class Run:
             number,
             steps,
         )
-        return None if reply is None else _result(number, reply, reply.weights_s + reply.score_s)
+        return late
 
     def pair_losses(self, batch: Batch | EncodedBatch, *, eps: float | None = None) -> StepResult:
         """Measure both losses along the next step's directions without updating anything.
