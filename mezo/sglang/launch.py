@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import gc
+import importlib
 import multiprocessing
 import os
 import signal
@@ -157,8 +159,7 @@ def _start(engine_class: Any, args: dict[str, Any]) -> Any:
     """
     from mezo.sglang import boot
 
-    before = set(multiprocessing.active_children())
-    handler = signal.getsignal(signal.SIGQUIT)
+    before = _Before()
     engine, failure = None, None
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report"
@@ -170,7 +171,7 @@ def _start(engine_class: Any, args: dict[str, Any]) -> Any:
         finally:
             # Also after Ctrl-C, which is not an `Exception`.
             if engine is None:
-                _clean_up(before, handler)
+                before.restore()
         reason = report.read_text(encoding="utf-8") if report.is_file() else None
     if failure is None and reason is None:
         return engine
@@ -178,7 +179,7 @@ def _start(engine_class: Any, args: dict[str, Any]) -> Any:
         atexit.unregister(engine.shutdown)
         if watchdog := getattr(engine.tokenizer_manager, "_subprocess_watchdog", None):
             watchdog.stop()
-        _clean_up(before, handler)
+        before.restore()
     got = " ".join((reason or f"{type(failure).__name__}: {failure}").split())
     raise RuntimeError(
         f"launch_engine: SGLang must start with these arguments, got {got.rstrip('.')}; change "
@@ -186,14 +187,33 @@ def _start(engine_class: Any, args: dict[str, Any]) -> Any:
     ) from failure
 
 
-def _clean_up(before: set[Any], handler: Any) -> None:
-    """End the processes that came since ``before``, and put the handler of SIGQUIT back."""
-    for process in set(multiprocessing.active_children()) - before:
-        process.kill()
-        process.join()
-    # SGLang's handler kills this process; a late signal of a process that has ended must not.
-    if threading.current_thread() is threading.main_thread() and handler is not None:
-        signal.signal(signal.SIGQUIT, handler)
+class _Before:
+    """What this process had before an engine was started, to take away what a failure leaves."""
+
+    def __init__(self) -> None:
+        self._children = set(multiprocessing.active_children())
+        self._handler = signal.getsignal(signal.SIGQUIT)
+        self._contexts = _zmq_contexts()
+
+    def restore(self) -> None:
+        """End the processes and close the sockets that came since; put SIGQUIT's handler back."""
+        for process in set(multiprocessing.active_children()) - self._children:
+            process.kill()
+            process.join()
+        # Their messages to dead processes would block whoever collects them.
+        for context in _zmq_contexts():
+            if all(context is not known for known in self._contexts):
+                context.destroy(linger=0)
+        # SGLang's handler kills this process.
+        if threading.current_thread() is threading.main_thread() and self._handler is not None:
+            signal.signal(signal.SIGQUIT, self._handler)
+
+
+def _zmq_contexts() -> list[Any]:
+    """All contexts of this process that are open; SGLang keeps them out of reach."""
+    zmq: Any = importlib.import_module("zmq")
+    found = [o for o in gc.get_objects() if issubclass(type(o), zmq.Context)]
+    return [context for context in found if not context.closed]
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -321,12 +320,11 @@ def test_an_engine_that_cannot_start_raises_in_its_caller(tmp_path, tiny_model_d
     (tokenizerless / "tokenizer.json").write_text("{")
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT)
-    started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, script, truncated, tokenizerless, good],
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=240,
         check=False,
     )
     lines = [x for x in done.stdout.splitlines() if x.startswith(("RAISED", "FINALLY", "LOSS"))]
@@ -336,4 +334,3 @@ def test_an_engine_that_cannot_start_raises_in_its_caller(tmp_path, tiny_model_d
         assert "launch_engine: SGLang must start with these arguments, got " in line
     assert "Safetensor" in lines[0]
     assert float(lines[-1].split()[1]) > 0
-    assert time.perf_counter() - started < 400
