@@ -122,8 +122,9 @@ def test_a_wrong_argument_is_named_and_changes_nothing(engine, call, sentence):
 def test_an_engine_too_small_for_one_row_is_refused_at_attach(engine):
     with mezo.attach(engine, ONE) as run:
         free = run.session.free_memory()
-        with pytest.raises(ValueError, match="attach: max_running_requests must be at least 900,"):
-            mezo.attach(engine, TOO_MANY)
+    with pytest.raises(ValueError, match="attach: max_running_requests must be at least 900,"):
+        mezo.attach(engine, TOO_MANY)
+    with mezo.attach(engine, ONE) as run:
         assert run.session.free_memory() == free
     with mezo.attach(engine, MANY):  # no slot was kept
         pass
