@@ -50,7 +50,8 @@ def warn_of_products(setting: str | None, where: str) -> None:
         logger.warning(
             "attach: fp32 products must be fp32 on a CPU host, got %s in %s, which is off by up to "
             "1e-3 and drowns the difference of a small eps; call "
-            "torch.set_float32_matmul_precision('highest') there",
+            "torch.set_float32_matmul_precision('highest') there, or start SGLang without "
+            "enable_tf32_matmul",
             setting,
             where,
         )
