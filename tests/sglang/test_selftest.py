@@ -133,7 +133,8 @@ def test_a_trained_run_passes_too(engine):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("views_of_other_slots", "'adapter applied' failed: log-likelihoods under slot plus0"),
+        # Which slot lies beside which is chance, and with it what is seen first.
+        ("views_of_other_slots", "'(adapter applied|right slots|other adapters)' failed: "),
         ("signs_swapped", "'right slots' failed: slot plus0 and theta's slot hold the same"),
         ("adapter_not_applied", "'adapter applied' failed: log-likelihoods under slot plus0"),
         ("theta_never_written", "'theta's slot' failed: theta must give the log-likelihoods"),
