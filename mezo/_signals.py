@@ -1,4 +1,4 @@
-"""Keep Ctrl-C out of the few lines that must happen together or not at all."""
+"""Who gets Ctrl-C, and when: not in lines that must happen together, not in SGLang's processes."""
 
 from __future__ import annotations
 
@@ -30,3 +30,14 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
         if caught:
             previous(*caught[-1])
+
+
+def leave_interrupts_to_the_parent() -> None:
+    """Ignore SIGINT in this process, one of SGLang's.
+
+    A terminal sends Ctrl-C to all processes in it. The caller may catch it, to save what was
+    trained; a scheduler that dies of it takes that along, and the caller. SGLang's processes end
+    when the caller does.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

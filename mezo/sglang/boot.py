@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mezo._signals import leave_interrupts_to_the_parent
 from mezo.sglang.cpu_host import prepare_import
 
 prepare_import()
@@ -41,6 +42,7 @@ def run_detokenizer_process(*args: Any, **kwargs: Any) -> Any:
     from sglang.srt.managers.detokenizer_manager import DetokenizerManager, run_detokenizer_process
 
     _report_failures(DetokenizerManager, [])
+    leave_interrupts_to_the_parent()  # 0.5.17 loads no plugin here, which would do so
     return run_detokenizer_process(*args, **kwargs)
 
 

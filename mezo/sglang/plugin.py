@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from typing import Any
 
+from mezo._signals import leave_interrupts_to_the_parent
 from mezo.sglang import adapter_files, attention
 from mezo.sglang.cpu_host import unpin_lora_memory
 
@@ -28,7 +27,7 @@ def register() -> None:
     )
     HookRegistry.register(
         "sglang.srt.managers.detokenizer_manager.DetokenizerManager.__init__",
-        _leave_interrupts_to_the_caller,
+        _after_detokenizer_init,
         HookType.AFTER,
     )
     request = "sglang.srt.managers.schedule_batch.Req"
@@ -95,18 +94,12 @@ def _after_scheduler_init(_: None, scheduler: Any, *args: Any, **kwargs: Any) ->
     from mezo.sglang import activated
 
     activated.remember(scheduler)
-    _leave_interrupts_to_the_caller()
+    leave_interrupts_to_the_parent()
 
 
-def _leave_interrupts_to_the_caller(*_: Any, **__: Any) -> None:
-    """Ignore SIGINT in this process, which is SGLang's.
-
-    A terminal sends Ctrl-C to all processes in it. The caller may catch it, to save what was
-    trained; a scheduler that dies of it takes that along, and the caller. SGLang's processes end
-    when the caller does.
-    """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _after_detokenizer_init(*_: Any, **__: Any) -> None:
+    """As in the schedulers; 0.5.17 loads no plugins there."""
+    leave_interrupts_to_the_parent()
 
 
 def _after_req_init(_: None, req: Any, *args: Any, **kwargs: Any) -> None:

@@ -208,10 +208,10 @@ def test_a_closed_run_and_a_second_close(engine):
 
 
 def test_a_missing_plugin_is_named(engine, monkeypatch):
-    from mezo.sglang import session
+    from mezo.sglang import conversation
 
     # An engine without our plugin answers every message as it answers one it does not know.
-    monkeypatch.setattr(session, "METHOD", "not_a_method")
+    monkeypatch.setattr(conversation, "METHOD", "not_a_method")
     with pytest.raises(RuntimeError, match=r"mezo plugin must be loaded .* SGLANG_PLUGINS"):
         mezo.attach(engine, CONFIG)
 
