@@ -53,7 +53,7 @@ def _text(where: str, value: Any) -> Text:
     """A text, or a list of token ids, of which there may be none."""
     if isinstance(value, str):
         return str(value)
-    ids = as_list(value)
+    ids = None if isinstance(value, (bytes, bytearray, memoryview)) else as_list(value)
     if ids is None:
         raise ValueError(
             f"Batch: {where} must be text or a list of token ids, got {shown(value)}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -75,6 +76,7 @@ class Run:
     def encode(self, batch: Batch | EncodedBatch) -> EncodedBatch:
         """Turn a batch into token rows, checking it against the engine's limits."""
         if isinstance(batch, EncodedBatch):
+            self._check_made_for(batch)
             return batch
         require(
             isinstance(batch, Batch),
@@ -94,6 +96,30 @@ class Run:
                 self._noted.add(kind)
                 logger.warning("run %r: %s", self.name, sentence)
         return encoded
+
+    def _check_made_for(self, batch: EncodedBatch) -> None:
+        """Raise ValueError for rows that another run has encoded, to be split elsewhere."""
+        made, session = batch.made_for, self.session
+        if made is None:
+            return
+        own = (self.config.prefix, self.invocation.tokens)
+        require(
+            (made.prefix, made.invocation) == own,
+            f"run: an encoded batch must be made for prefix {own[0]!r} and invocation tokens "
+            f"{own[1]}, got one for {made.prefix!r} and {made.invocation}; encode it again.",
+        )
+        require(
+            (made.max_row_tokens or math.inf) <= session.max_row_tokens
+            or max(map(len, batch.rows.tokens)) <= session.max_row_tokens,
+            f"run: an encoded batch must have rows of at most {session.max_row_tokens} tokens, got "
+            "a longer one; encode it with this run.",
+        )
+        require(
+            (made.vocab_size or math.inf) <= session.vocab_size
+            or max(map(max, batch.rows.tokens)) < session.vocab_size,
+            f"run: an encoded batch must have token ids below {session.vocab_size}, got a larger "
+            "one; encode it with this run.",
+        )
 
     def step(
         self, batch: Batch | EncodedBatch, *, lr: float | None = None, throw: bool = False
@@ -212,9 +238,15 @@ class Run:
                 end while this waits. The run is still open then.
         """
         with self.session.lock:
-            if not self._is_closed:
-                self.session.close()
-                self._is_closed = True
+            if self._is_closed:
+                return
+            self._is_closed = True
+        # Without the lock: this may wait for requests, in an event loop that waits for the lock.
+        try:
+            self.session.close()
+        except BaseException:
+            self._is_closed = False
+            raise
 
     def __enter__(self) -> Run:
         return self
@@ -298,6 +330,10 @@ def attach(
     """
     config = checked_config("attach", config)
     checked_tokenizer(tokenizer)
+    require(
+        selftest is None or isinstance(selftest, bool),
+        f"attach: selftest must be None, True or False, got {shown(selftest)}; leave it out.",
+    )
     session: Session
     if isinstance(engine, torch.nn.Module):
         from mezo.engines.transformers import TransformersSession

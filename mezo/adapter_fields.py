@@ -108,7 +108,7 @@ FIELDS: dict[str, Field] = {
         HONOURED,
         "LORA only; convert other methods (VBLORA, ADALORA, LOHA, ...) to plain LoRA with PEFT",
         '"LORA"',
-        lambda v: isinstance(v, str) and v.upper() == "LORA",
+        lambda v: v == "LORA",
     ),
     "r": _honoured(
         8,
@@ -242,7 +242,7 @@ class TensorKind:
     note: str
 
 
-_PREFIX = r"(?:base_model\.model\.)?"
+_PREFIX = r"base_model\.model\."
 LINEAR = TensorKind(
     "lora_A and lora_B of a linear layer, lm_head among them",
     rf"{_PREFIX}(?P<path>.+)\.lora_(?P<factor>[AB])\.weight",

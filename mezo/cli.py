@@ -20,7 +20,7 @@ from mezo import tasks
 from mezo.assets import AssetError
 from mezo.config import MezoConfig
 from mezo.doctor import diagnose
-from mezo.engines import available
+from mezo.engines import EngineError, available
 from mezo.saving import PartialTraining, partial_training_of
 from mezo.train_task import TaskSettings, train_task
 
@@ -127,7 +127,7 @@ def _exit_code(error: BaseException, *, has_trained: bool) -> int | None:
     """The exit status for what stopped a training; None where a traceback is of use."""
     if isinstance(error, KeyboardInterrupt):
         return 130
-    if isinstance(error, (ValueError, NotImplementedError, ImportError, AssetError)):
+    if isinstance(error, (ValueError, NotImplementedError, ImportError, AssetError, EngineError)):
         return 1 if has_trained else 2
     return 1 if has_trained and isinstance(error, (RuntimeError, OSError)) else None
 
@@ -185,11 +185,12 @@ def doctor(
     if model is None:
         return
     try:
-        names = target_modules.split(",") if target_modules else None
+        names = [n.strip() for n in target_modules.split(",")] if target_modules else None
         is_well = diagnose(model, engine=engine, target_modules=names, echo=typer.echo)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, NotImplementedError, EngineError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
+    typer.echo("all checks hold" if is_well else "a check failed")
     raise typer.Exit(0 if is_well else 1)
 
 

@@ -134,6 +134,23 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class MadeFor:
+    """What token rows depend on besides their texts.
+
+    Args:
+        prefix: the run's prefix mode.
+        invocation: its invocation's tokens.
+        max_row_tokens: longest row that was allowed, or None.
+        vocab_size: token ids are below it, or None.
+    """
+
+    prefix: str
+    invocation: tuple[int, ...]
+    max_row_tokens: int | None
+    vocab_size: int | None
+
+
+@dataclass(frozen=True)
 class EncodedBatch:
     """A batch as token rows.
 
@@ -142,12 +159,14 @@ class EncodedBatch:
         targets: how the rows make a loss.
         num_apart: rows whose completion was tokenised apart from its prompt, see `mezo.encode`.
         notes: {kind: sentence}: what a run says once about its texts.
+        made_for: what the rows were made for; None for rows of one's own making.
     """
 
     rows: Rows
     targets: Targets
     num_apart: int = 0
     notes: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    made_for: MadeFor | None = dataclasses.field(default=None, compare=False)
 
     def undivided(self) -> EncodedBatch:
         """The same rows without prefixes: every token runs under the row's own adapter."""

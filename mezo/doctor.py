@@ -53,7 +53,7 @@ def diagnose(
         try:
             run = attach(handle, config, tokenizer=tokenizer, selftest=False)
         except (ValueError, NotImplementedError, RuntimeError) as error:
-            echo(_line(Check("attach", False, str(error))))
+            echo(_line(Check("attach", False, str(error).removeprefix("attach: "))))
             return False
         with run:
             for check in (*quick(run), compare(run)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mezo._batch import Text
-from mezo.data import BASE, THETA, Batch, EncodedBatch, Rows
+from mezo.data import BASE, THETA, Batch, EncodedBatch, MadeFor, Rows
 from mezo.objectives import Targets
 from mezo.texts import Texts, Tokens, tokenise, tokens_in_context
 
@@ -150,6 +150,7 @@ def encode(
         targets,
         num_apart=sum(row.border is not None for row in rows),
         notes=_notes(rows, texts),
+        made_for=MadeFor(middle.prefix, middle.tokens, max_row_tokens, vocab_size),
     )
 
 
@@ -250,6 +251,12 @@ def _notes(rows: Sequence[_Row], texts: Texts) -> dict[str, str]:
             "joins; such rows (counted in run.num_apart) are the tokens of the prompt as it is "
             "served, then those of the completion apart; begin completions with a blank and end "
             "prompts without one"
+        )
+    if texts.has_own_lead and texts.lead:
+        notes["lead"] = (
+            "texts begin with what the tokenizer puts before every text (a rendered chat prompt "
+            "has its bos); rows have it once, but SGLang puts another before a text prompt; send "
+            "token ids, or the text without it"
         )
     if texts.tail:
         notes["tail"] = (

@@ -176,8 +176,8 @@ def raise_for(result: StepResult) -> None:
     else:
         error = StepError(
             f"step {result.step}: status must be OK, got {result.status.name}: "
-            f"{result.status.value} Its update is applied; raise eps, or start the engine in "
-            "float32."
+            f"{result.status.value} Its update is applied; change eps, or use slots of a wider "
+            "dtype."
         )
     error.result = result
     raise error

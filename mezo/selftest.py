@@ -8,6 +8,7 @@ SGLang (its pool, its cache) is checked in `mezo.sglang.selftest`.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -16,16 +17,19 @@ import torch
 
 from mezo.core import ScoreFn, StepRequest, pair_slots, run_step
 from mezo.data import BASE, THETA, Batch, EncodedBatch, Rows
+from mezo.engines import EngineError
 from mezo.state import AdapterState
 
 if TYPE_CHECKING:
     from mezo._step import Run
 
+logger = logging.getLogger(__name__)
+
 # Tried in this order until every perturbed slot moves the losses: in half precision a small
 # perturbation of a strongly scaled-down adapter is lost to rounding, a large one can overflow.
 _SCALES = (0.02, 0.2, 2.0)
 _STEP = 0  # whose directions are used
-_GROUP = 8  # slots scored in one call beside the base model and theta
+GROUP = 8  # slots scored in one call beside the base model and theta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +68,25 @@ def require_passed(run: Run) -> list[Check]:
     """`quick`, and an error for the first check that does not hold.
 
     Raises:
-        RuntimeError: a check failed; the sentence names it, with the expected and found numbers.
+        EngineError: a check failed; the sentence names it, with the expected and found numbers.
     """
     checks = quick(run)
+    is_sglang = run.session.engine_name != "transformers"
     for check in checks:
         if not check.is_ok:
-            raise RuntimeError(
+            raise EngineError(
                 f"attach: the self-test of run {run.name!r} must pass, but its check "
-                f"{check.name!r} failed: {check.detail}; train with engine='transformers', or pass "
-                "selftest=False to go on all the same."
+                f"{check.name!r} failed: {check.detail}; "
+                f"{_TRAIN_ELSEWHERE if is_sglang else _LOOK} or pass selftest=False to go on all "
+                "the same."
             )
+        if check.is_skipped:
+            logger.warning("run %r: self-test skipped: %s", run.name, check.detail)
     return checks
+
+
+_TRAIN_ELSEWHERE = "attach the transformers model (engine='transformers'),"
+_LOOK = "look at the model's weights, dtype and hooks, and at alpha,"
 
 
 def sample_batch(run: Run, *, lengths: Sequence[int], scored: int) -> EncodedBatch:
@@ -117,7 +129,7 @@ def engine_checks(state: AdapterState, score: ScoreFn, rows: Rows) -> list[Check
         # Theta's slot holds something else by now; whoever reads it next must get theta.
         state.restore()
         state.perturb(_STEP, 0.0)
-        now = score(rows, [BASE, THETA, *slots[:_GROUP]]).logprob_sums
+        now = score(rows, [BASE, THETA, *slots[:GROUP]]).logprob_sums
     finally:
         state.restore()
         state.publish()
@@ -159,8 +171,8 @@ def _perturbed_sums(
     for scale in _SCALES:
         state.perturb(_STEP, scale)
         sums: dict[str, list[float]] = {}
-        for i in range(0, len(slots), _GROUP):
-            scored = score(rows, [BASE, THETA, *slots[i : i + _GROUP]]).logprob_sums
+        for i in range(0, len(slots), GROUP):
+            scored = score(rows, [BASE, THETA, *slots[i : i + GROUP]]).logprob_sums
             sums = {**scored, **sums}
         if _applied(sums, slots, scale).is_ok:
             break
@@ -231,7 +243,7 @@ def _fresh(
 ) -> Check:
     """Whether slots that hold theta give theta's losses, and a fresh theta the base model's."""
     name = "unperturbed slots"
-    for slot in slots[:_GROUP]:
+    for slot in slots[:GROUP]:
         if now[slot] != now[THETA]:
             return Check(
                 name,

@@ -125,15 +125,15 @@ class Tally:
             )
         if self._is_many(equal):
             found.append(
-                f"Both losses were equal in {equal} of {steps} steps, which moved nothing; raise "
-                "eps, or start the engine in float32."
+                f"Both losses were equal in {equal} of {steps} steps, which moved nothing; change "
+                "eps, lower lr if the weights have grown, or use slots of a wider dtype."
             )
         if self._is_many(self.num_lost):
             found.append(
                 f"Rounding removed most of the perturbation in {self.num_lost} of {steps} steps "
                 f"(up to {100.0 * (self.lost_share or 0.0):.0f} % of an adapter factor's "
-                "elements), so their estimates say little; raise eps, or start the engine in "
-                "float32."
+                "elements), so their estimates say little; raise eps, lower lr if the weights have "
+                "grown, or use slots of a wider dtype."
             )
         for when, scores in (("before the first step", self.before), ("taken last", self.after)):
             if scores is not None and scores.status is not EvalStatus.OK:

@@ -59,6 +59,7 @@ class Texts:
         self._apart: dict[str, tuple[int, ...] | None] = {}
         # What the tokenizer puts before every text, and behind it.
         self.lead, self.tail = self._added()
+        self.has_own_lead = False  # whether a text was met that begins with it
 
     def __getitem__(self, text: str) -> Tokens:
         return self._tokens[text]
@@ -67,6 +68,7 @@ class Texts:
         """A text's ids behind what the tokenizer puts before it, unless the text begins so."""
         ids, lead, bos = self[text].ids, self.lead, self._tokenizer.bos_token_id
         if ids[: len(lead)] == lead or (bos in lead and ids[:1] == (bos,)):
+            self.has_own_lead = True
             return ids
         return lead + ids
 

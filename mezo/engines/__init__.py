@@ -8,6 +8,10 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 SGLANG_VERSIONS = ("0.5.17", "0.5.23")
 
 
+class EngineError(RuntimeError):
+    """An engine cannot start, or its self-test failed; one sentence says why."""
+
+
 def available() -> dict[str, str | None]:
     """Say which engines can be used here: {name: None, or why not in one sentence}.
 

@@ -32,6 +32,7 @@ from mezo.adapter_fields import (
     scaling_of,
     short,
 )
+from mezo.linears import STACKED
 from mezo.sglang.adapter_places import Place, Places
 
 _LOADING = "sglang.srt.lora"
@@ -183,11 +184,47 @@ def _load(
     original: Callable[..., Any], manager: Any, lora_ref: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """Load an adapter; after a failure forget what SGLang had noted of it."""
+    path = str(getattr(lora_ref, "lora_path", ""))
+    if _is_local(path) and not os.path.exists(path):
+        return manager.create_lora_update_result(
+            success=False,
+            error_message=f"adapter {lora_ref.lora_name!r}: its path must be a directory with "
+            f"PEFT's files, got {path!r}, which does not exist; check the path.",
+        )
     result = original(manager, lora_ref, *args, **kwargs)
     if not result.success:
         manager.configs.pop(lora_ref.lora_id, None)
         manager.loras.pop(lora_ref.lora_id, None)
     return result
+
+
+def _is_local(path: str) -> bool:
+    """Whether a path cannot be a name on the hub, nor a run's (which has none)."""
+    return not path.startswith("mezo:") and (
+        os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
+    )
+
+
+def _check_pool(manager: Any, name: str, fields: Mapping[str, Any]) -> None:
+    """Say what does not fit into the engine's pool, where SGLang names it not."""
+    pool = getattr(manager, "memory_pool", None)
+    targets = fields["target_modules"]
+    if pool is None or not isinstance(targets, list):
+        return
+    stacked = {piece: stack for stack, pieces in STACKED.items() for piece in pieces}
+    leaves = {target.rpartition(".")[2] for target in targets}
+    missing = sorted(n for n in leaves if not {n, stacked.get(n)} & set(pool.target_modules))
+    if missing:
+        raise ValueError(
+            f"adapter {name!r}: target_modules must be in the engine's lora_target_modules "
+            f"{sorted(pool.target_modules)}, got {missing} beside; start the engine with them."
+        )
+    if fields["r"] > pool.max_lora_rank:
+        raise ValueError(
+            f"adapter {name!r}: r must be at most the engine's max_lora_rank "
+            f"{pool.max_lora_rank}, got {fields['r']}; start the engine with "
+            f"max_lora_rank={fields['r']}."
+        )
 
 
 def _before_validation(manager: Any, lora_config: Any, lora_ref: Any) -> None:
@@ -197,6 +234,7 @@ def _before_validation(manager: Any, lora_config: Any, lora_ref: Any) -> None:
     if is_ours or not is_checked(fields):
         return
     check_fields(fields, lora_ref.lora_name)
+    _check_pool(manager, lora_ref.lora_name, fields)
     lora_config.mezo_check = _Check(manager, lora_ref.lora_name, fields)
     if fields.get("rank_pattern"):
         lora_config.r = min(fields["r"], *fields["rank_pattern"].values())

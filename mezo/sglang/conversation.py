@@ -40,7 +40,7 @@ class Conversation:
         self.lock: AbstractContextManager[Any] = threading.RLock()
         self.processes = EngineProcesses(engine)
         self._guard = CrashGuard(engine, self.processes)
-        self._runs = 0  # attached ones
+        self._runs: set[str] = set()  # ids of the attached ones
         self._engine = engine
         self._may_be_unanswered = False
 
@@ -53,15 +53,15 @@ class Conversation:
             conversation: Conversation = engine.mezo_conversation
             return conversation
 
-    def count_run(self, change: int) -> None:
-        """Say that a run was attached (1) or closed (-1); while there is one, we guard the caller.
+    def opened(self, run: str) -> None:
+        """A run was attached; while there is one, the caller is guarded."""
+        self._runs.add(run)
+        self._guard.install()
 
-        Once a process is dead, the guard stays: SGLang's answer may still be on its way.
-        """
-        self._runs += change
-        if self._runs:
-            self._guard.install()
-        else:
+    def closed(self, run: str) -> None:
+        """A run was closed. Where a process has died, the guard stays: nobody says so then."""
+        self._runs.discard(run)
+        if not self._runs:
             self._guard.remove()
 
     def is_over(self) -> bool:

@@ -14,16 +14,23 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from mezo._arguments import checked_config
 from mezo._inputs import checked_integer
 from mezo.config import MezoConfig
-from mezo.engines import available
+from mezo.engines import EngineError, available
 from mezo.sglang.checkpoint import read_checkpoint
 from mezo.sglang.cpu_host import free_memory, is_cpu_host, prepare_import
 from mezo.sglang.server_arguments import check_args, check_cpu_args, plain_numbers
-from mezo.sglang.sizing import check_one_row, cpu_sizes, slots_needed
+from mezo.sglang.sizing import (
+    check_one_row,
+    check_pool_arguments,
+    check_server,
+    cpu_sizes,
+    slots_needed,
+)
 
 # The settings under which SGLang runs on a CPU without AMX; every one may be overridden.
 _CPU_ARGS: dict[str, Any] = {
@@ -72,8 +79,9 @@ def launch_engine(
         ValueError: no model at ``model_path``, an argument that SGLang does not have, or an engine
             that would not fit into this host's memory or could not hold one row of a step.
         NotImplementedError: what SGLang does not have on CPU hosts (quantised weights, say).
-        RuntimeError: SGLang cannot start, with the reason; its processes are gone by then.
+        EngineError: SGLang cannot start, with the reason; its processes are gone by then.
     """
+    has_run = config is not None
     config = checked_config("launch_engine", config)
     if threads is not None:
         expected, remedy = "an integer >= 1", "take 1, or leave it out"
@@ -91,6 +99,9 @@ def launch_engine(
     if is_cpu_host():
         args |= _CPU_ARGS
     args = plain_numbers(args | server_args)
+    if has_run:  # else the engine may be for serving only
+        check_server("launch_engine", SimpleNamespace(**args), config)
+        check_pool_arguments(args, config)
     tokens = [args[n] for n in ("max_total_tokens", "max_prefill_tokens") if args.get(n)]
     check_one_row(
         "launch_engine",
@@ -155,7 +166,7 @@ def _start(engine_class: Any, args: dict[str, Any]) -> Any:
     """Start an engine; one that cannot start takes its processes along and raises the reason.
 
     Raises:
-        RuntimeError: SGLang's own refusal, or what a process of it left in its report.
+        EngineError: SGLang's own refusal, or what a process of it left in its report.
     """
     from mezo.sglang import boot
 
@@ -181,7 +192,7 @@ def _start(engine_class: Any, args: dict[str, Any]) -> Any:
             watchdog.stop()
         before.restore()
     got = " ".join((reason or f"{type(failure).__name__}: {failure}").split())
-    raise RuntimeError(
+    raise EngineError(
         f"launch_engine: SGLang must start with these arguments, got {got.rstrip('.')}; change "
         "what it names, and see SGLang's messages above."
     ) from failure

@@ -7,12 +7,19 @@ its own event loop, which cannot run while another one does: in a notebook, in a
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
+
+_LOOK_S = 0.2
 
 
 def register(engine: Any, name: str, uid: str) -> None:
     """Let requests name an adapter that is in the engine: ``lora_path=name``.
+
+    Neither this nor `forget` may be called with the conversation's lock: they may wait for the
+    engine's event loop, in which a call of ours may be waiting for that lock.
 
     The name does not go to `lora_ref_cache`, from which SGLang loads unloaded adapters again by
     their path: ours has none.
@@ -34,9 +41,8 @@ def forget(engine: Any, name: str, uid: str) -> None:
         RuntimeError: requests are running and could not end while this waits. Nothing has changed.
     """
     registry = engine.tokenizer_manager.lora_registry
-    ref = registry.get_all_adapters().get(name)
-    if ref is None or ref.lora_id != uid:
-        return  # unloaded behind our back, or another adapter by now
+    if not _is_known(registry, name, uid):
+        return
     counter = registry._counters.get(uid)
     running = 0 if counter is None else counter.value()
     if running and _running_loop() is not None:
@@ -46,10 +52,17 @@ def forget(engine: Any, name: str, uid: str) -> None:
         )
 
     async def forget_it() -> None:
-        await registry.unregister(name)
+        if _is_known(registry, name, uid):
+            await registry.unregister(name)
         await registry.wait_for_unload(uid)
 
     _finish(engine, forget_it(), "close")
+
+
+def _is_known(registry: Any, name: str, uid: str) -> bool:
+    """Whether a name is ours; it may be unloaded behind our back, or another adapter's by now."""
+    ref = registry.get_all_adapters().get(name)
+    return ref is not None and ref.lora_id == uid
 
 
 def _finish(engine: Any, work: Coroutine[Any, Any, None], op: str) -> None:
@@ -59,7 +72,7 @@ def _finish(engine: Any, work: Coroutine[Any, Any, None], op: str) -> None:
         RuntimeError: a loop runs in this thread and the coroutine would have to wait for it.
     """
     if engine.loop.is_running() and _running_loop() is not engine.loop:
-        asyncio.run_coroutine_threadsafe(work, engine.loop).result()
+        _finish_in_another_thread(engine.loop, work)
         return
     if _running_loop() is None:
         engine.loop.run_until_complete(work)
@@ -75,6 +88,24 @@ def _finish(engine: Any, work: Coroutine[Any, Any, None], op: str) -> None:
         f"{op}: SGLang's adapter registry must be free, got it in use by a load, an unload or a "
         "request that waits in this event loop; await those and call again."
     )
+
+
+def _finish_in_another_thread(
+    loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]
+) -> None:
+    """Let a loop that runs in another thread finish a coroutine; run it here if it has stopped."""
+    future = asyncio.run_coroutine_threadsafe(work, loop)
+    try:
+        while not future.done():
+            with suppress(concurrent.futures.TimeoutError):
+                future.result(_LOOK_S)
+            if not future.done() and not loop.is_running() and _running_loop() is None:
+                with suppress(RuntimeError):  # somebody runs it again
+                    loop.run_until_complete(asyncio.wrap_future(future, loop=loop))
+        future.result()
+    except BaseException:
+        future.cancel()
+        raise
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

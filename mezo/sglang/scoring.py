@@ -101,6 +101,14 @@ def check_budget(scheduler: Any, config: MezoConfig) -> None:
     check_one_row("attach", config, requests=requests, tokens=int(min(limits)))
 
 
+def is_busy(scheduler: Any, rows: Rows, copies: int) -> bool:
+    """Whether requests that are running leave no room for one row with all its copies."""
+    max_tokens, max_requests = budget(scheduler)
+    page = int(scheduler.page_size)
+    longest = -(-max(map(len, rows.tokens)) // page) * page
+    return max_requests < copies or max_tokens < copies * longest
+
+
 def _owner(sequence: _Sequence, uid: str | None, theta: str) -> str | None:
     """The uid that a prefix outside of the cache runs under."""
     return uid if sequence.owner == _OWN else theta
@@ -139,8 +147,9 @@ def _chunks(
             raise ValueError(
                 f"step: {copies} copies of a row of {len(sequence.tokens)} tokens "
                 f"({sequence.prefix_len} of them shared) must fit into the engine, got "
-                f"{max_tokens} free KV tokens and {max_requests} free request slots; shorten the "
-                "row or start the engine with larger max_total_tokens and max_running_requests."
+                f"{max_tokens} free KV tokens and {max_requests} free request slots; wait for the "
+                "requests that are running, shorten the row or start the engine with larger "
+                "max_total_tokens and max_running_requests."
             )
         is_new = key not in prefixes
         is_full = (

@@ -28,7 +28,7 @@ def checks(
         invocation: the run's invocation tokens where it is an activated adapter, else none.
         score: scores rows under slots, the same numbers on every rank.
     """
-    memory = compat.free_memory(scheduler)
+    memory = _memory(scheduler)
     others = _other_slots(scheduler, adapter)
     found = engine_checks(adapter.state, score, rows)
     found.append(_same("other adapters", others, _other_slots(scheduler, adapter)))
@@ -39,7 +39,7 @@ def checks(
             if invocation
             else _stale_key(scheduler, adapter, rows.tokens[0])
         )
-    found.append(_same("memory and locks", memory, compat.free_memory(scheduler)))
+    found.append(_same("memory and locks", memory, _memory(scheduler)))
     return found
 
 
@@ -50,6 +50,13 @@ def merged(ranks: Sequence[Sequence[Check]]) -> list[dict[str, Any]]:
         failed = [c for c in same if not c.is_ok]
         together.append(dataclasses.asdict((failed or list(same))[0]))
     return together
+
+
+def _memory(scheduler: Any) -> dict[str, int]:
+    """Free memory and locks; forwards may evict what others have left in the cache."""
+    free = compat.free_memory(scheduler)
+    free["kv_tokens"] += free.pop("evictable_tokens")
+    return free
 
 
 def _other_slots(scheduler: Any, adapter: Any) -> dict[str, int]:

@@ -22,7 +22,7 @@ from mezo.encode import encode_invocation
 from mezo.selftest import Check
 from mezo.sglang import registry
 from mezo.sglang.conversation import Conversation
-from mezo.sglang.sizing import slots_needed
+from mezo.sglang.sizing import check_server
 from mezo.state import AdapterState
 from mezo_kernels import TensorSpec
 
@@ -46,7 +46,7 @@ class SglangSession:
     engine_name = "sglang"
 
     def __init__(self, engine: Any, config: MezoConfig, tokenizer: Any = None) -> None:
-        _check_server(engine.server_args, config)
+        check_server("attach", engine.server_args, config)
         self.engine = engine
         # An engine started with skip_tokenizer_init has none.
         own = getattr(engine.tokenizer_manager, "tokenizer", None)
@@ -67,8 +67,7 @@ class SglangSession:
         # The tokenizer is here, not in the worker.
         invocation = encode_invocation(config.invocation, self.tokenizer, prefix=config.prefix)
         self._invocation_tokens = invocation.tokens if config.prefix == "activated" else ()
-        with self.lock:
-            self._attach(config)
+        self._attach(config)
 
     def _attach(self, config: MezoConfig) -> None:
         """Put the adapter into the engine and let requests name it: both, or nothing."""
@@ -85,6 +84,7 @@ class SglangSession:
             not_served, unnamed = self.info["not_served"], self.info["unnamed"]
             if not_served is None:
                 registry.register(self.engine, self._name, self._uids[THETA])
+            self._conversation.opened(self._uids[THETA])
         except BaseException:
             # Also when the caller was interrupted while the worker went on.
             if not self._conversation.is_over():
@@ -94,7 +94,6 @@ class SglangSession:
             logger.warning("requests cannot name run %r: %s", self._name, not_served)
         if unnamed is not None:
             logger.warning("run %r: names not compared with PEFT's: %s", self._name, unnamed)
-        self._conversation.count_run(1)
 
     def step(self, request: StepRequest) -> StepReply:
         """See `Session.step`."""
@@ -150,40 +149,16 @@ class SglangSession:
             RuntimeError: requests for the run are running in the event loop of this thread.
                 Nothing has changed then.
         """
-        with self.lock:
-            # SGLang's own calls would wait for a dead scheduler without end.
-            if not self._conversation.is_over():
-                self._take_out()
-                self._conversation.count_run(-1)
+        # SGLang's own calls would wait for a dead scheduler without end.
+        if not self._conversation.is_over():
+            self._take_out()
 
     def _take_out(self) -> None:
-        """Take the name from requests, then the slots from the engine."""
+        """Take the name from requests, then the slots from the engine; again where that failed."""
         registry.forget(self.engine, self._name, self._uids[THETA])
         self.call("detach", name=self._name, uids=self._uids)
+        self._conversation.closed(self._uids[THETA])
 
     def free_memory(self) -> dict[str, int]:
         """Free KV tokens and request slots in the engine."""
         return {key: int(value) for key, value in self.call("memory").items()}
-
-
-def _check_server(args: Any, config: MezoConfig) -> None:
-    """Refuse an engine that cannot hold the run, before anything is sent to it."""
-    if not args.enable_lora:
-        raise ValueError(
-            "attach: the engine must be started with enable_lora=True, got enable_lora=False; "
-            "use mezo.launch_engine(model_path, config)."
-        )
-    needed = slots_needed(config)
-    if args.max_loras_per_batch < needed:
-        raise ValueError(
-            f"attach: max_loras_per_batch must be at least {needed} (base, theta and a pair for "
-            f"each of {config.num_directions} direction(s)), got {args.max_loras_per_batch}; "
-            f"start the engine with max_loras_per_batch={needed}."
-        )
-    for name, supported in (("pp_size", 1), ("dp_size", 1), ("speculative_algorithm", None)):
-        value = getattr(args, name, supported)
-        if value != supported:
-            raise NotImplementedError(
-                f"attach: {name} must be {supported}, got {value!r}; "
-                "scale with tensor parallelism (tp_size) instead."
-            )

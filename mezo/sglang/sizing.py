@@ -28,6 +28,66 @@ def slots_needed(config: MezoConfig) -> int:
     return 2 + 2 * config.num_directions
 
 
+def check_server(who: str, args: Any, config: MezoConfig) -> None:
+    """Raise where an engine with these server arguments could not hold a run.
+
+    Args:
+        who: whose sentence it is.
+        args: SGLang's server arguments, or what is known of them.
+        config: the run.
+
+    Raises:
+        ValueError: an argument that is too small, or that leaves out what the run needs.
+        NotImplementedError: a parallelism or decoding mode that MeZO does not support.
+    """
+    require(
+        bool(getattr(args, "enable_lora", True)),
+        f"{who}: the engine must be started with enable_lora=True, got enable_lora=False; "
+        "use mezo.launch_engine(model_path, config).",
+    )
+    needed = slots_needed(config)
+    require(
+        args.max_loras_per_batch is None or args.max_loras_per_batch >= needed,
+        f"{who}: max_loras_per_batch must be at least {needed} (base, theta and a pair for "
+        f"each of {config.num_directions} direction(s)), got {args.max_loras_per_batch}; "
+        f"start the engine with max_loras_per_batch={needed}.",
+    )
+    for name, supported in (("pp_size", 1), ("dp_size", 1), ("speculative_algorithm", None)):
+        value = getattr(args, name, supported)
+        if value != supported:
+            raise NotImplementedError(
+                f"{who}: {name} must be {supported}, got {value!r}; "
+                "scale with tensor parallelism (tp_size) instead."
+            )
+
+
+def check_pool_arguments(args: Mapping[str, Any], config: MezoConfig) -> None:
+    """Raise where an engine's arguments leave out what attach will ask of its pool and cache.
+
+    Raises:
+        ValueError: rank or target modules that the pool would not have.
+        NotImplementedError: an activated run without a radix cache.
+    """
+    rank, modules = args.get("max_lora_rank"), args.get("lora_target_modules")
+    require(
+        rank is None or rank >= config.rank,
+        f"launch_engine: max_lora_rank must be at least the run's rank {config.rank}, got {rank}; "
+        "leave it out.",
+    )
+    names = {modules} if isinstance(modules, str) else set(modules or ())
+    missing = sorted(set(config.target_modules) - names)
+    require(
+        not names or bool(names & {"all", "all-linear"}) or not missing,
+        f"launch_engine: lora_target_modules must have the run's target_modules, got {modules!r} "
+        f"without {missing}; leave it out, or add them.",
+    )
+    if config.prefix == "activated" and args.get("disable_radix_cache"):
+        raise NotImplementedError(
+            "launch_engine: prefix 'activated' keeps prompts in the radix cache, got "
+            "disable_radix_cache=True; leave it out."
+        )
+
+
 def copies_of(config: MezoConfig) -> int:
     """Copies of each row that a step runs in one batch: both signs of every direction."""
     return 2 * config.num_directions

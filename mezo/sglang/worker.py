@@ -22,6 +22,7 @@ from mezo._host import fp32_products
 from mezo.config import MezoConfig
 from mezo.core import Scores, StepRequest, pair_slots, run_step
 from mezo.data import BASE, THETA, Rows
+from mezo.selftest import GROUP, Check
 from mezo.sglang import activated, attention, compat, prefix, readout, scoring, selftest
 from mezo.sglang.breakdown import Stopwatch, watched
 from mezo.sglang.slots import Part, check_peft_names, parts_of
@@ -329,6 +330,9 @@ def _selftest(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict
         return scores
 
     rows, invocation = Rows(**payload["rows"]), payload["invocation"]
+    if scoring.is_busy(scheduler, rows, 2 + min(2 * adapter.state.num_directions, GROUP)):
+        reason = "the engine has no room for its rows now, as other requests run"
+        return {"checks": [dataclasses.asdict(Check("engine", True, reason, is_skipped=True))]}
     found = selftest.checks(scheduler, adapter, rows, invocation, score)
     return {"checks": selftest.merged(gathered(found, scheduler.tp_group.cpu_group))}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import collections
+import dataclasses
 import json
 import logging
 
@@ -287,6 +288,26 @@ def test_a_wrong_argument_is_named_and_changes_nothing(run, call, sentence):
     assert len(str(caught.value).splitlines()) == 1
     assert run.steps == 1
     assert all(torch.equal(value, before[name]) for name, value in run.weights().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"prefix": "activated"}, r"made for prefix 'activated' .* got one for 'exact'"),
+        ({"invocation": (7, 9)}, r"invocation tokens \(7, 9\), got one for 'exact' and \(7, 8\)"),
+    ],
+)
+def test_rows_that_another_run_has_encoded_are_refused(tiny_model_dir, change, sentence):
+    config = mezo.MezoConfig(rank=2, invocation=(7, 8))
+    with mezo.attach(load_model(tiny_model_dir("llama")), config) as run:
+        encoded = run.encode(mezo.Batch(prompts=[[1, 5, 6]], completions=[[9]]))
+        run.step(encoded)
+    other = dataclasses.replace(config, **change)
+    with mezo.attach(load_model(tiny_model_dir("llama")), other) as run:
+        for call in (run.step, run.evaluate, run.pair_losses):
+            with pytest.raises(ValueError, match=sentence):
+                call(encoded)
+        assert run.steps == 0
 
 
 def test_every_public_function_is_in_a_table():

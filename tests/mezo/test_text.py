@@ -127,6 +127,15 @@ def test_a_rendered_prompt_has_one_bos(attach, kind, post):
         assert prompt_len == 1
 
 
+def test_a_second_bos_of_serving_is_said_once(attach, caplog):
+    run = attach(make("byte", "bos"))
+    for prompt in ("It was", "<s>It was", "<s>It"):
+        one_row(run, prompt, " good")
+    said = [r.getMessage() for r in caplog.records if "puts another before" in r.getMessage()]
+    assert len(said) == 1
+    assert "send token ids" in said[0]
+
+
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("word", "unigram")])
 def test_a_completion_that_merges_is_counted_and_said_once(attach, kind, caplog):
     tokenizer = make(kind, "bos")

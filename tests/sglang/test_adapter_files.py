@@ -119,7 +119,11 @@ def test_the_table_has_every_field_of_peft_and_every_field_has_a_case():
 def test_a_field_is_pefts_output_or_refused(
     engine, run, load, model_dir, tmp_path, kind, case, field
 ):
+    from mezo.sglang import compat
+
     is_refused = kind in case.refused
+    if kind == "activated" and not is_refused and not compat.CAN_SERVE_ACTIVATED:
+        pytest.skip("this SGLang's requests cannot stay out of the radix cache")
     if is_refused and case.lora:  # PEFT itself refuses to make it for this kind
         case = Case(fields={name: as_json(value) for name, value in case.lora.items()})
     directory = write(model_dir, tmp_path, kind, case)
@@ -143,6 +147,32 @@ def test_a_field_that_peft_does_not_have_yet_is_refused_unless_it_is_off(
     check_refused(engine, run, model_dir, load(directory), directory.name, "use_next")
     config = json.loads((directory / "adapter_config.json").read_text())
     check_fields({**config, "use_next": None, "next_config": {}}, "plain")
+
+
+def test_a_directory_that_is_not_there_is_named(load, tmp_path):
+    message = load(tmp_path / "nothing").error_message
+    assert "its path must be a directory with PEFT's files, got" in message
+    assert "which does not exist" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"target_modules": ["q_proj", "o_proj", "other_proj"]},
+            "target_modules must be in the engine's lora_target_modules",
+        ),
+        ({"r": 1000}, "r must be at most the engine's max_lora_rank"),
+        ({"peft_type": "lora"}, "peft_type"),
+    ],
+)
+def test_what_does_not_fit_into_the_pool_is_named(
+    engine, run, load, model_dir, tmp_path, change, sentence
+):
+    directory = write(model_dir, tmp_path, "ordinary", Case())
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert sentence in load(directory).error_message
 
 
 @pytest.mark.parametrize("field", ["r", "lora_alpha", "target_modules"])
@@ -221,6 +251,10 @@ BAD_TENSORS = {
     "one layer twice": (
         f"{Q}.lora_A",
         lambda t: t.update({f"{Q}.lora_A.weight": torch.zeros(4, 64)}),
+    ),
+    "a name without PEFT's prefix": (
+        f"{Q}.lora_A",
+        lambda t: renamed(t, f"{PREFIX}{Q}.lora_A.weight", f"{Q}.lora_A.weight"),
     ),
     "an adapter's name in the tensors'": (
         f"{Q}.lora_A.default",

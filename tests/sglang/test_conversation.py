@@ -205,6 +205,70 @@ def test_attach_step_and_close_where_the_engines_loop_is_running(engine, model_d
     mezo.attach(engine, CONFIG).close()
 
 
+def test_attach_in_a_thread_while_the_engines_loop_steps(engine):
+    """As with asyncio.to_thread in a notebook: neither waits for the other."""
+    rng = random.Random(12)
+    batches = [random_batch(rng) for _ in range(40)]
+    with mezo.attach(engine, CONFIG) as one:
+
+        async def stepper():
+            for batch in batches:
+                one.step(batch)
+                await asyncio.sleep(0)
+
+        async def attacher():
+            for number in range(4):
+                other = dataclasses.replace(OTHER, name=f"other{number}")
+                run = await asyncio.to_thread(mezo.attach, engine, other)
+                await asyncio.to_thread(run.step, batches[0])
+                await asyncio.to_thread(run.close)
+
+        async def both():
+            await asyncio.wait_for(asyncio.gather(stepper(), attacher()), 120)
+
+        engine.loop.run_until_complete(both())
+        assert one.steps == len(batches)
+
+
+def test_attach_where_the_cache_is_full(engine):
+    """The self-test's own forwards may evict what requests have left there."""
+    rng = random.Random(13)
+    size = engine.server_args.max_total_tokens
+    prompts = [[1, *(rng.randrange(3, 500) for _ in range(200))] for _ in range(size // 150)]
+    for prompt in prompts:
+        engine.generate(input_ids=prompt, sampling_params={**GREEDY, "max_new_tokens": 1})
+    with mezo.attach(engine, CONFIG) as run:
+        free = run.session.free_memory()
+        assert free["evictable_tokens"] > 0.9 * size
+        run.step(random_batch(rng))
+    engine.flush_cache()
+
+
+def test_attach_while_requests_hold_the_engine(engine, caplog):
+    """The self-test is left out then, and says so; steps wait for nobody either."""
+    sampling = {**GREEDY, "max_new_tokens": 40}
+
+    async def cell():
+        slots = engine.server_args.max_running_requests
+        requests = [
+            asyncio.ensure_future(
+                engine.async_generate(input_ids=[1, 5, i], sampling_params=sampling)
+            )
+            for i in range(3, slots + 40)
+        ]
+        while len(engine.tokenizer_manager.rid_to_state) < len(requests):
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.3)
+        run = mezo.attach(engine, CONFIG)
+        await asyncio.gather(*requests)
+        run.step(random_batch(random.Random(14)))
+        run.close()
+
+    engine.loop.run_until_complete(cell())
+    if "self-test skipped" in caplog.text:  # unless they had ended by then
+        assert "no room for its rows now, as other requests run" in caplog.text
+
+
 def test_an_attach_that_fails_late_leaves_nothing_behind(engine, monkeypatch):
     from mezo.sglang import registry
 

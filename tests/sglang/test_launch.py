@@ -237,6 +237,34 @@ def test_what_a_cpu_host_does_not_have_is_refused(tiny_model_dir, args, error, s
     assert psutil.Process().children(recursive=True) == children
 
 
+BAD_FOR_A_RUN = {
+    "slots": ({"max_loras_per_batch": 3}, ValueError, "max_loras_per_batch must be at least 4"),
+    "rank": ({"max_lora_rank": 4}, ValueError, "max_lora_rank must be at least .* 8, got 4"),
+    "modules": (
+        {"lora_target_modules": ["o_proj", "q_proj"]},
+        ValueError,
+        r"lora_target_modules .* without \['v_proj'\]",
+    ),
+    "no LoRA": ({"enable_lora": False}, ValueError, "must be started with enable_lora=True"),
+    "no cache": (
+        {"disable_radix_cache": True},
+        NotImplementedError,
+        "prefix 'activated' keeps prompts in the radix cache",
+    ),
+    "pipeline": ({"pp_size": 2}, NotImplementedError, "pp_size must be 1, got 2"),
+    "data parallel": ({"dp_size": 2}, NotImplementedError, "dp_size must be 1, got 2"),
+}
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "sentence"), BAD_FOR_A_RUN.values(), ids=BAD_FOR_A_RUN.keys()
+)
+def test_what_could_not_hold_the_run_is_refused(tiny_model_dir, args, error, sentence):
+    config = mezo.MezoConfig(prefix="activated", invocation=(7, 8))
+    with pytest.raises(error, match=f"^launch_engine: .*{sentence}"):
+        mezo.launch_engine(tiny_model_dir("llama"), config, **args)
+
+
 def test_a_quantised_checkpoint_is_refused_where_there_are_no_kernels(tmp_path):
     config = {**LARGE, "quantization_config": {"quant_method": "awq", "bits": 4}}
     checkpoint = read_checkpoint(directory(tmp_path, config))

@@ -95,7 +95,8 @@ def test_a_sound_engine_passes_and_is_left_as_it_was(engine, bystander, change):
         seconds = time.perf_counter() - started
         after = run.session.call("fingerprint")
         assert [c.name for c in checks if not c.is_ok] == []
-        assert len({c.name for c in checks}) == len(checks) == 11
+        served = run.session.info["not_served"] is None  # 0.5.17 serves no activated ones
+        assert len({c.name for c in checks}) == len(checks) == (11 if served else 10)
         assert seconds < 1
         assert run.steps == 0
         assert run.session.free_memory() == memory

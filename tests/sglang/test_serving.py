@@ -219,10 +219,10 @@ def test_a_missing_plugin_is_named(engine, monkeypatch):
 def test_an_engine_in_an_unsupported_mode_raises(engine):
     from types import SimpleNamespace
 
-    from mezo.sglang.session import _check_server
+    from mezo.sglang.sizing import check_server
 
     good = {"enable_lora": True, "max_loras_per_batch": 4, "pp_size": 1, "dp_size": 1}
-    _check_server(SimpleNamespace(**good), CONFIG)
+    check_server("attach", SimpleNamespace(**good), CONFIG)
     for change, error, message in (
         ({"enable_lora": False}, ValueError, "enable_lora=True"),
         ({"max_loras_per_batch": 3}, ValueError, "at least 4 .* got 3"),
@@ -231,7 +231,7 @@ def test_an_engine_in_an_unsupported_mode_raises(engine):
         ({"speculative_algorithm": "EAGLE"}, NotImplementedError, "must be None, got 'EAGLE'"),
     ):
         with pytest.raises(error, match=message):
-            _check_server(SimpleNamespace(**{**good, **change}), CONFIG)
+            check_server("attach", SimpleNamespace(**{**good, **change}), CONFIG)
 
 
 def test_text_batches_use_the_engines_tokenizer(engine):
