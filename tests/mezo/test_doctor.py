@@ -58,7 +58,7 @@ def test_layers_that_cannot_be_trained_give_1(tiny_model_dir):
         *("--target-modules", "qkv_proj,q_proj"),
     )
     assert result.exit_code == 1
-    assert "FAILED: attach: attach: target_modules must name linear layers" in result.output
+    assert "FAILED: attach: target_modules must name linear layers" in result.output
 
 
 def test_wrong_use_gives_2(tmp_path):
