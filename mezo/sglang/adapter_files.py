@@ -219,7 +219,7 @@ def _check_pool(manager: Any, name: str, fields: Mapping[str, Any]) -> None:
             f"adapter {name!r}: target_modules must be in the engine's lora_target_modules "
             f"{sorted(pool.target_modules)}, got {missing} beside; start the engine with them."
         )
-    if fields["r"] > pool.max_lora_rank:
+    if fields["r"] > pool.max_lora_rank and not fields.get("rank_pattern"):
         raise ValueError(
             f"adapter {name!r}: r must be at most the engine's max_lora_rank "
             f"{pool.max_lora_rank}, got {fields['r']}; start the engine with "

@@ -28,7 +28,7 @@ def checks(
         invocation: the run's invocation tokens where it is an activated adapter, else none.
         score: scores rows under slots, the same numbers on every rank.
     """
-    memory = _memory(scheduler)
+    memory = compat.free_memory(scheduler)
     others = _other_slots(scheduler, adapter)
     found = engine_checks(adapter.state, score, rows)
     found.append(_same("other adapters", others, _other_slots(scheduler, adapter)))
@@ -39,7 +39,7 @@ def checks(
             if invocation
             else _stale_key(scheduler, adapter, rows.tokens[0])
         )
-    found.append(_same("memory and locks", memory, _memory(scheduler)))
+    found.append(_same_memory(memory, compat.free_memory(scheduler)))
     return found
 
 
@@ -52,11 +52,11 @@ def merged(ranks: Sequence[Sequence[Check]]) -> list[dict[str, Any]]:
     return together
 
 
-def _memory(scheduler: Any) -> dict[str, int]:
-    """Free memory and locks; forwards may evict what others have left in the cache."""
-    free = compat.free_memory(scheduler)
-    free["kv_tokens"] += free.pop("evictable_tokens")
-    return free
+def _same_memory(before: dict[str, int], after: dict[str, int]) -> Check:
+    """Whether memory and locks are as they were; forwards may evict what others have left."""
+    evicted = max(before["evictable_tokens"] - after["evictable_tokens"], 0)
+    kv, kept = before["kv_tokens"] + evicted, before["evictable_tokens"] - evicted
+    return _same("memory and locks", {**before, "kv_tokens": kv, "evictable_tokens": kept}, after)
 
 
 def _other_slots(scheduler: Any, adapter: Any) -> dict[str, int]:

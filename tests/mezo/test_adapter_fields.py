@@ -82,7 +82,7 @@ def test_which_modules_are_adapted_is_pefts(path, fields):
     [
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", "lora_A and lora_B of"),
         ("base_model.model.lm_head.lora_B.weight", "lora_A and lora_B of a linear"),
-        ("base_model.model.model.layers.0.mlp.experts.1.up_proj.lora_A.weight", "lora_A and lora_B"),
+        ("base_model.model.model.layers.0.mlp.experts.1.up_proj.lora_A.weight", "lora_A and"),
         ("model.layers.0.self_attn.q_proj.lora_A.weight", "anything else"),  # PEFT finds it nowhere
         ("base_model.model.model.layers.0.mlp.experts.lora_A.weight", "lora_A and lora_B of an ex"),
         ("base_model.model.model.layers.0.mlp.shared_expert.up_proj.lora_A.weight", "lora_A and"),
