@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -31,7 +31,8 @@ def register(engine: Any, name: str, uid: str) -> None:
     from sglang.srt.lora.lora_registry import LoRARef
 
     ref = LoRARef(lora_id=uid, lora_name=name, lora_path=f"mezo:{name}", pinned=True)
-    _finish(engine, engine.tokenizer_manager.lora_registry.register(ref), "attach")
+    registry = engine.tokenizer_manager.lora_registry
+    _finish(engine, lambda: registry.register(ref), "attach")
 
 
 def forget(engine: Any, name: str, uid: str) -> None:
@@ -56,7 +57,7 @@ def forget(engine: Any, name: str, uid: str) -> None:
             await registry.unregister(name)
         await registry.wait_for_unload(uid)
 
-    _finish(engine, forget_it(), "close")
+    _finish(engine, forget_it, "close")
 
 
 def _is_known(registry: Any, name: str, uid: str) -> bool:
@@ -65,23 +66,27 @@ def _is_known(registry: Any, name: str, uid: str) -> bool:
     return ref is not None and ref.lora_id == uid
 
 
-def _finish(engine: Any, work: Coroutine[Any, Any, None], op: str) -> None:
+def _finish(engine: Any, make: Callable[[], Coroutine[Any, Any, None]], op: str) -> None:
     """Run a coroutine of SGLang's to its end, whatever event loop is running.
 
     Raises:
         RuntimeError: a loop runs in this thread and the coroutine would have to wait for it.
     """
-    if engine.loop.is_running() and _running_loop() is not engine.loop:
-        _finish_in_another_thread(engine.loop, work)
+    running = _running_loop()
+    if engine.loop.is_running() and running is not engine.loop:
+        _finish_in_another_thread(engine.loop, make())
         return
-    if _running_loop() is None:
-        engine.loop.run_until_complete(work)
-        return
-    # A free lock of asyncio is taken without a loop; one that is held could only come free in the
-    # loop, which waits for us.
+    # Free locks of asyncio are taken without a loop, so that nobody who runs it meanwhile is in
+    # the way. One that is held could only come free in a loop.
+    work = make()
     try:
         work.send(None)
     except StopIteration:
+        return
+    except (AttributeError, RuntimeError):  # it has to wait, and there is no loop to wait in
+        if running is not None:
+            raise
+        engine.loop.run_until_complete(make())
         return
     work.close()
     raise RuntimeError(

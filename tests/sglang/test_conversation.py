@@ -205,6 +205,19 @@ def test_attach_step_and_close_where_the_engines_loop_is_running(engine, model_d
     mezo.attach(engine, CONFIG).close()
 
 
+def test_close_waits_for_requests_where_no_loop_is_running(engine):
+    run = mezo.attach(engine, CONFIG)
+    sampling = {**GREEDY, "max_new_tokens": 60}
+    task = engine.loop.create_task(
+        engine.async_generate(input_ids=[1, 5, 9], sampling_params=sampling, lora_path=run.name)
+    )
+    engine.loop.run_until_complete(asyncio.sleep(0.05))
+    assert not task.done()
+    run.close()
+    assert len(task.result()["output_ids"]) == 60
+    mezo.attach(engine, CONFIG).close()
+
+
 def test_attach_in_a_thread_while_the_engines_loop_steps(engine):
     """As with asyncio.to_thread in a notebook: neither waits for the other."""
     rng = random.Random(12)
