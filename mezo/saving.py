@@ -95,8 +95,6 @@ def train_and_save(trainer: MeZOTrainer, directory: str | Path | None) -> TrainS
         if directory is not None:
             trainer.run.save(directory)
     except BaseException as error:
-        with suppress(Exception):  # a first step that was interrupted may have been taken
-            trainer.run.sync()
         if trainer.summary.steps:
             _attach(error, _keep(trainer, directory, error))
         raise

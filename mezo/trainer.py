@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence, Sized
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +133,22 @@ class MeZOTrainer:
             self._take_steps()
         except BaseException as error:
             self._tally.stopped_by = type(error).__name__
+            self._note_last()
             raise
         for problem in self.summary.problems:
             logger.warning("run %r: %s", self.run.name, problem)
         return self.summary
+
+    def _note_last(self) -> None:
+        """Take note of a step that was taken, but interrupted before that."""
+        with suppress(Exception):  # the engine may be gone
+            self.run.sync()
+        last, tally = self.run.last_result, self._tally
+        if last is not None and last.step == tally.first + tally.num_results:
+            tally.add(last, last.timings["total"])
+            with suppress(Exception):
+                done = tally.num_results
+                self._call(Progress(done, self.num_steps, tally.seconds, result=last))
 
     def _take_steps(self) -> None:
         tally = self._tally

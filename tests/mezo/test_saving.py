@@ -408,3 +408,32 @@ def test_an_interrupt_behind_a_kernel_does_not_apply_an_update_twice(
             trainer.train()
         assert calls
         check_replay(steps.results, run.weights(), CONFIG.seed)
+
+
+def test_a_step_that_was_taken_but_interrupted_is_counted_and_seen(model, tmp_path, monkeypatch):
+    from mezo.engines.transformers import TransformersSession
+
+    seen, real = [], TransformersSession.step
+
+    def step(session, request):
+        reply = real(session, request)
+        if request.step == 2:
+            raise KeyboardInterrupt
+        return reply
+
+    monkeypatch.setattr(TransformersSession, "step", step)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        mezo.finetune(
+            model,
+            good_batches(6),
+            num_steps=6,
+            config=CONFIG,
+            output=tmp_path / "out",
+            callbacks=[seen.append],
+        )
+    partial = caught.value.partial_training
+    assert partial.summary.steps == 3
+    assert sum(partial.summary.statuses.values()) == 3
+    results = [p.result for p in seen if p.result is not None]
+    assert [r.step for r in results] == [0, 1, 2]
+    check_replay(results, saved_weights(tmp_path / "out"), CONFIG.seed)
