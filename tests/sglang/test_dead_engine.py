@@ -1,4 +1,4 @@
-"""A scheduler dies: the caller gets an exception instead of being killed by SGLang."""
+"""A scheduler dies, or the caller ends: exceptions and exit codes are the caller's own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
@@ -57,20 +58,49 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("has_served", [False, True], ids=["no request yet", "has served"])
-def test_a_killed_scheduler(tiny_model_dir, tmp_path, has_served):
+_ENDS = """
+import random, sys, warnings
+import mezo
+from tiny import random_batch
+
+warnings.simplefilter("ignore")
+
+if __name__ == "__main__":
+    config = mezo.MezoConfig(rank=4)
+    engine = mezo.launch_engine(sys.argv[1], config)
+    run = mezo.attach(engine, config)
+    run.step(random_batch(random.Random(0)))
+    print("pids", *engine.get_all_child_pids(), flush=True)
+    sys.exit(3)
+"""
+
+
+def run_script(text, tmp_path, *arguments):
     script = tmp_path / "script.py"
-    script.write_text(_SCRIPT)
+    script.write_text(text)
     support = str(Path(__file__).parents[1] / "support")
     paths = [support, *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, str(script), tiny_model_dir("llama"), str(has_served)],
+    return subprocess.run(
+        [sys.executable, str(script), *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+def test_a_process_that_ends_with_a_run_open(tiny_model_dir, tmp_path):
+    done = run_script(_ENDS, tmp_path, tiny_model_dir("llama"))
+    assert done.returncode == 3, done.stderr[-3000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("pids ")]
+    assert line.split()[1:]
+    assert not any(psutil.pid_exists(int(pid)) for pid in line.split()[1:])
+
+
+@pytest.mark.parametrize("has_served", [False, True], ids=["no request yet", "has served"])
+def test_a_killed_scheduler(tiny_model_dir, tmp_path, has_served):
+    done = run_script(_SCRIPT, tmp_path, tiny_model_dir("llama"), str(has_served))
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr[-3000:]
     assert any(line.startswith("step:") and "got 1 dead (exit code -9)" in line for line in lines)
