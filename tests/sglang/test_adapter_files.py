@@ -103,6 +103,13 @@ def check_refused(engine, run, model_dir, answer, name, about):
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
+def skip_unless_served(kind):
+    from mezo.sglang import compat
+
+    if kind == "activated" and not compat.CAN_SERVE_ACTIVATED:
+        pytest.skip("this SGLang's requests cannot stay out of the radix cache")
+
+
 def test_the_table_has_every_field_of_peft_and_every_field_has_a_case():
     fields = {f.name: f for f in dataclasses.fields(LoraConfig)}
     assert FIELDS.keys() == fields.keys() == CASES.keys()
@@ -119,11 +126,9 @@ def test_the_table_has_every_field_of_peft_and_every_field_has_a_case():
 def test_a_field_is_pefts_output_or_refused(
     engine, run, load, model_dir, tmp_path, kind, case, field
 ):
-    from mezo.sglang import compat
-
     is_refused = kind in case.refused
-    if kind == "activated" and not is_refused and not compat.CAN_SERVE_ACTIVATED:
-        pytest.skip("this SGLang's requests cannot stay out of the radix cache")
+    if not is_refused:
+        skip_unless_served(kind)
     if is_refused and case.lora:  # PEFT itself refuses to make it for this kind
         case = Case(fields={name: as_json(value) for name, value in case.lora.items()})
     directory = write(model_dir, tmp_path, kind, case)
@@ -367,6 +372,7 @@ def test_embedding_and_lm_head_are_pefts_and_leave_nothing_in_their_slot(
 def test_an_activated_adapter_adapts_lm_head_but_no_embedding(
     engine, run, load, model_dir, tmp_path
 ):
+    skip_unless_served("activated")
     case = Case({"target_modules": ["q_proj", "lm_head"]})
     directory = write(model_dir, tmp_path / "head", "activated", case)
     answer = load(directory)

@@ -187,7 +187,9 @@ def test_llama_is_the_model_of_transformers(engine, model_dir, monkeypatch, capl
             assert not check.is_skipped
             assert "6 rows of " in check.detail
             assert run.steps == 0
-    assert not caplog.records
+    # SGLang 0.5.17 serves no activated adapters, which is said.
+    said = [r for r in caplog.records if "requests cannot name run" not in r.getMessage()]
+    assert not said
     engine.flush_cache()
 
 
