@@ -7,6 +7,7 @@ back with its reply, replies to others are dropped, and one lock keeps an engine
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import threading
@@ -81,9 +82,9 @@ class Conversation:
             result: dict[str, Any] = reply["reply"]
             return result
         kind, sentence = reply["error"]
-        raise _ERRORS.get(kind, RuntimeError)(
-            sentence if kind in _ERRORS else f"{kind}: {sentence}"
-        )
+        if kind in _ERRORS:
+            raise _ERRORS[kind](sentence)
+        raise RuntimeError(sentence if kind == "RuntimeError" else f"{kind}: {sentence}")
 
     def hello(self) -> dict[str, Any]:
         """Check that the plugin is there and speaks our protocol; returns what the engine is.
@@ -115,9 +116,15 @@ class Conversation:
 
     def _receive(self, op: str) -> Any:
         """The next reply, whosever it is."""
-        while not self._engine.send_to_rpc.poll(_POLL_MS):
-            self._check_alive(op)
-        return compat.receive(self._engine.send_to_rpc)
+        zmq: Any = importlib.import_module("zmq")
+        socket = self._engine.send_to_rpc
+        try:
+            while not socket.poll(_POLL_MS):
+                self._check_alive(op)
+            return compat.receive(socket)
+        except zmq.ZMQError:
+            self._check_alive(op)  # shut down by another thread
+            raise
 
     def _check_alive(self, op: str) -> None:
         """Raise unless somebody can answer."""

@@ -339,7 +339,16 @@ def test_an_adapter_that_somebody_unloads_keeps_its_weights(engine, tmp_path):
 def test_calls_after_a_shutdown_say_so(engine):
     run = mezo.attach(engine, CONFIG)
     run.step(random_batch(random.Random(11)))
-    engine.shutdown()
+    shutdown = threading.Timer(0.1, engine.shutdown)  # in the middle of a step
+    shutdown.start()
+
+    def steps():
+        for _ in range(100):
+            run.step(slow_batch(random.Random(11)))
+
+    with pytest.raises(RuntimeError, match=r"must be (alive|running)"):
+        steps()
+    shutdown.join()
     for call in (lambda: run.step(random_batch(random.Random(11))), run.weights, run.sync):
         with pytest.raises(RuntimeError, match=r"must be (alive|running)") as error:
             call()
