@@ -174,12 +174,16 @@ def test_a_signal_saves_what_was_trained(arguments, tmp_path, number, status):
     )
     log = output / "steps.jsonl"
     deadline = time.monotonic() + 120
-    while not (log.exists() and log.read_text().count("\n") > 5):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    try:
+        while not (log.exists() and log.read_text().count("\n") > 5):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == status, errors
     summary = valid_json((output / "summary.json").read_text())
     said = [line for line in errors.splitlines() if line.startswith("interrupted: ")]

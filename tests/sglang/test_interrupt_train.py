@@ -50,6 +50,7 @@ def test_ctrl_c_of_a_terminal_saves_the_adapter(tiny_model_dir, tmp_path):
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     text = errors.read_text()
     summary = valid_json((output / "summary.json").read_text())
     said = [line for line in text.splitlines() if line.startswith("interrupted: ")]
