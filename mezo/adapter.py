@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from mezo._files import replace_file
 from mezo.adapter_fields import FIELDS
 from mezo.config import MezoConfig
 from mezo_kernels import TensorSpec, philox4x32
@@ -160,21 +160,7 @@ def save_peft(
     }
     if alora_invocation_tokens:  # older versions of PEFT do not know the field
         fields["alora_invocation_tokens"] = list(alora_invocation_tokens)
-    _replace(target / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+    replace_file(target / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
     text = json.dumps(fields, indent=2, sort_keys=True)
-    _replace(target / "adapter_config.json", f"{text}\n".encode())
+    replace_file(target / "adapter_config.json", f"{text}\n".encode())
     return target
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Put a whole new file in a file's place, or leave the old one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
