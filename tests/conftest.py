@@ -19,7 +19,8 @@ import mezo  # first: it lets torchvision and transformers be imported on CPU ho
 import pytest
 import torch
 import transformers
-from tiny import save_tiny_model
+
+from tests.support.tiny import save_tiny_model
 
 transformers.logging.disable_progress_bar()
 # A shell starts its background jobs with SIGINT ignored, and so would be every process of ours.

@@ -4,7 +4,6 @@ import shutil
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-import cuda_on_host
 import pytest
 import torch
 
@@ -13,6 +12,7 @@ from mezo_kernels import _dispatch, _native, directions, lora
 from mezo_kernels.backends import _best
 from mezo_kernels.directions import cuda
 from mezo_kernels.lora import cuda as lora_cuda
+from tests.support import cuda_on_host
 
 ISAS = ("portable", "avx2", "avx512")
 

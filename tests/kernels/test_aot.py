@@ -7,7 +7,8 @@ import pytest
 triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
-from aot import compile_kernel, count  # noqa: E402
+
+from tests.support.aot import compile_kernel, count  # noqa: E402
 
 
 @triton.jit

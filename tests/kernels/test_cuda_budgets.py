@@ -14,8 +14,9 @@ draws: without that check, a count could be low because it counts the wrong path
 import shutil
 from dataclasses import dataclass
 
-import cuda_sass
 import pytest
+
+from tests.support import cuda_sass
 
 ELEMENTS = 16
 ARCHS = ("sm_90", "sm_80")

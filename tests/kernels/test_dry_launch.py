@@ -10,13 +10,11 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-import direction_cases
-import lora_cases
-from aot import count
-from dry_launch import SHARED_LIMIT, dry_launches
-from shared_prefix import random_batch, shuffle_rows
-
 import mezo_kernels as mk
+from tests.support import direction_cases, lora_cases
+from tests.support.aot import count
+from tests.support.dry_launch import SHARED_LIMIT, dry_launches
+from tests.support.shared_prefix import random_batch, shuffle_rows
 
 pytestmark = pytest.mark.slow
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-import fake_flashinfer
 import pytest
 import torch
-from gates import assert_close_to_truth
-from shared_prefix import Batch, bound, random_batch, shuffle_rows
 
 import mezo_kernels as mk
 from mezo_kernels.attention import flashinfer as backend
+from tests.support import fake_flashinfer
+from tests.support.gates import assert_close_to_truth
+from tests.support.shared_prefix import Batch, bound, random_batch, shuffle_rows
 
 # Groups without a prefix in the middle and at the end, empty rows, groups without tokens.
 RAGGED = [

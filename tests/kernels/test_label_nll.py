@@ -6,10 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from gates import assert_close_to_truth
 
 import mezo_kernels as mk
 from mezo_kernels.nll import cpu
+from tests.support.gates import assert_close_to_truth
 
 # V: less than a tile, a tile and its neighbours, several tiles with a tail.
 VOCABS = (1, 37, cpu.TILE - 1, cpu.TILE, cpu.TILE + 1, 2600)

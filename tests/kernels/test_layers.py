@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 
-import exact_layers
 import pytest
 import torch
-from gates import assert_close_to_truth
 
 from mezo_kernels import layers
+from tests.support import exact_layers
+from tests.support.gates import assert_close_to_truth
 
 EPS = 1e-5
 FUNCTIONS = ("norm", "norm + residual", "rotary", "silu")

@@ -3,9 +3,9 @@
 from itertools import pairwise
 
 import pytest
-from shared_prefix import random_batch
 
 import mezo_kernels as mk
+from tests.support.shared_prefix import random_batch
 
 EMPTY = mk.SharedPrefixPlan([0], [0], [0], [])
 # Prefixes of none in front, in the middle and at the end; empty rows, groups without tokens.

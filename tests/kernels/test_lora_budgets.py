@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import re
 
-import cuda_sass
 import pytest
 import torch
+
+from tests.support import cuda_sass
 
 ARCHS = ("sm_80", "sm_90")
 needs_nvcc = pytest.mark.skipif(
@@ -113,9 +114,8 @@ SHARED_LIMIT = {80: 80 * 1024, 90: 112 * 1024}
 @functools.cache
 def compile_half(half, dtype, rank, arch, is_even=True, is_aligned=True, domain=0):
     pytest.importorskip("triton")
-    from aot import compile_kernel
-
     from mezo_kernels.lora import triton, triton_kernel
+    from tests.support.aot import compile_kernel
 
     tiles_of = {"shrink": triton.shrink_tiles, "expand": triton.expand_tiles}[half]
     tiles = tiles_of(DTYPES[dtype], rank, is_even)

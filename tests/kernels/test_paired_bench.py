@@ -4,11 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fake_flashinfer
 import pytest
 import torch
 
 from mezo_kernels.attention import flashinfer as backend
+from tests.support import fake_flashinfer
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,7 +5,6 @@ import pytest
 pytest.importorskip("triton")
 
 import torch
-from aot import compile_kernel
 
 from mezo_kernels.attention import triton as attention
 from mezo_kernels.attention.triton_kernel import merge_splits_kernel, shared_prefix_kernel
@@ -15,6 +14,7 @@ from mezo_kernels.nll.triton_kernel import (
     label_nll_kernel,
     merge_parts_kernel,
 )
+from tests.support.aot import compile_kernel
 
 pytestmark = pytest.mark.slow
 

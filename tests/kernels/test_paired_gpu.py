@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gates import assert_close_to_truth
-from shared_prefix import Batch, bound, is_twins, random_batch, shuffle_rows, twin_rows
 
 import mezo_kernels as mk
+from tests.support.gates import assert_close_to_truth
+from tests.support.shared_prefix import (
+    Batch,
+    bound,
+    is_twins,
+    random_batch,
+    shuffle_rows,
+    twin_rows,
+)
 
 # Prefixes of none, one, a tile's neighbours and several parts; empty rows and groups.
 RAGGED = [(0, (3, 1, 4)), (1, (2, 2)), (33, (5, 0, 2)), (65, (2, 2)), (1500, (20, 3)), (7, ())]

@@ -4,14 +4,14 @@ import pytest
 
 pytest.importorskip("triton")
 
-from interpreted import run_interpreted
-from interpreted_paired import CHECKS
+from tests.support.interpreted import run_interpreted
+from tests.support.interpreted_paired import CHECKS
 
 
 @pytest.fixture(scope="module")
 def results():
     """What each check said, in a process whose triton interprets."""
-    return run_interpreted("interpreted_paired.py", "-W", "error")
+    return run_interpreted("interpreted_paired", "-W", "error")
 
 
 @pytest.mark.slow

@@ -4,11 +4,21 @@ import re
 
 import pytest
 import torch
-from interpreted import run_interpreted
-from lora_cases import BFLOAT16, CHECKS, FLOAT16, FLOAT32, NEXT, Problem, Target, assert_right, make
 
 import mezo_kernels as mk
 from mezo_kernels.lora import cuda as lora_cuda
+from tests.support.interpreted import run_interpreted
+from tests.support.lora_cases import (
+    BFLOAT16,
+    CHECKS,
+    FLOAT16,
+    FLOAT32,
+    NEXT,
+    Problem,
+    Target,
+    assert_right,
+    make,
+)
 
 TARGETS = {
     "reference": Target("reference", "cpu", is_invariant=False),
@@ -46,7 +56,7 @@ def test_backend(target, check):
 def interpreted():
     """What each check said, in a process whose triton interprets."""
     pytest.importorskip("triton")
-    return run_interpreted("lora_cases.py", "-W", "error")
+    return run_interpreted("lora_cases", "-W", "error")
 
 
 @pytest.mark.slow

@@ -6,11 +6,18 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from gates import assert_close_to_truth
-from shared_prefix import Batch, bound, is_twins, random_batch, shuffle_rows, twin_rows
 
 import mezo_kernels as mk
 from mezo_kernels.attention.cpu import make_tables
+from tests.support.gates import assert_close_to_truth
+from tests.support.shared_prefix import (
+    Batch,
+    bound,
+    is_twins,
+    random_batch,
+    shuffle_rows,
+    twin_rows,
+)
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS = ("reference", "cpu")

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from direction_cases import CASES, difference, edge_words
-from interpreted import run_interpreted
 
 import mezo_kernels as mk
 from mezo_kernels.backends import _best, resolve
+from tests.support.direction_cases import CASES, difference, edge_words
+from tests.support.interpreted import run_interpreted
 
 pytest.importorskip("triton")
 
@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 def interpreted():
     """What the interpreter says of every case: "" where it has the reference's bits."""
     # Fan-outs overflow fp16 on purpose, and numpy says so.
-    return run_interpreted("direction_cases.py", "-W", "ignore::RuntimeWarning")
+    return run_interpreted("direction_cases", "-W", "ignore::RuntimeWarning")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -68,7 +68,7 @@ def test_a_large_plan_on_the_gpu(compiled):
 @pytest.mark.gpu
 def test_the_root_of_every_radius(compiled):
     # 2**-33 to 64, all of them: the shortened root is that of sqrt.rn.
-    from triton_probes import sqrt_of
+    from tests.support.triton_probes import sqrt_of
 
     first, last = (torch.tensor(x).view(torch.int32).item() for x in (2.0**-33, 64.0))
     for start in range(first, last, 1 << 24):

@@ -8,11 +8,10 @@ import torch
 
 pytest.importorskip("triton")
 
-import triton_probes
-from aot import Compiled, compile_kernel, count
-
 from mezo_kernels.directions import triton as backend
 from mezo_kernels.directions.triton_kernel import perturb_kernel
+from tests.support import triton_probes
+from tests.support.aot import Compiled, compile_kernel, count
 
 FLAT, STRIDED, GENERAL = range(3)
 FLOAT32, _, BFLOAT16 = range(3)

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 import torch
-from independent import load_peft, lora_parameters, peft_model
 from peft import LoraConfig
-from tiny import LINEARS, load_model
 
 import mezo
 from mezo.adapter import assemble, initial_values, save_peft
 from mezo_kernels import Direction, TensorSpec, sample
+from tests.support.independent import load_peft, lora_parameters, peft_model
+from tests.support.tiny import LINEARS, load_model
 
 NAME = "model.layers.0.self_attn.q_proj.lora_A"
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tiny import make_tokenizer
 
 import mezo
 from mezo.encode import encode, encode_invocation
+from tests.support.tiny import make_tokenizer
 
 
 @pytest.fixture(scope="module")

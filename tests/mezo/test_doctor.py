@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import load_model
 from typer.testing import CliRunner
 
 from mezo import comparison, doctor
 from mezo.cli import app
 from mezo.engines import transformers as engine
+from tests.support.tiny import load_model
 
 
 def run(*arguments):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import load_model
 from transformers import AutoModelForCausalLM
 
 import mezo
+from tests.support.tiny import load_model
 
 ROOT = Path(__file__).parents[2]
 

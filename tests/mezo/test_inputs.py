@@ -11,10 +11,10 @@ import logging
 import numpy as np
 import pytest
 import torch
-from tiny import VOCAB, load_model, make_tokenizer
 
 import mezo
 from mezo._host import fp32_products
+from tests.support.tiny import VOCAB, load_model, make_tokenizer
 
 NAN = float("nan")
 CHAT = [{"role": "user", "content": "w5"}]

@@ -9,11 +9,11 @@ import threading
 
 import pytest
 import torch
-from interrupts import interrupted
-from tiny import LINEARS, load_model, random_batch
 
 import mezo
 from mezo._signals import uninterrupted
+from tests.support.interrupts import interrupted
+from tests.support.tiny import LINEARS, load_model, random_batch
 
 CONFIG = mezo.MezoConfig(rank=4, target_modules=LINEARS, lr=1e-2, seed=4)
 

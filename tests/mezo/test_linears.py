@@ -7,11 +7,16 @@ import random
 import pytest
 import torch
 import transformers
-from independent import check_against_algorithm_1, check_replay, load_peft, lora_parameters
-from tiny import LINEARS, load_model, random_batch
 
 import mezo
 from mezo.linears import ModelLinears, check_names, linears_of
+from tests.support.independent import (
+    check_against_algorithm_1,
+    check_replay,
+    load_peft,
+    lora_parameters,
+)
+from tests.support.tiny import LINEARS, load_model, random_batch
 
 FUSED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 

@@ -10,11 +10,11 @@ import random
 import pytest
 import torch
 import transformers
-from tiny import LINEARS, load_model, random_batch
 
 import mezo
 from mezo.state import AdapterState
 from mezo_kernels import Direction, TensorSpec, sample
+from tests.support.tiny import LINEARS, load_model, random_batch
 
 SPECS = [
     TensorSpec("layers.0.q_proj.lora_A", (8, 300)),

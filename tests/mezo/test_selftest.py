@@ -7,13 +7,13 @@ import random
 
 import pytest
 import torch
-from tiny import LINEARS, load_model, random_batch
 
 import mezo
 from mezo import selftest
 from mezo.core import Scores
 from mezo.engines import transformers as engine
 from mezo.state import AdapterState
+from tests.support.tiny import LINEARS, load_model, random_batch
 
 CONFIG = mezo.MezoConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=12)
 

@@ -8,7 +8,14 @@ import random
 import pytest
 import torch
 import transformers
-from independent import (
+
+import mezo
+from mezo.core import pair_slots
+from mezo.data import BASE, THETA, Rows
+from mezo.objectives import batch_loss
+from mezo.sequences import Reading, sequences_of
+from mezo_kernels import Direction
+from tests.support.independent import (
     activated_pair,
     activated_row_logprobs,
     check_activated_step,
@@ -17,14 +24,7 @@ from independent import (
     reference_loss,
     set_lora,
 )
-from tiny import LINEARS, VOCAB, load_model, random_batch
-
-import mezo
-from mezo.core import pair_slots
-from mezo.data import BASE, THETA, Rows
-from mezo.objectives import batch_loss
-from mezo.sequences import Reading, sequences_of
-from mezo_kernels import Direction
+from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch
 
 CONFIG = mezo.MezoConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=3)
 INVOCATION = (77, 8)

@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from files import logged, saved_weights, valid_json, write_reviews
-from independent import check_replay
 from typer.testing import CliRunner
 
 import mezo
@@ -19,6 +17,8 @@ from mezo import tasks
 from mezo.cli import app
 from mezo.tasks import rotten_tomatoes
 from mezo.trainer import MeZOTrainer
+from tests.support.files import logged, saved_weights, valid_json, write_reviews
+from tests.support.independent import check_replay
 
 ROOT = Path(__file__).parents[2]
 

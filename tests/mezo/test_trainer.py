@@ -10,9 +10,7 @@ import re
 
 import pytest
 import torch
-from independent import load_peft
 from safetensors.torch import load_file
-from tiny import LINEARS, VOCAB, load_model, random_batch
 from typer.testing import CliRunner
 
 import mezo
@@ -21,6 +19,8 @@ from mezo.cli import app
 from mezo.engines import available
 from mezo.train_task import TaskSettings, batches
 from mezo.trainer import pool
+from tests.support.independent import load_peft
+from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch
 
 CONFIG = mezo.MezoConfig(rank=2, target_modules=LINEARS, lr=1e-3, seed=1)
 

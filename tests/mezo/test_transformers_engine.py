@@ -8,7 +8,10 @@ import random
 
 import pytest
 import torch
-from independent import (
+
+import mezo
+from mezo_kernels import Direction, TensorSpec, sample
+from tests.support.independent import (
     activated_pair,
     check_activated_step,
     check_against_algorithm_1,
@@ -18,10 +21,7 @@ from independent import (
     peft_model,
     reference_loss,
 )
-from tiny import LINEARS, load_model, random_batch
-
-import mezo
-from mezo_kernels import Direction, TensorSpec, sample
+from tests.support.tiny import LINEARS, load_model, random_batch
 
 CONFIG = mezo.MezoConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=12)
 

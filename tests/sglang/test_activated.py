@@ -7,16 +7,16 @@ import random
 
 import pytest
 import torch
-from independent import (
+
+import mezo
+from tests.support.independent import (
     activated_pair,
     check_activated_step,
     check_replay,
     load_peft,
     relative_distance,
 )
-from tiny import LINEARS, VOCAB, load_model, random_batch, raw_request
-
-import mezo
+from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch, raw_request
 
 pytestmark = pytest.mark.sglang
 

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_cases import (
+from peft import LoraConfig
+from safetensors.torch import load_file
+
+import mezo
+from mezo.adapter_fields import FIELDS, HONOURED, IGNORED, REFUSED, TENSORS, check_fields
+from tests.support.adapter_cases import (
     BOTH,
     CASES,
     INVOCATION,
@@ -20,12 +25,7 @@ from adapter_cases import (
     serve,
     write,
 )
-from peft import LoraConfig
-from safetensors.torch import load_file
-from tiny import LINEARS, load_model
-
-import mezo
-from mezo.adapter_fields import FIELDS, HONOURED, IGNORED, REFUSED, TENSORS, check_fields
+from tests.support.tiny import LINEARS, load_model
 
 pytestmark = pytest.mark.sglang
 

@@ -7,15 +7,15 @@ import json
 import random
 import sys
 
-import fake_flashinfer
 import pytest
 import torch
-from independent import activated_pair, check_activated_step
-from tiny import LINEARS, random_batch
 
 import mezo
 from mezo_kernels import SharedPrefixPlan
 from mezo_kernels.attention import flashinfer as backend
+from tests.support import fake_flashinfer
+from tests.support.independent import activated_pair, check_activated_step
+from tests.support.tiny import LINEARS, random_batch
 
 pytestmark = pytest.mark.sglang
 

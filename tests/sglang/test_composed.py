@@ -8,18 +8,17 @@ import torch
 
 pytest.importorskip("triton")
 
-from gates import assert_close_to_truth
-from interpreted import run_interpreted
-from interpreted_composed import CHECKS, composed, limit, make
-from shared_prefix import Batch, random_batch, shuffle_rows
-
 from mezo.sglang import composed as module
+from tests.support.gates import assert_close_to_truth
+from tests.support.interpreted import run_interpreted
+from tests.support.interpreted_composed import CHECKS, composed, limit, make
+from tests.support.shared_prefix import Batch, random_batch, shuffle_rows
 
 
 @pytest.fixture(scope="module")
 def results():
     """What each check said, in a process whose triton interprets."""
-    return run_interpreted("interpreted_composed.py")
+    return run_interpreted("interpreted_composed")
 
 
 @pytest.mark.sglang

@@ -13,11 +13,11 @@ import time
 
 import psutil
 import pytest
-from independent import load_peft, row_logprobs
-from interrupts import interrupted
-from tiny import LINEARS, load_model, random_batch
 
 import mezo
+from tests.support.independent import load_peft, row_logprobs
+from tests.support.interrupts import interrupted
+from tests.support.tiny import LINEARS, load_model, random_batch
 
 pytestmark = pytest.mark.sglang
 

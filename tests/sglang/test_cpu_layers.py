@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import exact_layers
 import pytest
 import torch
 
 from mezo.sglang import cpu_host
 from mezo.sglang.cpu_layers import CpuLayers, cpu_layers
+from tests.support import exact_layers
 
 pytestmark = [
     pytest.mark.sglang,

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 _SCRIPT = """
 import os, random, signal, sys, time, warnings
 import mezo
-from tiny import random_batch
+from tests.support.tiny import random_batch
 
 warnings.simplefilter("ignore")
 
@@ -61,7 +61,7 @@ if __name__ == "__main__":
 _ENDS = """
 import random, sys, warnings
 import mezo
-from tiny import random_batch
+from tests.support.tiny import random_batch
 
 warnings.simplefilter("ignore")
 
@@ -78,8 +78,8 @@ if __name__ == "__main__":
 def run_script(text, tmp_path, *arguments):
     script = tmp_path / "script.py"
     script.write_text(text)
-    support = str(Path(__file__).parents[1] / "support")
-    paths = [support, *filter(None, [os.environ.get("PYTHONPATH")])]
+    root = str(Path(__file__).parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
         [sys.executable, str(script), *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},

@@ -6,17 +6,17 @@ import random
 
 import pytest
 import torch
-from independent import (
+
+import mezo
+from mezo_kernels import Direction
+from tests.support.independent import (
     activated_loss,
     check_projected_grad,
     peft_model,
     perturbed,
     set_lora,
 )
-from tiny import LINEARS, VOCAB, load_model, random_batch
-
-import mezo
-from mezo_kernels import Direction
+from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch
 
 pytestmark = pytest.mark.sglang
 

@@ -7,16 +7,16 @@ import random
 
 import pytest
 import torch
-from independent import (
+
+import mezo
+from tests.support.independent import (
     check_against_algorithm_1,
     check_replay,
     load_peft,
     lora_parameters,
     row_logprobs,
 )
-from tiny import random_batch
-
-import mezo
+from tests.support.tiny import random_batch
 
 pytestmark = pytest.mark.sglang
 

@@ -9,11 +9,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from independent import peft_model, perturbed, reference_loss, set_lora
-from tiny import LINEARS, make_tokenizer, random_batch
 
 import mezo
 from mezo_kernels import Direction
+from tests.support.independent import peft_model, perturbed, reference_loss, set_lora
+from tests.support.tiny import LINEARS, make_tokenizer, random_batch
 
 pytestmark = pytest.mark.sglang
 

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from files import logged, saved_weights, valid_json, write_reviews
-from independent import check_replay, load_peft
+
+from tests.support.files import logged, saved_weights, valid_json, write_reviews
+from tests.support.independent import check_replay, load_peft
 
 pytestmark = pytest.mark.sglang
 

@@ -11,9 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from independent import lora_parameters, peft_model
 from safetensors import safe_open
-from tiny import LINEARS, save_tiny_model
 
 import mezo
 from mezo.sglang import cpu_host
@@ -21,6 +19,8 @@ from mezo.sglang.checkpoint import read_checkpoint
 from mezo.sglang.launch import _cpu_environment, _environment
 from mezo.sglang.server_arguments import check_cpu_args
 from mezo.sglang.sizing import check_one_row, cpu_sizes
+from tests.support.independent import lora_parameters, peft_model
+from tests.support.tiny import LINEARS, save_tiny_model
 
 pytestmark = [
     pytest.mark.sglang,

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from independent import check_against_algorithm_1
-from tiny import LINEARS, random_batch
 
 import mezo
+from tests.support.independent import check_against_algorithm_1
+from tests.support.tiny import LINEARS, random_batch
 
 pytestmark = pytest.mark.sglang
 

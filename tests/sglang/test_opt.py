@@ -6,10 +6,14 @@ import dataclasses
 import random
 
 import pytest
-from independent import activated_pair, check_activated_step, check_against_algorithm_1
-from tiny import random_batch
 
 import mezo
+from tests.support.independent import (
+    activated_pair,
+    check_activated_step,
+    check_against_algorithm_1,
+)
+from tests.support.tiny import random_batch
 
 pytestmark = pytest.mark.sglang
 

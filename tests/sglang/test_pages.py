@@ -7,10 +7,10 @@ import random
 
 import pytest
 import torch
-from independent import activated_pair, check_activated_step
-from tiny import LINEARS, VOCAB, load_model, random_batch, raw_request
 
 import mezo
+from tests.support.independent import activated_pair, check_activated_step
+from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch, raw_request
 
 pytestmark = pytest.mark.sglang
 

@@ -8,7 +8,9 @@ from collections import Counter
 
 import pytest
 import torch
-from independent import (
+
+import mezo
+from tests.support.independent import (
     check_against_algorithm_1,
     check_projected_grad,
     check_replay,
@@ -16,9 +18,7 @@ from independent import (
     relative_distance,
     row_logprobs,
 )
-from tiny import LINEARS, load_model, random_batch
-
-import mezo
+from tests.support.tiny import LINEARS, load_model, random_batch
 
 pytestmark = pytest.mark.sglang
 

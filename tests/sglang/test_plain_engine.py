@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import warnings
 
-import plain_boot
 import pytest
 import torch
-from adapter_cases import PROMPT, peft_logprobs, serve
-from tiny import LINEARS, load_model
 
 import mezo
 from mezo.sglang.cpu_host import is_cpu_host
 from mezo.sglang.launch import _CPU_ARGS
+from tests.support import plain_boot
+from tests.support.adapter_cases import PROMPT, peft_logprobs, serve
+from tests.support.tiny import LINEARS, load_model
 
 pytestmark = pytest.mark.sglang
 

@@ -10,12 +10,12 @@ from itertools import repeat
 from pathlib import Path
 
 import pytest
-from independent import load_peft
 from peft import LoraConfig, get_peft_model
-from tiny import load_model, random_batch
 
 import mezo
 from mezo import assets
+from tests.support.independent import load_peft
+from tests.support.tiny import load_model, random_batch
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 

@@ -7,14 +7,14 @@ import random
 import sys
 import time
 
-import planted
 import pytest
 import torch
-from independent import lora_parameters, peft_model
-from tiny import LINEARS, load_model, random_batch
 
 import mezo
 from mezo import comparison, selftest
+from tests.support import planted
+from tests.support.independent import lora_parameters, peft_model
+from tests.support.tiny import LINEARS, load_model, random_batch
 
 pytestmark = pytest.mark.sglang
 

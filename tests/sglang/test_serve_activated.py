@@ -9,13 +9,18 @@ import shutil
 
 import pytest
 import torch
-from independent import activated_row_logprobs, load_peft, lora_parameters, row_logprobs
 from peft import LoraConfig, get_peft_model
-from tiny import LINEARS, load_model, random_batch
-from tokenizer_cases import make
 
 import mezo
 from mezo.encode import last_occurrence
+from tests.support.independent import (
+    activated_row_logprobs,
+    load_peft,
+    lora_parameters,
+    row_logprobs,
+)
+from tests.support.tiny import LINEARS, load_model, random_batch
+from tests.support.tokenizer_cases import make
 
 pytestmark = pytest.mark.sglang
 

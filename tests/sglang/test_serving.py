@@ -8,10 +8,10 @@ import random
 
 import pytest
 import torch
-from independent import load_peft, lora_parameters, peft_model, row_logprobs
-from tiny import LINEARS, load_model, random_batch, raw_request
 
 import mezo
+from tests.support.independent import load_peft, lora_parameters, peft_model, row_logprobs
+from tests.support.tiny import LINEARS, load_model, random_batch, raw_request
 
 pytestmark = pytest.mark.sglang
 

@@ -7,10 +7,10 @@ import random
 
 import pytest
 import torch
-from independent import activated_pair, check_activated_step, relative_distance
-from tiny import LINEARS, VOCAB, load_model, random_batch
 
 import mezo
+from tests.support.independent import activated_pair, check_activated_step, relative_distance
+from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch
 
 pytestmark = pytest.mark.sglang
 

@@ -9,10 +9,14 @@ import dataclasses
 import random
 
 import pytest
-from independent import activated_pair, check_activated_step, check_against_algorithm_1
-from tiny import LINEARS, random_batch
 
 import mezo
+from tests.support.independent import (
+    activated_pair,
+    check_activated_step,
+    check_against_algorithm_1,
+)
+from tests.support.tiny import LINEARS, random_batch
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from independent import load_peft, lora_parameters, row_logprobs
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import config as peft_config
 from safetensors.torch import load_file, save_file
-from tiny import LINEARS, load_model
+
+from tests.support.independent import load_peft, lora_parameters, row_logprobs
+from tests.support.tiny import LINEARS, load_model
 
 INVOCATION = [77, 8, 200]
 PROMPT = [1, 40, 41, *INVOCATION, 42, 43, 44]

@@ -320,7 +320,7 @@ def edge_words_of_the_gaussian(backend, device):
         from mezo_kernels.philox import normals_of_words
 
         return [normals_of_words(torch.cat((words, words), dim=1))[:, :2].contiguous()]
-    from triton_probes import box_muller_of_words
+    from tests.support.triton_probes import box_muller_of_words
 
     return [box_muller_of_words(words, device)]
 
@@ -336,7 +336,7 @@ def fma_near_ties(backend, device):
     sign = 1.0 - 2.0 * torch.randint(0, 2, (n,), generator=generator)
     a, b = sign * (ulp / 2) * (1 + x), 1 - x
     if backend == "triton":
-        from triton_probes import fma_of
+        from tests.support.triton_probes import fma_of
 
         return [fma_of(a.to(device), b.to(device), c.to(device))]
     return [fma(a, b, c)]

@@ -14,9 +14,10 @@ from typing import Any
 from unittest import mock
 
 import triton
-from aot import Compiled, of_kernel
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
+
+from tests.support.aot import Compiled, of_kernel
 
 # The package has a function of the module's name.
 _BACKENDS = importlib.import_module("mezo_kernels.backends")

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny import load_model
 
 import mezo
 from mezo.adapter import initial_values
 from mezo_kernels import Direction, TensorSpec, add_directions_, sample
+from tests.support.tiny import load_model
 
 
 def peft_model(model_dir: str, config: mezo.MezoConfig):

@@ -9,13 +9,10 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-
-HERE = Path(__file__).parent
 
 
 def checks_of(namespace: Mapping[str, Any]) -> dict[str, Callable[..., None]]:
@@ -40,16 +37,16 @@ def report(checks: Mapping[str, Callable[..., None]], *arguments: Any) -> None:
 
 
 def run_interpreted(program: str, *flags: str) -> dict[str, Any]:
-    """The last line that a program beside this file prints, in a process whose triton interprets.
+    """The last line that a module of this package prints, in a process whose triton interprets.
 
     Args:
-        program: its file name.
+        program: its name, without the package.
         flags: options of Python, e.g. "-W", "error".
     """
     path = os.pathsep.join(sys.path)
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
     environment.pop("MEZO_KERNELS_BACKEND", None)
-    command = [sys.executable, *flags, str(HERE / program)]
+    command = [sys.executable, *flags, "-m", f"{__package__}.{program}"]
     process = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     results: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])

@@ -8,9 +8,10 @@ from __future__ import annotations
 import warnings
 
 import torch
-from gates import assert_close_to_truth
-from interpreted import checks_of, report
-from shared_prefix import bound, random_batch, shuffle_rows
+
+from tests.support.gates import assert_close_to_truth
+from tests.support.interpreted import checks_of, report
+from tests.support.shared_prefix import bound, random_batch, shuffle_rows
 
 DTYPES = (torch.float32, torch.float16)
 # Prefixes of none, one and of more than SGLang's tile of keys; empty rows, groups without tokens or

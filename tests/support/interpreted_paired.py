@@ -7,12 +7,12 @@ JSON, {check: null or the traceback}. fp32 and fp16 only: the interpreter gets b
 from __future__ import annotations
 
 import torch
-from gates import assert_close_to_truth
-from interpreted import checks_of, report
-from shared_prefix import bound, is_twins, random_batch, shuffle_rows, twin_rows
 
 import mezo_kernels as mk
 from mezo_kernels.attention import work
+from tests.support.gates import assert_close_to_truth
+from tests.support.interpreted import checks_of, report
+from tests.support.shared_prefix import bound, is_twins, random_batch, shuffle_rows, twin_rows
 
 DTYPES = (torch.float32, torch.float16)
 # Prefixes of none, one, a block's neighbours and two splits of 64; empty rows and groups; a tile of

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from gates import assert_close_to_truth
-from interpreted import checks_of, report
 
 import mezo_kernels as mk
+from tests.support.gates import assert_close_to_truth
+from tests.support.interpreted import checks_of, report
 
 FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
 SENTINEL = 7.0

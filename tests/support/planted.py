@@ -15,7 +15,7 @@ def install(directory: Path) -> None:
     info = directory / "planted-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: planted\nVersion: 0\n")
-    (info / "entry_points.txt").write_text("[sglang.srt.plugins]\nplanted = planted:register\n")
+    (info / "entry_points.txt").write_text(f"[sglang.srt.plugins]\nplanted = {__name__}:register\n")
 
 
 def register() -> None:
