@@ -44,14 +44,14 @@ Timer = Callable[[Calls, int], dict[str, Timing]]
 
 
 def sglang_triton(one: Attention) -> Call:
-    from mezo.sglang.composed import prefix_per_row
+    from mezo.engines.sglang.batch.two_pass import prefix_per_row
 
     options = {"plan": one.plan, "scale": one.scale, "out": one.out}
     return lambda: prefix_per_row(*one.tensors, **options)
 
 
 def composed(one: Attention) -> Call:
-    from mezo.sglang.composed import composed_attention
+    from mezo.engines.sglang.batch.two_pass import composed_attention
 
     options = {"plan": one.plan, "scale": one.scale, "out": one.out}
     return lambda: composed_attention(*one.tensors, **options)

@@ -27,7 +27,7 @@ from mezo.summary import TrainSummary
 from mezo.trainer import MeZOTrainer, finetune
 
 if TYPE_CHECKING:
-    from mezo.sglang.launch import launch_engine
+    from mezo.engines.sglang.launch import launch_engine
 
 __version__ = "0.1.0"
 
@@ -59,7 +59,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # SGLang is imported only where it is asked for.
     if name == "launch_engine":
-        from mezo.sglang.launch import launch_engine
+        from mezo.engines.sglang.launch import launch_engine
 
         return launch_engine
     raise AttributeError(f"module 'mezo' has no attribute {name!r}")

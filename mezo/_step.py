@@ -340,7 +340,7 @@ def attach(
 
         session = TransformersSession(engine, config, tokenizer)
     elif hasattr(engine, "collective_rpc") and hasattr(engine, "server_args"):
-        from mezo.sglang.session import SglangSession
+        from mezo.engines.sglang.session import SglangSession
 
         session = SglangSession(engine, config, tokenizer)
     else:

@@ -93,7 +93,7 @@ def _targets(model: str) -> list[str]:
 def _started(model: str, engine: str, config: MezoConfig) -> Iterator[tuple[Any, Any]]:
     """The engine, and the tokenizer of a transformers model."""
     if engine == "sglang":
-        from mezo.sglang.launch import launch_engine
+        from mezo.engines.sglang.launch import launch_engine
 
         handle = launch_engine(model, config)
         try:

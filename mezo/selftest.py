@@ -2,7 +2,7 @@
 
 `engine_checks` runs where the adapter lives, on any engine: it perturbs the slots, scores two short
 rows of token ids, and compares numbers that must be equal to the bit, or must not. What belongs to
-SGLang (its pool, its cache) is checked in `mezo.sglang.selftest`.
+SGLang (its pool, its cache) is checked in `mezo.engines.sglang.selftest`.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ def _check_rows(examples: Sequence[Example], task: Task, run: Run) -> None:
 def _engine(settings: TaskSettings, model: str) -> Iterator[tuple[Any, Any]]:
     """The engine and, for transformers, the tokenizer."""
     if settings.engine == "sglang":
-        from mezo.sglang.launch import launch_engine
+        from mezo.engines.sglang.launch import launch_engine
 
         engine = launch_engine(model, settings.config, threads=settings.threads)
         with closing(engine.shutdown):

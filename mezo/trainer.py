@@ -282,7 +282,7 @@ def finetune(
     if output is not None:
         check_output(checked_path("finetune: output", output))
     if isinstance(engine, (str, Path)):
-        from mezo.sglang.launch import launch_engine
+        from mezo.engines.sglang.launch import launch_engine
 
         started = launch_engine(str(engine), config)
         with closing(started.shutdown):

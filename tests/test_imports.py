@@ -10,7 +10,7 @@ import pytest
 import mezo_kernels
 
 ROOT = Path(__file__).parents[1]
-SGLANG_ROOM = ROOT / "mezo" / "sglang"
+SGLANG_ROOM = ROOT / "mezo" / "engines" / "sglang"
 
 
 def modules(package: str) -> list[Path]:
@@ -44,7 +44,7 @@ def test_kernels_import_neither_mezo_nor_sglang(path):
 @pytest.mark.parametrize(
     "path", [p for p in modules("mezo") if SGLANG_ROOM not in p.parents], ids=relative
 )
-def test_only_mezo_sglang_imports_sglang(path):
+def test_only_mezo_engines_sglang_imports_sglang(path):
     assert "sglang" not in {name.split(".")[0] for name in imported_names(path)}
 
 

@@ -1,4 +1,4 @@
-"""What the step loop asks of an engine; `mezo.engines.transformers` and `mezo.sglang` give it."""
+"""What the step loop asks of an engine; the modules and packages beside this one provide it."""
 
 from __future__ import annotations
 

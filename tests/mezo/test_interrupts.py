@@ -148,7 +148,7 @@ def test_a_model_in_training_mode_is_refused(model_dir):
 
 
 def test_what_fails_in_attach_leaves_the_model_as_it_was(model_dir, monkeypatch):
-    from mezo.engines import transformers as engine
+    from mezo.engines import transformers
 
     model = load_model(model_dir)
     modules = {name: type(module) for name, module in model.named_modules()}
@@ -156,7 +156,7 @@ def test_what_fails_in_attach_leaves_the_model_as_it_was(model_dir, monkeypatch)
     def fail(*args, **kwargs):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(engine, "AdapterState", fail)
+    monkeypatch.setattr(transformers, "AdapterState", fail)
     with pytest.raises(MemoryError, match="no room"):
         mezo.attach(model, CONFIG)
     assert {name: type(module) for name, module in model.named_modules()} == modules

@@ -1,4 +1,4 @@
-"""The self-test on the transformers engine, and that it finds planted faults there."""
+"""The self-test on the transformers transformers, and that it finds planted faults there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import mezo
 from mezo import selftest
 from mezo.core import Scores
-from mezo.engines import transformers as engine
+from mezo.engines import transformers
 from mezo.state import AdapterState
 from tests.support.tiny import LINEARS, load_model, random_batch
 
@@ -78,14 +78,14 @@ def test_a_model_without_finite_losses_is_refused(model_dir):
 
 
 def not_applied(patch):
-    patch.setattr(engine._LoraLinear, "_delta", lambda layer, x, name: torch.zeros(()))
+    patch.setattr(transformers._LoraLinear, "_delta", lambda layer, x, name: torch.zeros(()))
 
 
 def swapped_signs(patch):
     def swapped(*args, pairs, **others):
         return AdapterState(*args, pairs=[(m, p) for p, m in pairs], **others)
 
-    patch.setattr(engine, "AdapterState", swapped)
+    patch.setattr(transformers, "AdapterState", swapped)
 
 
 def theta_never_written(patch):
@@ -117,7 +117,7 @@ def weights_move(patch):
 
 def change_scores(patch, change):
     calls = []
-    before = engine.TransformersSession._score
+    before = transformers.TransformersSession._score
 
     def score(session, rows, slots):
         calls.append(None)
@@ -128,7 +128,7 @@ def change_scores(patch, change):
         }
         return Scores(sums, scores.tokens, scores.forwards)
 
-    patch.setattr(engine.TransformersSession, "_score", score)
+    patch.setattr(transformers.TransformersSession, "_score", score)
 
 
 @pytest.mark.parametrize(

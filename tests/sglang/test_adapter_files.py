@@ -104,7 +104,7 @@ def check_refused(engine, run, model_dir, answer, name, about):
 
 
 def skip_unless_served(kind):
-    from mezo.sglang import compat
+    from mezo.engines.sglang import compat
 
     if kind == "activated" and not compat.CAN_SERVE_ACTIVATED:
         pytest.skip("this SGLang's requests cannot stay out of the radix cache")
@@ -423,7 +423,7 @@ def test_a_run_is_attached_and_its_neighbours_are_named(run, model_dir, tmp_path
     ],
 )
 def test_the_check_can_be_off_for_ordinary_adapters(monkeypatch, value, fields, expected):
-    from mezo.sglang.adapter_files import is_checked
+    from mezo.engines.sglang.adapter_files import is_checked
 
     if value is None:
         monkeypatch.delenv("MEZO_CHECK_ADAPTERS", raising=False)
@@ -433,7 +433,7 @@ def test_the_check_can_be_off_for_ordinary_adapters(monkeypatch, value, fields, 
 
 
 def test_every_hook_has_a_target_here(engine):
-    from mezo.sglang.adapter_files import hooks
+    from mezo.engines.sglang.adapter_files import hooks
 
     assert len(list(hooks())) == 7
 

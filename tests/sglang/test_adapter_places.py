@@ -7,15 +7,15 @@ import warnings
 import pytest
 import torch
 
-import mezo.sglang.cpu_host
+import mezo.engines.sglang.cpu_host.host
 
-mezo.sglang.cpu_host.prepare_import()
+mezo.engines.sglang.cpu_host.host.prepare_import()
 pytest.importorskip("sglang")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from sglang.srt.layers.utils import PPMissingLayer
 
-    from mezo.sglang.adapter_places import Places
+    from mezo.engines.sglang.adapter_places import Places
 
 
 class Layer(torch.nn.Module):

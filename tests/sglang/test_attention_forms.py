@@ -12,7 +12,7 @@ import torch
 
 import mezo
 from mezo_kernels import SharedPrefixPlan
-from mezo_kernels.attention import flashinfer as backend
+from mezo_kernels.attention import flashinfer
 from tests.support import fake_flashinfer
 from tests.support.independent import activated_pair, check_activated_step
 from tests.support.tiny import LINEARS, random_batch
@@ -50,9 +50,9 @@ def plan(*groups):
 
 @pytest.fixture
 def forms():
-    from mezo.sglang import attention_forms
+    from mezo.engines.sglang.batch import attention_kernels
 
-    return attention_forms
+    return attention_kernels
 
 
 @pytest.fixture
@@ -127,8 +127,8 @@ def test_a_named_form_that_cannot_run_is_refused(forms, monkeypatch):
     monkeypatch.setenv("MEZO_ATTENTION_FORM", "flashinfer")
     # On any device, the package is not there.
     monkeypatch.setitem(sys.modules, "flashinfer", None)
-    reason_against = backend.reason_against
-    monkeypatch.setattr(backend, "reason_against", lambda _: reason_against("cuda"))
+    reason_against = flashinfer.reason_against
+    monkeypatch.setattr(flashinfer, "reason_against", lambda _: reason_against("cuda"))
     said = r"must name a form that runs in this engine, got 'flashinfer' .*`pip install flashinfer"
     with pytest.raises(ValueError, match=said):
         forms.check_named_form(*caches)

@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from mezo.sglang import composed as module
+from mezo.engines.sglang.batch import two_pass
 from tests.support.gates import assert_close_to_truth
 from tests.support.interpreted import run_interpreted
 from tests.support.interpreted_composed import CHECKS, composed, limit, make
@@ -58,13 +58,13 @@ def test_on_a_gpu_against_float64(dtype, shape):
     ids=["scale", "q", "k_cache", "v_suffix", "dtype", "out"],
 )
 def test_what_does_not_fit_is_refused_before_a_launch(form, change, message, monkeypatch):
-    monkeypatch.setattr(module, "_kernel", lambda: pytest.fail)
+    monkeypatch.setattr(two_pass, "_kernel", lambda: pytest.fail)
     batch = random_batch([(4, (3, 20))])
     names = ("q", "k_suffix", "v_suffix", "k_cache", "v_cache")
     arguments = dict(zip(names, batch.tensors, strict=True))
     arguments |= {"plan": batch.plan(), "scale": 0.25} | change
     with pytest.raises(ValueError, match=message):
-        getattr(module, form)(**arguments)
+        getattr(two_pass, form)(**arguments)
 
 
 @pytest.mark.parametrize("is_there", [False, True])
@@ -76,9 +76,9 @@ def test_an_sglang_that_cannot_do_it_is_named(is_there, monkeypatch):
     if is_there:
         older = {"extend_attention_fwd": lambda q, skip_extend=False: None}
         vars(sys.modules[package]).update(older)
-    module._kernel.cache_clear()
+    two_pass._kernel.cache_clear()
     batch = random_batch([(4, (3, 20))])
     said = "without lse_extend, skip_prefix; use SGLang" if is_there else "must be there to import"
     with pytest.raises(RuntimeError, match=said):
         composed(batch, batch.plan())
-    assert not module._kernel.cache_info().currsize
+    assert not two_pass._kernel.cache_info().currsize

@@ -68,7 +68,7 @@ def test_an_interrupted_step_answers_nobody_else(engine, truth_of, after):
 
 
 def test_an_interrupt_before_the_message_is_sent(engine, truth_of, monkeypatch):
-    from mezo.sglang import conversation
+    from mezo.engines.sglang import conversation
 
     batch = random_batch(random.Random(1))
     with mezo.attach(engine, CONFIG) as run:
@@ -283,7 +283,7 @@ def test_attach_while_requests_hold_the_engine(engine, caplog):
 
 
 def test_an_attach_that_fails_late_leaves_nothing_behind(engine, monkeypatch):
-    from mezo.sglang import registry
+    from mezo.engines.sglang import registry
 
     with mezo.attach(engine, CONFIG) as run:
         before = run.session.call("fingerprint")["slots"].keys()

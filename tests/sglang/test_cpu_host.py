@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from mezo.sglang.launch import _cpu_environment, _environment
+from mezo.engines.sglang.launch import _cpu_environment, _environment
 
 pytestmark = [
     pytest.mark.sglang,
@@ -22,7 +22,7 @@ warnings.simplefilter("ignore")
 import mezo
 import torch
 import torchvision  # fails on such a host until its schemas are declared
-from mezo.sglang.cpu_host import prepare_import, unpin_lora_memory
+from mezo.engines.sglang.cpu_host.host import prepare_import, unpin_lora_memory
 
 prepare_import()
 prepare_import()  # idempotent

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from mezo.sglang import cpu_host
-from mezo.sglang.cpu_layers import CpuLayers, cpu_layers
+from mezo.engines.sglang.batch.cpu_layers import CpuLayers, cpu_layers
+from mezo.engines.sglang.cpu_host import host
 from tests.support import exact_layers
 
 pytestmark = [
@@ -26,7 +26,7 @@ HEAD_DIM, HEADS, KV_HEADS, HIDDEN, INNER = 32, 6, 2, 192, 320
 @pytest.fixture(scope="module")
 def sgl() -> Any:
     """SGLang's classes."""
-    cpu_host.prepare_import()
+    host.prepare_import()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from sglang.srt.layers import activation, layernorm, rotary_embedding

@@ -14,11 +14,11 @@ import torch
 from safetensors import safe_open
 
 import mezo
-from mezo.sglang import cpu_host
-from mezo.sglang.checkpoint import read_checkpoint
-from mezo.sglang.launch import _cpu_environment, _environment
-from mezo.sglang.server_arguments import check_cpu_args
-from mezo.sglang.sizing import check_one_row, cpu_sizes
+from mezo.engines.sglang.cpu_host import host as cpu_host
+from mezo.engines.sglang.launch import _cpu_environment, _environment
+from mezo.engines.sglang.model_checkpoint import read_checkpoint
+from mezo.engines.sglang.server_arguments import check_cpu_args
+from mezo.engines.sglang.sizing import check_one_row, cpu_sizes
 from tests.support.independent import lora_parameters, peft_model
 from tests.support.tiny import LINEARS, save_tiny_model
 

@@ -56,7 +56,7 @@ def test_serving_is_as_without_it_and_steps_equal_algorithm_1(model_dir, start_e
 
 
 def test_what_is_written_to_it_reaches_the_engines_own():
-    from mezo.sglang.attention import PairedAttention
+    from mezo.engines.sglang.batch.attention import PairedAttention
 
     own = SimpleNamespace(kv_index_translator=None, forward=lambda *_: "own")
     backend = PairedAttention.around(own)
@@ -70,7 +70,7 @@ def test_what_is_written_to_it_reaches_the_engines_own():
 
 @pytest.fixture
 def attention(monkeypatch):
-    from mezo.sglang import attention
+    from mezo.engines.sglang.batch import attention
 
     monkeypatch.delenv(attention._IS_NAMED, raising=False)
     yield attention

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import mezo
-from mezo.sglang.cpu_host import is_cpu_host
-from mezo.sglang.launch import _CPU_ARGS
+from mezo.engines.sglang.cpu_host.host import is_cpu_host
+from mezo.engines.sglang.launch import _CPU_ARGS
 from tests.support import plain_boot
 from tests.support.adapter_cases import PROMPT, peft_logprobs, serve
 from tests.support.tiny import LINEARS, load_model

@@ -89,7 +89,7 @@ def adapters(model_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(model_dir, adapters, start_engine, engine_log):
     engine = start_engine(model_dir, CONFIG, max_loras_per_batch=9, max_total_tokens=2048)
-    from mezo.sglang import compat
+    from mezo.engines.sglang import compat
 
     if not compat.CAN_SERVE_ACTIVATED:
         pytest.skip("this SGLang's requests cannot stay out of the radix cache")

@@ -208,7 +208,7 @@ def test_a_closed_run_and_a_second_close(engine):
 
 
 def test_a_missing_plugin_is_named(engine, monkeypatch):
-    from mezo.sglang import conversation
+    from mezo.engines.sglang import conversation
 
     # An engine without our plugin answers every message as it answers one it does not know.
     monkeypatch.setattr(conversation, "METHOD", "not_a_method")
@@ -219,7 +219,7 @@ def test_a_missing_plugin_is_named(engine, monkeypatch):
 def test_an_engine_in_an_unsupported_mode_raises(engine):
     from types import SimpleNamespace
 
-    from mezo.sglang.sizing import check_server
+    from mezo.engines.sglang.sizing import check_server
 
     good = {"enable_lora": True, "max_loras_per_batch": 4, "pp_size": 1, "dp_size": 1}
     check_server("attach", SimpleNamespace(**good), CONFIG)

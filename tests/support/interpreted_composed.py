@@ -1,4 +1,4 @@
-"""Checks of `mezo.sglang.composed` in Triton's interpreter, against float64.
+"""Checks of `mezo.engines.sglang.batch.two_pass` in Triton's interpreter, against float64.
 
 Run as a program with TRITON_INTERPRET=1; prints one line of JSON, {check: null or the traceback}.
 """
@@ -36,7 +36,7 @@ def limit(batch, truth):
 
 
 def composed(batch, plan, **options):
-    from mezo.sglang.composed import composed_attention
+    from mezo.engines.sglang.batch.two_pass import composed_attention
 
     return composed_attention(*batch.tensors, plan=plan, scale=batch.scale, **options)
 
@@ -97,7 +97,7 @@ def check_no_prefix_and_no_tokens():
 
 
 def check_prefix_per_row():
-    from mezo.sglang.composed import prefix_per_row
+    from mezo.engines.sglang.batch.two_pass import prefix_per_row
 
     for dtype in DTYPES:
         batch = make(dtype, SHAPES[1])
@@ -117,10 +117,10 @@ def main() -> None:
     with warnings.catch_warnings():
         # SGLang's imports warn; not our warnings.
         warnings.simplefilter("ignore")
-        from mezo.sglang.cpu_host import prepare_import
+        from mezo.engines.sglang.cpu_host.host import prepare_import
 
         prepare_import()
-        from mezo.sglang.composed import _kernel, _merge
+        from mezo.engines.sglang.batch.two_pass import _kernel, _merge
 
         _kernel()
         _merge()

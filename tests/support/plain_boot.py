@@ -1,11 +1,12 @@
 """SGLang's own processes on a CPU host, without our plugin: only what such a host needs.
 
-Like `mezo.sglang.boot`, but pinned memory is turned off here, which the plugin does otherwise.
+Like `mezo.engines.sglang.cpu_host.spawn`, but pinned memory is turned off here, which the plugin
+does otherwise.
 """
 
 from __future__ import annotations
 
-from mezo.sglang.cpu_host import prepare_import, unpin_lora_memory
+from mezo.engines.sglang.cpu_host.host import prepare_import, unpin_lora_memory
 
 prepare_import()
 

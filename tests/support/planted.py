@@ -28,7 +28,7 @@ def register() -> None:
 
 
 def _add_operation(result, *args, **kwargs):
-    from mezo.sglang import worker
+    from mezo.engines.sglang import worker
 
     worker._OPERATIONS["plant"] = plant
 
@@ -50,7 +50,7 @@ def _replace(owner, name, value):
 
 
 def views_of_other_slots(scheduler):
-    from mezo.sglang.slots import Part
+    from mezo.engines.sglang.lora_slots import Part
 
     def other(part, pool, slot):
         return before(part, pool, (slot + 1) % pool.max_loras_per_batch)
@@ -59,7 +59,7 @@ def views_of_other_slots(scheduler):
 
 
 def signs_swapped(scheduler):
-    from mezo.sglang import worker
+    from mezo.engines.sglang import worker
 
     def swapped(*args, pairs, **others):
         return before(*args, pairs=[(minus, plus) for plus, minus in pairs], **others)
@@ -74,7 +74,7 @@ def adapter_not_applied(scheduler):
 
 
 def theta_never_written(scheduler):
-    from mezo.sglang import worker
+    from mezo.engines.sglang import worker
 
     _replace(worker, "publish_served", lambda lora_ids: None)
 
@@ -91,7 +91,7 @@ def base_moves(scheduler):
 
 
 def _change_scores(change):
-    from mezo.sglang import worker
+    from mezo.engines.sglang import worker
 
     calls = []
 
@@ -132,7 +132,7 @@ def weights_are_perturbed_for_good(scheduler):
 
 
 def version_not_in_the_key(scheduler):
-    from mezo.sglang import worker
+    from mezo.engines.sglang import worker
 
     def constant(lora_id):
         return None if before(lora_id) is None else 0
@@ -141,13 +141,13 @@ def version_not_in_the_key(scheduler):
 
 
 def waiting_requests_keep_their_key(scheduler):
-    from mezo.sglang import compat
+    from mezo.engines.sglang import compat
 
     _replace(compat, "has_kv", lambda request: True)
 
 
 def kv_enters_the_cache(scheduler):
-    from mezo.sglang import compat, worker
+    from mezo.engines.sglang import compat, worker
 
     def score(adapter, rows, slots):
         scores = before(adapter, rows, slots)

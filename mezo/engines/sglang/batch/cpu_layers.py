@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mezo.sglang.replaced import replaced
+from mezo.engines.sglang.batch.patch import replaced
 from mezo_kernels import layers
 
 

@@ -20,7 +20,8 @@ from typing import Any
 import torch.distributed as dist
 
 from mezo.encode import last_occurrence
-from mezo.sglang import compat, prefix
+from mezo.engines.sglang import compat
+from mezo.engines.sglang.batch import prefix
 
 # In the `meta_info` of a reply: 1 where the base model answered for an activated adapter.
 MISSING = "mezo_invocation_missing"

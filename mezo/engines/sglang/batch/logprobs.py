@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from mezo.sglang import compat
-from mezo.sglang.attention import Grouping, PairedAttention
-from mezo.sglang.cpu_layers import cpu_layers
-from mezo.sglang.replaced import replaced
-from mezo.sglang.segmented_lora import segmented_lora
+from mezo.engines.sglang import compat
+from mezo.engines.sglang.batch.attention import Grouping, PairedAttention
+from mezo.engines.sglang.batch.cpu_layers import cpu_layers
+from mezo.engines.sglang.batch.cpu_lora import segmented_lora
+from mezo.engines.sglang.batch.patch import replaced
 from mezo_kernels import label_logits, label_nll, label_nll_from_parts
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from mezo.sglang.composed import composed_attention
+from mezo.engines.sglang.batch.two_pass import composed_attention
 from mezo_kernels import SharedPrefixPlan, shared_prefix_attention
 
 # Overrides the choice: a form's name, or "engine" for no sharing.

@@ -7,7 +7,7 @@ from typing import Any
 
 from mezo._inputs import require
 from mezo.config import MezoConfig
-from mezo.sglang.checkpoint import Checkpoint
+from mezo.engines.sglang.model_checkpoint import Checkpoint
 
 # What an engine on a CPU host has at least, whatever the run.
 MIN_TOKENS = 32768

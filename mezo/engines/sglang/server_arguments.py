@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mezo._inputs import checked_integer, checked_number, require, shown
-from mezo.sglang.checkpoint import Checkpoint
-from mezo.sglang.cpu_host import has_sgl_kernel
+from mezo.engines.sglang.cpu_host.host import has_sgl_kernel
+from mezo.engines.sglang.model_checkpoint import Checkpoint
 
 _DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 _KV_DTYPES = ("auto", "bf16", "bfloat16")

@@ -6,8 +6,9 @@ import sys
 from typing import Any
 
 from mezo._signals import leave_interrupts_to_the_parent
-from mezo.sglang import adapter_files, attention
-from mezo.sglang.cpu_host import unpin_lora_memory
+from mezo.engines.sglang import adapter_files
+from mezo.engines.sglang.batch import attention
+from mezo.engines.sglang.cpu_host.host import unpin_lora_memory
 
 
 def register() -> None:
@@ -55,7 +56,7 @@ def register() -> None:
 
 def _handle_rpc_request(original: Any, scheduler: Any, request: Any) -> Any:
     """Answer our messages; every other one goes to SGLang."""
-    from mezo.sglang import worker
+    from mezo.engines.sglang import worker
 
     if request.method != worker.METHOD:
         return original(scheduler, request)
@@ -84,16 +85,16 @@ def _makes_replies() -> bool:
 
 def _around_meta_info(original: Any, *args: Any, **kwargs: Any) -> None:
     """Let a reply say that an activated adapter's invocation was missing."""
-    from mezo.sglang import activated
+    from mezo.engines.sglang import serve_alora
 
-    activated.tell_missing(original, *args, **kwargs)
+    serve_alora.tell_missing(original, *args, **kwargs)
 
 
 def _after_scheduler_init(_: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
     """Let requests of activated adapters find their scheduler."""
-    from mezo.sglang import activated
+    from mezo.engines.sglang import serve_alora
 
-    activated.remember(scheduler)
+    serve_alora.remember(scheduler)
     leave_interrupts_to_the_parent()
 
 
@@ -104,9 +105,9 @@ def _after_detokenizer_init(*_: Any, **__: Any) -> None:
 
 def _after_req_init(_: None, req: Any, *args: Any, **kwargs: Any) -> None:
     """Keep KV of an adapter in training apart by version; split requests of activated adapters."""
-    from mezo.sglang import activated, worker
+    from mezo.engines.sglang import serve_alora, worker
 
-    activated.prepare_request(req, kwargs.get("extra_key"))
+    serve_alora.prepare_request(req, kwargs.get("extra_key"))
     req.mezo_plain_key = None
     if worker.served_version(req.lora_id) is not None and req.mezo_prefix_len is None:
         req.mezo_plain_key = req.extra_key or ""
@@ -115,7 +116,7 @@ def _after_req_init(_: None, req: Any, *args: Any, **kwargs: Any) -> None:
 
 def _set_version(req: Any) -> None:
     """Put the version of the weights into a request's key; its KV is found by equal ones only."""
-    from mezo.sglang import worker
+    from mezo.engines.sglang import worker
 
     version = worker.served_version(req.lora_id)
     if version is not None and getattr(req, "mezo_plain_key", None) is not None:
@@ -127,18 +128,18 @@ def _before_match(req: Any, tree_cache: Any = None, *args: Any, **kwargs: Any) -
 
     A request may have waited while its adapter was updated, and will run under the new weights.
     """
-    from mezo.sglang import activated, compat
+    from mezo.engines.sglang import compat, serve_alora
 
     if not compat.has_kv(req):
         _set_version(req)
-    activated.complete_prefix(req, tree_cache)
+    serve_alora.complete_prefix(req, tree_cache)
 
 
 def _after_limit(length: int, req: Any, *args: Any, **kwargs: Any) -> int:
     """End an activated adapter's match where its invocation begins."""
-    from mezo.sglang import activated
+    from mezo.engines.sglang import serve_alora
 
-    return activated.limit_match(length, req)
+    return serve_alora.limit_match(length, req)
 
 
 def _before_lora_manager(_: Any, base_model: Any, *args: Any, **kwargs: Any) -> None:
@@ -157,6 +158,6 @@ def _opt_hidden_dim(model: Any, name: str, layer: int) -> tuple[int, int]:
 
 def _before_lora_batch(_: Any, forward_batch: Any) -> None:
     """Bring the slot of a trained adapter up to date before a batch reads it."""
-    from mezo.sglang import worker
+    from mezo.engines.sglang import worker
 
     worker.publish_served(forward_batch.lora_ids)

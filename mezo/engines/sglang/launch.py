@@ -21,10 +21,10 @@ from mezo._arguments import checked_config
 from mezo._inputs import checked_integer
 from mezo.config import MezoConfig
 from mezo.engines import EngineError, available
-from mezo.sglang.checkpoint import read_checkpoint
-from mezo.sglang.cpu_host import free_memory, is_cpu_host, prepare_import
-from mezo.sglang.server_arguments import check_args, check_cpu_args, plain_numbers
-from mezo.sglang.sizing import (
+from mezo.engines.sglang.cpu_host.host import free_memory, is_cpu_host, prepare_import
+from mezo.engines.sglang.model_checkpoint import read_checkpoint
+from mezo.engines.sglang.server_arguments import check_args, check_cpu_args, plain_numbers
+from mezo.engines.sglang.sizing import (
     check_one_row,
     check_pool_arguments,
     check_server,
@@ -122,17 +122,17 @@ def launch_engine(
 
 
 def _engine_class() -> Any:
-    """SGLang's engine with our process entry points (see `mezo.sglang.boot`)."""
+    """SGLang's engine with our process entry points (see `mezo.engines.sglang.cpu_host.spawn`)."""
     prepare_import()
     with warnings.catch_warnings():
         if is_cpu_host():
             warnings.simplefilter("ignore")
         from sglang.srt.entrypoints.engine import Engine
-    from mezo.sglang import boot
+    from mezo.engines.sglang.cpu_host import spawn
 
     class MezoEngine(Engine):  # type: ignore[misc]
-        run_scheduler_process_func = staticmethod(boot.run_scheduler_process)
-        run_detokenizer_process_func = staticmethod(boot.run_detokenizer_process)
+        run_scheduler_process_func = staticmethod(spawn.run_scheduler_process)
+        run_detokenizer_process_func = staticmethod(spawn.run_detokenizer_process)
 
         def __init__(self, **kwargs: Any) -> None:
             try:
@@ -168,14 +168,14 @@ def _start(engine_class: Any, args: dict[str, Any]) -> Any:
     Raises:
         EngineError: SGLang's own refusal, or what a process of it left in its report.
     """
-    from mezo.sglang import boot
+    from mezo.engines.sglang.cpu_host import spawn
 
     before = _Before()
     engine, failure = None, None
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report"
         try:
-            with _environment({boot.REPORT: str(report)}, {boot.REPORT}):
+            with _environment({spawn.REPORT: str(report)}, {spawn.REPORT}):
                 engine = engine_class(**args)
         except Exception as error:
             failure = error

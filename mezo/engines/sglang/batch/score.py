@@ -12,10 +12,11 @@ import torch
 from mezo.config import MezoConfig
 from mezo.core import Scores
 from mezo.data import BASE, THETA, Rows
+from mezo.engines.sglang import compat
+from mezo.engines.sglang.batch import attention, logprobs
+from mezo.engines.sglang.batch.prefix import Owned, Prefixes, own_last_pages, private, shared
+from mezo.engines.sglang.sizing import check_one_row
 from mezo.sequences import Reading, sequences_of
-from mezo.sglang import attention, compat, readout
-from mezo.sglang.prefix import Owned, Prefixes, own_last_pages, private, shared
-from mezo.sglang.sizing import check_one_row
 
 # A prefix that runs under the row's own adapter, once for all rows that begin with it.
 _OWN = "own"
@@ -59,7 +60,7 @@ def score_rows(
     Raises:
         ValueError: a row that does not fit once for every adapter.
 
-    Numerics: see `readout.run`; a row's sum in float64. KV and request slots and
+    Numerics: see `logprobs.run`; a row's sum in float64. KV and request slots and
         locks go back afterwards, also when a forward fails; no adapter's KV enters the cache.
     """
     sums = {slot: [0.0] * len(rows) for slot in adapters}
@@ -191,7 +192,7 @@ class _Batch:
         try:
             wanted, readers = _wanted([(slot, sequence) for slot, _, sequence in copies])
             grouping = attention.group(self.scheduler, rows)
-            values = readout.run(self.scheduler, batch, wanted, grouping)
+            values = logprobs.run(self.scheduler, batch, wanted, grouping)
             for (slot, row), value in zip(readers, values, strict=True):
                 sums[slot][row] += value
             return int(batch.extend_num_tokens), int(sum(batch.prefix_lens))
@@ -241,9 +242,9 @@ class _Batch:
 
 def _wanted(
     copies: Sequence[tuple[str, _Sequence]],
-) -> tuple[readout.Wanted, list[tuple[str, int]]]:
+) -> tuple[logprobs.Wanted, list[tuple[str, int]]]:
     """What to read off the copies' hidden states, and the (slot, row) that each value adds to."""
-    wanted, readers = readout.Wanted(), []
+    wanted, readers = logprobs.Wanted(), []
     start = 0
     for slot, sequence in copies:
         begin = start - sequence.prefix_len  # hidden states of the prefix are not in the batch

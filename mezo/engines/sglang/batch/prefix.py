@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from mezo.sglang import compat, readout
+from mezo.engines.sglang import compat
+from mezo.engines.sglang.batch import logprobs
 
 Prompt = tuple[int, ...]
 _FILLER = -1
@@ -103,7 +104,7 @@ def _compute(scheduler: Any, missing: Sequence[tuple[Prompt, compat.Hit]]) -> in
         requests.append(request)
     batch = compat.allocate(scheduler, requests)
     try:
-        readout.run(scheduler, batch)
+        logprobs.run(scheduler, batch)
     except BaseException:
         compat.release(scheduler, batch)
         raise
@@ -175,7 +176,7 @@ def private(scheduler: Any, wanted: Sequence[Owned]) -> Iterator[tuple[dict[Owne
     ]
     batch = compat.allocate(scheduler, requests)
     try:
-        readout.run(scheduler, batch)
+        logprobs.run(scheduler, batch)
         slots = {
             pair: compat.kv_slots(scheduler, request, len(pair[1]))
             for pair, request in zip(wanted, requests, strict=True)

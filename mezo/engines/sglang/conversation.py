@@ -15,9 +15,9 @@ import uuid
 from contextlib import AbstractContextManager
 from typing import Any
 
-from mezo.sglang import compat
-from mezo.sglang.processes import CrashGuard, EngineProcesses
-from mezo.sglang.worker import METHOD, PROTOCOL
+from mezo.engines.sglang import compat
+from mezo.engines.sglang.processes import CrashGuard, EngineProcesses
+from mezo.engines.sglang.worker import METHOD, PROTOCOL
 
 logger = logging.getLogger(__name__)
 # SGLang's watchdog looks after its processes once a second; this is to see a dead one sooner.

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from mezo.sglang import compat, readout
-from mezo.sglang.attention import PairedAttention
-from mezo.sglang.cpu_layers import CpuLayers
-from mezo.sglang.replaced import replaced
-from mezo.sglang.segmented_lora import LORA_CALLS, LoraCalls
+from mezo.engines.sglang import compat
+from mezo.engines.sglang.batch import logprobs
+from mezo.engines.sglang.batch.attention import PairedAttention
+from mezo.engines.sglang.batch.cpu_layers import CpuLayers
+from mezo.engines.sglang.batch.cpu_lora import LORA_CALLS, LoraCalls
+from mezo.engines.sglang.batch.patch import replaced
 
 
 class Stopwatch:
@@ -72,7 +73,7 @@ def watched(scheduler: Any, watch: Stopwatch) -> Iterator[None]:
     calls.append((CpuLayers, "linear", "linear"))
     for owner in (runner.lora_manager.lora_backend, LoraCalls):
         calls += [(owner, name, "lora") for name in LORA_CALLS]
-    calls.append((readout.Readout, "forward", "lm_head"))
+    calls.append((logprobs.Readout, "forward", "lm_head"))
     with ExitStack() as stack:
         for owner, name, part in calls:
             timed = _timed(getattr(owner, name), watch, part)

@@ -32,8 +32,8 @@ from mezo.adapter_fields import (
     scaling_of,
     short,
 )
+from mezo.engines.sglang.adapter_places import Place, Places
 from mezo.linears import STACKED
-from mezo.sglang.adapter_places import Place, Places
 
 _LOADING = "sglang.srt.lora"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -19,10 +19,10 @@ from mezo.config import MezoConfig
 from mezo.core import Scores, StepReply, StepRequest, pair_slots
 from mezo.data import THETA, Rows
 from mezo.encode import encode_invocation
+from mezo.engines.sglang import registry
+from mezo.engines.sglang.conversation import Conversation
+from mezo.engines.sglang.sizing import check_server
 from mezo.selftest import Check
-from mezo.sglang import registry
-from mezo.sglang.conversation import Conversation
-from mezo.sglang.sizing import check_server
 from mezo.state import AdapterState
 from mezo_kernels import TensorSpec
 

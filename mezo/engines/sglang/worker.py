@@ -22,10 +22,12 @@ from mezo._host import fp32_products
 from mezo.config import MezoConfig
 from mezo.core import Scores, StepRequest, pair_slots, run_step
 from mezo.data import BASE, THETA, Rows
+from mezo.engines.sglang import compat, selftest, serve_alora
+from mezo.engines.sglang.batch import attention, logprobs, prefix
+from mezo.engines.sglang.batch.score import check_budget, is_busy, score_rows
+from mezo.engines.sglang.lora_slots import Part, check_peft_names, parts_of
+from mezo.engines.sglang.profile import Stopwatch, watched
 from mezo.selftest import GROUP, Check
-from mezo.sglang import activated, attention, compat, prefix, readout, scoring, selftest
-from mezo.sglang.breakdown import Stopwatch, watched
-from mezo.sglang.slots import Part, check_peft_names, parts_of
 from mezo.state import AdapterState
 
 METHOD = "mezo"
@@ -94,7 +96,7 @@ class _Adapter:
 
     def score(self, rows: Rows, slots: Sequence[str]) -> Scores:
         uids = {slot: None if slot == BASE else self.uids[slot] for slot in slots}
-        return scoring.score_rows(self.scheduler, rows, uids, theta=self.uids[THETA])
+        return score_rows(self.scheduler, rows, uids, theta=self.uids[THETA])
 
 
 def handle(scheduler: Any, request: Any) -> Any:
@@ -161,8 +163,8 @@ def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     config = MezoConfig(**payload["config"])
     manager = compat.model_runner(scheduler).lora_manager
     _check_pool(manager, config)
-    scoring.check_budget(scheduler, config)
-    readout.check_lm_head(scheduler)
+    check_budget(scheduler, config)
+    logprobs.check_lm_head(scheduler)
     attention.check_named_form(scheduler)
     if config.prefix == "activated":
         prefix.check_cache(scheduler)
@@ -180,7 +182,7 @@ def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     except BaseException:
         _unload(manager, uids.values())
         raise
-    why_not = activated.why_not_servable(scheduler) if invocation else None
+    why_not = serve_alora.why_not_servable(scheduler) if invocation else None
     _adapters[config.name] = _Adapter(
         scheduler, config, state, uids, places, is_served=why_not is None
     )
@@ -322,7 +324,7 @@ def _score(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[st
 
 
 def _selftest(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
-    """Check the engine with the run's own slots; see `mezo.sglang.selftest`."""
+    """Check the engine with the run's own slots; see `mezo.engines.sglang.selftest`."""
     adapter = _adapter(payload)
 
     def score(rows: Rows, slots: Sequence[str]) -> Scores:
@@ -330,7 +332,7 @@ def _selftest(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict
         return scores
 
     rows, invocation = Rows(**payload["rows"]), payload["invocation"]
-    if scoring.is_busy(scheduler, rows, 2 + min(2 * adapter.state.num_directions, GROUP)):
+    if is_busy(scheduler, rows, 2 + min(2 * adapter.state.num_directions, GROUP)):
         reason = "the engine has no room for its rows now, as other requests run"
         return {"checks": [dataclasses.asdict(Check("engine", True, reason, is_skipped=True))]}
     found = selftest.checks(scheduler, adapter, rows, invocation, score)

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from mezo.sglang import attention_forms, compat
-from mezo.sglang.cpu_host import is_cpu_host
+from mezo.engines.sglang import compat
+from mezo.engines.sglang.batch import attention_kernels
+from mezo.engines.sglang.cpu_host.host import is_cpu_host
 from mezo_kernels import SharedPrefixPlan
 
 NAME = "mezo"
@@ -53,12 +54,12 @@ def check_named_form(scheduler: Any) -> None:
     """Raise where the environment asks for a form of the attention that cannot run here.
 
     Raises:
-        ValueError: as `attention_forms.check_named_form` does.
+        ValueError: as `attention_kernels.check_named_form` does.
     """
-    attention_forms.named_form()
+    attention_kernels.named_form()
     pool = _pool_of(scheduler)
     if pool is not None:
-        attention_forms.check_named_form(pool.k_buffer[0], pool.v_buffer[0])
+        attention_kernels.check_named_form(pool.k_buffer[0], pool.v_buffer[0])
 
 
 def group(scheduler: Any, rows: Sequence[Row]) -> Grouping | None:
@@ -70,16 +71,16 @@ def group(scheduler: Any, rows: Sequence[Row]) -> Grouping | None:
     keys = pool.k_buffer[0]
     runner = compat.model_runner(scheduler)
     model = runner.model_config
-    form = attention_forms.form_of(
+    form = attention_kernels.form_of(
         plan,
         device=keys.device,
         gqa=model.num_attention_heads // model.num_key_value_heads,
         head_dim=keys.shape[-1],
         engines_own=runner.prefill_attention_backend_str,
     )
-    if form == attention_forms.ENGINE:
+    if form == attention_kernels.ENGINE:
         return None
-    return Grouping(plan, pool, attention_forms.FORMS[form])
+    return Grouping(plan, pool, attention_kernels.FORMS[form])
 
 
 def _pool_of(scheduler: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mezo.sglang.replaced import replaced
+from mezo.engines.sglang.batch.patch import replaced
 from mezo_kernels import SegmentedLora
 
 # The calls of SGLang's LoRA backends.

@@ -12,8 +12,8 @@ from typing import Any
 
 from mezo.core import ScoreFn
 from mezo.data import THETA, Rows
+from mezo.engines.sglang import compat
 from mezo.selftest import Check, digest, engine_checks
-from mezo.sglang import compat
 
 
 def checks(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mezo._signals import leave_interrupts_to_the_parent
-from mezo.sglang.cpu_host import prepare_import
+from mezo.engines.sglang.cpu_host.host import prepare_import
 
 prepare_import()
 

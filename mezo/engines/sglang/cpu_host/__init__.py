@@ -1,0 +1,1 @@
+"""What SGLang needs to run on a host without a GPU."""
