@@ -38,7 +38,7 @@ export TOKENIZERS_PARALLELISM := false
 .DELETE_ON_ERROR:
 
 setup: $(STAMPS)/installed
-	@$(BIN)/python -I mezo/assets.py
+	@$(BIN)/python -I mezo/tasks/assets.py
 
 # 512 sentences: their prompts stay in the engine's cache, so that a step computes suffixes only.
 demo: setup

@@ -141,7 +141,7 @@ def main() -> None:
     if arguments.serve:
         serve(*arguments.serve)
         return
-    from mezo import assets
+    from mezo.tasks import assets
 
     model = arguments.model or str(assets.model_dir())
     builds = [Build(path, model, arguments.engine) for path in (HERE, arguments.other.resolve())]

@@ -10,9 +10,9 @@ import torch
 
 import mezo
 from bench.shapes import MODELS
-from mezo.data import THETA
+from mezo.data.batch import THETA
 from mezo.engines.transformers import TransformersSession
-from mezo.objectives import batch_loss
+from mezo.objectives.base import batch_loss
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,8 @@ import torch
 import mezo
 from bench.e2e_parts import PaperLoop
 from bench.timing import Timing, environment, interleave
-from mezo import assets, tasks
+from mezo import tasks
+from mezo.tasks import assets
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RESULTS = Path(__file__).parent / "results" / "cpu"

@@ -10,10 +10,10 @@ from mezo._host import declare_torchvision_schemas
 # Before anything below imports transformers.
 declare_torchvision_schemas()
 
-from mezo._step import Run, attach, step
-from mezo.bias import PrefixBias, prefix_bias
+from mezo.run import Run, attach, step
+from mezo.diagnostics.prefix_bias import PrefixBias, prefix_bias
 from mezo.config import MezoConfig
-from mezo.data import Batch
+from mezo.data.batch import Batch
 from mezo.results import (
     EvalResult,
     EvalStatus,
@@ -22,9 +22,9 @@ from mezo.results import (
     StepResult,
     StepStatus,
 )
-from mezo.saving import PartialTraining
-from mezo.summary import TrainSummary
-from mezo.trainer import MeZOTrainer, finetune
+from mezo.train.saving import PartialTraining
+from mezo.train.summary import TrainSummary
+from mezo.train.trainer import MeZOTrainer, finetune
 
 if TYPE_CHECKING:
     from mezo.engines.sglang.launch import launch_engine

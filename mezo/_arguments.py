@@ -9,7 +9,7 @@ from typing import Any
 
 from mezo._inputs import as_list, checked_integer, checked_number, number, require, shown
 from mezo.config import MezoConfig
-from mezo.data import Batch, EncodedBatch
+from mezo.data.batch import Batch, EncodedBatch
 
 
 def checked_config(what: str, config: Any) -> MezoConfig:

@@ -8,8 +8,8 @@ import logging
 import math
 from collections.abc import Sequence
 
-from mezo.objectives import Targets, batch_loss, predictions
-from mezo.rounding import LOST_LIMIT
+from mezo.core.rounding import LOST_LIMIT
+from mezo.objectives.base import Targets, batch_loss, predictions
 
 logger = logging.getLogger(__name__)
 _MANY_IN_A_ROW = 10

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
-from mezo.core import Scores, StepReply, StepRequest
-from mezo.data import Rows
-from mezo.selftest import Check
+from mezo.core.step import Scores, StepReply, StepRequest
+from mezo.data.batch import Rows
+from mezo.diagnostics.selftest import Check
 
 
 class Session(Protocol):
@@ -55,7 +55,7 @@ class Session(Protocol):
         ...
 
     def selftest(self, rows: Rows) -> list[Check]:
-        """Check what `mezo.selftest` asks of an engine, on rows without prefixes."""
+        """Check what `mezo.diagnostics.selftest` asks of an engine, on rows without prefixes."""
         ...
 
     def close(self) -> None:

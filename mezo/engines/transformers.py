@@ -14,12 +14,12 @@ import transformers
 
 from mezo._host import fp32_products, warn_of_products
 from mezo.config import MezoConfig
-from mezo.core import Scores, StepReply, StepRequest, pair_slots, run_step
-from mezo.data import BASE, THETA, Rows
-from mezo.linears import STACKED, linear_shape
-from mezo.selftest import Check, engine_checks
-from mezo.sequences import sequences_of
-from mezo.state import AdapterState
+from mezo.core.state import AdapterState
+from mezo.core.step import Scores, StepReply, StepRequest, pair_slots, run_step
+from mezo.data.batch import BASE, THETA, Rows
+from mezo.diagnostics.selftest import Check, engine_checks
+from mezo.engines.linears import STACKED, linear_shape
+from mezo.engines.sequences import sequences_of
 from mezo_kernels import TensorSpec
 
 _PAD = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mezo.tasks import rotten_tomatoes
-from mezo.tasks._base import Example, Splits, Task
+from mezo.tasks.base import Example, Splits, Task
 
 TASKS: dict[str, Task] = {task.name: task for task in (rotten_tomatoes.TASK,)}
 

@@ -6,8 +6,8 @@ import csv
 import random
 from pathlib import Path
 
-from mezo import assets
-from mezo.tasks._base import Example, Splits, Task
+from mezo.tasks import assets
+from mezo.tasks.base import Example, Splits, Task
 
 NUM_TEST = 1000
 NUM_DEV = 500
@@ -23,7 +23,7 @@ def load(csv_path: Path | None = None) -> Splits:
 
     Args:
         csv_path: a file with the columns text, label (0 negative, 1 positive) and source; default
-            `mezo.assets.rotten_tomatoes_csv`.
+            `mezo.tasks.assets.rotten_tomatoes_csv`.
 
     Returns:
         The splits.
@@ -40,7 +40,7 @@ def load(csv_path: Path | None = None) -> Splits:
         if not set(_COLUMNS) <= set(columns):
             raise ValueError(
                 f"load: {path} must have the columns {_COLUMNS}, got {columns}; "
-                "pass the file of mezo.assets.rotten_tomatoes_csv()."
+                "pass the file of mezo.tasks.assets.rotten_tomatoes_csv()."
             )
         for row in reader:
             if row["source"] == _SOURCE:

@@ -15,8 +15,8 @@ DISTRIBUTIONS = ("gaussian", "rademacher")
 
 
 def load_spsa():
-    """mezo/spsa.py by its path: the package itself imports what this directory does not need."""
-    path = Path(__file__).parents[2] / "mezo" / "spsa.py"
+    """mezo/optim/estimate.py by its path: the package imports what this directory does not need."""
+    path = Path(__file__).parents[2] / "mezo" / "optim" / "estimate.py"
     spec = importlib.util.spec_from_file_location("spsa_alone", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

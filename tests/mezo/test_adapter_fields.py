@@ -9,7 +9,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
-from mezo.adapter_fields import field_against, kind_of, rank_of, scaling_of
+from mezo.checkpoint.peft_fields import field_against, kind_of, rank_of, scaling_of
 
 PATHS = [
     "model.layers.0.self_attn.q_proj",

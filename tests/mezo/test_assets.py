@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from mezo import assets
+from mezo.tasks import assets
 
 SOURCE = b"source bytes"
 

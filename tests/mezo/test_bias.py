@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from mezo.bias import compare
+from mezo.diagnostics.prefix_bias import compare
 
 
 def test_against_torch():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import mezo
-from mezo.encode import encode, encode_invocation
+from mezo.data.encode import encode, encode_invocation
 from tests.support.tiny import make_tokenizer
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mezo import comparison, doctor
 from mezo.cli import app
+from mezo.diagnostics import comparison, doctor
 from mezo.engines import transformers as engine
 from tests.support.tiny import load_model
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import mezo
-from mezo.linears import ModelLinears, check_names, linears_of
+from mezo.engines.linears import ModelLinears, check_names, linears_of
 from tests.support.independent import (
     check_against_algorithm_1,
     check_replay,

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import mezo
-from mezo.state import AdapterState
+from mezo.core.state import AdapterState
 from mezo_kernels import Direction, TensorSpec, sample
 from tests.support.tiny import LINEARS, load_model, random_batch
 
@@ -85,7 +85,7 @@ def test_the_paper_s_eps_loses_little_and_a_tiny_one_most():
 
 
 def test_slots_are_read_again_when_eps_or_theta_change_by_a_factor_of_2(monkeypatch):
-    from mezo.rounding import RoundingWatch
+    from mezo.core.rounding import RoundingWatch
 
     reads = []
     count = RoundingWatch._count

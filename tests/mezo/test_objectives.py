@@ -10,7 +10,7 @@ import scipy.stats
 import torch
 
 import mezo
-from mezo.objectives import (
+from mezo.objectives.base import (
     Targets,
     batch_loss,
     example_losses,

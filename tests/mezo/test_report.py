@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from mezo import report
-from mezo.report import EvalPoint, ProgressBar, StepPoint, plot_losses, running_mean, write_json
+from mezo.train import report
+from mezo.train.report import (
+    EvalPoint,
+    ProgressBar,
+    StepPoint,
+    plot_losses,
+    running_mean,
+    write_json,
+)
 
 
 class Terminal(io.StringIO):

@@ -12,8 +12,8 @@ import signal
 import pytest
 
 import mezo
-import mezo._step
-import mezo.state
+import mezo.core.state
+import mezo.run
 from tests.support.files import saved_weights
 from tests.support.independent import check_replay, load_peft
 from tests.support.tiny import LINEARS, load_model, random_batch
@@ -312,7 +312,7 @@ def test_where_nothing_can_be_written_the_exception_has_the_weights(model, tmp_p
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(mezo._step, "save_peft", fail)
+    monkeypatch.setattr(mezo.run, "save_peft", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     steps = Steps(3, stop_with(ZeroDivisionError("first")))
     output = tmp_path / "out"
@@ -335,7 +335,7 @@ def test_a_second_interrupt_while_saving_stops_at_once(model, tmp_path, monkeypa
         interrupt()
         raise AssertionError("not reached")
 
-    monkeypatch.setattr(mezo._step, "save_peft", slow)
+    monkeypatch.setattr(mezo.run, "save_peft", slow)
     with pytest.raises(KeyboardInterrupt):
         mezo.finetune(
             model,
@@ -385,7 +385,7 @@ def test_an_interrupt_behind_a_kernel_does_not_apply_an_update_twice(
     model, monkeypatch, function, tmp_path
 ):
     """Ctrl-C during a native call is delivered right behind it, before the next statement."""
-    real = getattr(mezo.state, function)
+    real = getattr(mezo.core.state, function)
     steps, calls = Steps(), []
 
     def then_interrupt(*args, **kwargs):
@@ -394,7 +394,7 @@ def test_an_interrupt_behind_a_kernel_does_not_apply_an_update_twice(
             calls.append(1)
             interrupt()
 
-    monkeypatch.setattr(mezo.state, function, then_interrupt)
+    monkeypatch.setattr(mezo.core.state, function, then_interrupt)
 
     def read_weights(progress):  # flushes, by add_directions_
         if function == "add_directions_":

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import mezo
-from mezo import selftest
-from mezo.core import Scores
+from mezo.core.state import AdapterState
+from mezo.core.step import Scores
+from mezo.diagnostics import selftest
 from mezo.engines import transformers
-from mezo.state import AdapterState
 from tests.support.tiny import LINEARS, load_model, random_batch
 
 CONFIG = mezo.MezoConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=12)

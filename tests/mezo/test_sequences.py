@@ -10,10 +10,10 @@ import torch
 import transformers
 
 import mezo
-from mezo.core import pair_slots
-from mezo.data import BASE, THETA, Rows
-from mezo.objectives import batch_loss
-from mezo.sequences import Reading, sequences_of
+from mezo.core.step import pair_slots
+from mezo.data.batch import BASE, THETA, Rows
+from mezo.engines.sequences import Reading, sequences_of
+from mezo.objectives.base import batch_loss
 from mezo_kernels import Direction
 from tests.support.independent import (
     activated_pair,

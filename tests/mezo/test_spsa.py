@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
-from mezo.spsa import clip_projected_grad, learning_rate, projected_grad, update_coefficient
+from mezo.optim.estimate import (
+    clip_projected_grad,
+    learning_rate,
+    projected_grad,
+    update_coefficient,
+)
 from mezo_kernels import Direction, TensorSpec, sample
 
 SHAPE = (6, 10)

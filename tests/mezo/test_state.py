@@ -6,7 +6,7 @@ import pickle
 
 import torch
 
-from mezo.state import AdapterState
+from mezo.core.state import AdapterState
 from mezo_kernels import TensorSpec
 
 

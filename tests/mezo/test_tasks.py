@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
-from mezo import assets, tasks
-from mezo.tasks import Example, rotten_tomatoes
+from mezo import tasks
+from mezo.tasks import Example, assets, rotten_tomatoes
 
 
 def write_csv(path, rows, columns=("text", "label", "source")):

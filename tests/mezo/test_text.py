@@ -15,8 +15,7 @@ from peft.tuners.lora.variants import calculate_alora_offsets
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 import mezo
-from mezo import assets
-from mezo.tasks import rotten_tomatoes
+from mezo.tasks import assets, rotten_tomatoes
 from tests.support.tokenizer_cases import KINDS, POSTS, make, make_raw, wrapped
 
 PROMPT, INVOCATION, COMPLETION = "A fine film.", " Answer:", " yes, good</s>"

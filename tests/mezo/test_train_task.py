@@ -16,7 +16,7 @@ import mezo
 from mezo import tasks
 from mezo.cli import app
 from mezo.tasks import rotten_tomatoes
-from mezo.trainer import MeZOTrainer
+from mezo.train.trainer import MeZOTrainer
 from tests.support.files import logged, saved_weights, valid_json, write_reviews
 from tests.support.independent import check_replay
 

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 import mezo
-from mezo.adapter_fields import FIELDS, HONOURED, IGNORED, REFUSED, TENSORS, check_fields
+from mezo.checkpoint.peft_fields import FIELDS, HONOURED, IGNORED, REFUSED, TENSORS, check_fields
 from tests.support.adapter_cases import (
     BOTH,
     CASES,

@@ -13,7 +13,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 import mezo
-from mezo import assets
+from mezo.tasks import assets
 from tests.support.independent import load_peft
 from tests.support.tiny import load_model, random_batch
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mezo
-from mezo import comparison, selftest
+from mezo.diagnostics import comparison, selftest
 from tests.support import planted
 from tests.support.independent import lora_parameters, peft_model
 from tests.support.tiny import LINEARS, load_model, random_batch

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import mezo
-from mezo.encode import last_occurrence
+from mezo.data.encode import last_occurrence
 from tests.support.independent import (
     activated_row_logprobs,
     load_peft,

@@ -107,7 +107,7 @@ def _change_scores(change):
 
 
 def another_adapter_is_written(scheduler):
-    from mezo.state import AdapterState
+    from mezo.core.state import AdapterState
 
     manager = scheduler.tp_worker.model_runner.lora_manager
     (uid,) = (u for u, ref in manager.lora_refs.items() if ref.lora_name == "other")
@@ -122,7 +122,7 @@ def another_adapter_is_written(scheduler):
 
 
 def weights_are_perturbed_for_good(scheduler):
-    from mezo.state import AdapterState
+    from mezo.core.state import AdapterState
 
     def perturb(state, step, eps):
         before(state, step, eps)

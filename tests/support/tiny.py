@@ -8,8 +8,8 @@ import torch
 import transformers
 
 import mezo
-from mezo.core import StepRequest
-from mezo.data import Rows
+from mezo.core.step import StepRequest
+from mezo.data.batch import Rows
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 VOCAB = 512

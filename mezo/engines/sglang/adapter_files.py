@@ -2,8 +2,8 @@
 
 SGLang reads r, lora_alpha, target_modules and use_dora of an adapter's config, and of its tensors
 what their names contain. The rest is read over, or stops the engine at the first request. Hooks
-around its loading check every field (`mezo.adapter_fields`) and every tensor, and bring what is
-left into the form that SGLang serves right: one scaling, one rank, whole fused projections.
+around its loading check every field (`mezo.checkpoint.peft_fields`) and every tensor, and bring
+what is left into the form that SGLang serves right: one scaling, one rank, whole fused projections.
 
 `MEZO_CHECK_ADAPTERS=0` leaves ordinary adapters to SGLang alone. Activated ones are ours, so they
 are always checked.
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mezo.adapter_fields import (
+from mezo.checkpoint.peft_fields import (
     COPY,
     EMBEDDING,
     IGNORED,
@@ -32,8 +32,8 @@ from mezo.adapter_fields import (
     scaling_of,
     short,
 )
+from mezo.engines.linears import STACKED
 from mezo.engines.sglang.adapter_places import Place, Places
-from mezo.linears import STACKED
 
 _LOADING = "sglang.srt.lora"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)

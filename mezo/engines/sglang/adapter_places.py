@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from mezo.engines.linears import STACKED
 from mezo.engines.sglang.lora_slots import piece_sizes
-from mezo.linears import STACKED
 
 # What may stand before "layers.N." in a language model's module names. SGLang reads only what
 # comes after it, so that a vision tower's tensors would land in the language model.

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mezo.linears import STACKED, ModelLinears, check_names, linears_of
+from mezo.engines.linears import STACKED, ModelLinears, check_names, linears_of
 from mezo_kernels import TensorSpec
 
 

@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from mezo.core import ScoreFn
-from mezo.data import THETA, Rows
+from mezo.core.step import ScoreFn
+from mezo.data.batch import THETA, Rows
+from mezo.diagnostics.selftest import Check, digest, engine_checks
 from mezo.engines.sglang import compat
-from mezo.selftest import Check, digest, engine_checks
 
 
 def checks(

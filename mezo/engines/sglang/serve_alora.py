@@ -19,7 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from mezo.encode import last_occurrence
+from mezo.data.encode import last_occurrence
 from mezo.engines.sglang import compat
 from mezo.engines.sglang.batch import prefix
 

@@ -14,16 +14,16 @@ import torch
 from safetensors.torch import load_file
 
 from mezo._host import warn_of_products
-from mezo.adapter import assemble
+from mezo.checkpoint.peft import assemble
 from mezo.config import MezoConfig
-from mezo.core import Scores, StepReply, StepRequest, pair_slots
-from mezo.data import THETA, Rows
-from mezo.encode import encode_invocation
+from mezo.core.state import AdapterState
+from mezo.core.step import Scores, StepReply, StepRequest, pair_slots
+from mezo.data.batch import THETA, Rows
+from mezo.data.encode import encode_invocation
+from mezo.diagnostics.selftest import Check
 from mezo.engines.sglang import registry
 from mezo.engines.sglang.conversation import Conversation
 from mezo.engines.sglang.sizing import check_server
-from mezo.selftest import Check
-from mezo.state import AdapterState
 from mezo_kernels import TensorSpec
 
 logger = logging.getLogger(__name__)

@@ -20,15 +20,15 @@ import torch.distributed as dist
 
 from mezo._host import fp32_products
 from mezo.config import MezoConfig
-from mezo.core import Scores, StepRequest, pair_slots, run_step
-from mezo.data import BASE, THETA, Rows
+from mezo.core.state import AdapterState
+from mezo.core.step import Scores, StepRequest, pair_slots, run_step
+from mezo.data.batch import BASE, THETA, Rows
+from mezo.diagnostics.selftest import GROUP, Check
 from mezo.engines.sglang import compat, selftest, serve_alora
 from mezo.engines.sglang.batch import attention, logprobs, prefix
 from mezo.engines.sglang.batch.score import check_budget, is_busy, score_rows
 from mezo.engines.sglang.lora_slots import Part, check_peft_names, parts_of
 from mezo.engines.sglang.profile import Stopwatch, watched
-from mezo.selftest import GROUP, Check
-from mezo.state import AdapterState
 
 METHOD = "mezo"
 # Part of every reply to "hello"; the caller refuses a plugin that speaks another one.

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from mezo.config import MezoConfig
-from mezo.core import Scores
-from mezo.data import BASE, THETA, Rows
+from mezo.core.step import Scores
+from mezo.data.batch import BASE, THETA, Rows
+from mezo.engines.sequences import Reading, sequences_of
 from mezo.engines.sglang import compat
 from mezo.engines.sglang.batch import attention, logprobs
 from mezo.engines.sglang.batch.prefix import Owned, Prefixes, own_last_pages, private, shared
 from mezo.engines.sglang.sizing import check_one_row
-from mezo.sequences import Reading, sequences_of
 
 # A prefix that runs under the row's own adapter, once for all rows that begin with it.
 _OWN = "own"

@@ -1,4 +1,4 @@
-"""`Batch`, what a step trains on, and the token rows that `mezo.encode` makes of it."""
+"""`Batch`, what a step trains on, and the token rows that `mezo.data.encode` makes of it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mezo._batch import Text, is_option_list, label_of, listed, option_lists, texts
-from mezo.objectives import Targets
+from mezo.data.checks import Text, is_option_list, label_of, listed, option_lists, texts
+from mezo.objectives.base import Targets
 
 # Names of adapter slots besides the perturbed ones.
 THETA = "theta"
@@ -157,7 +157,8 @@ class EncodedBatch:
     Args:
         rows: the R rows.
         targets: how the rows make a loss.
-        num_apart: rows whose completion was tokenised apart from its prompt, see `mezo.encode`.
+        num_apart: rows whose completion was tokenised apart from its prompt, see
+            `mezo.data.encode`.
         notes: {kind: sentence}: what a run says once about its texts.
         made_for: what the rows were made for; None for rows of one's own making.
     """

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mezo._arguments import check_trainer, checked_config, checked_path
-from mezo._step import Run, attach, checked_run
 from mezo.config import MezoConfig, require
-from mezo.data import Batch, EncodedBatch
+from mezo.data.batch import Batch, EncodedBatch
+from mezo.optim.estimate import learning_rate
 from mezo.results import EvalResult, StepResult
-from mezo.saving import check_output, closing, partial_training_of, train_and_save
-from mezo.spsa import learning_rate
-from mezo.summary import Tally, TrainSummary, pool
+from mezo.run import Run, attach, checked_run
+from mezo.train.saving import check_output, closing, partial_training_of, train_and_save
+from mezo.train.summary import Tally, TrainSummary, pool
 
 logger = logging.getLogger(__name__)
 _END = object()

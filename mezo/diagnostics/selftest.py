@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mezo.core import ScoreFn, StepRequest, pair_slots, run_step
-from mezo.data import BASE, THETA, Batch, EncodedBatch, Rows
+from mezo.core.state import AdapterState
+from mezo.core.step import ScoreFn, StepRequest, pair_slots, run_step
+from mezo.data.batch import BASE, THETA, Batch, EncodedBatch, Rows
 from mezo.engines import EngineError
-from mezo.state import AdapterState
 
 if TYPE_CHECKING:
-    from mezo._step import Run
+    from mezo.run import Run
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mezo.data import Rows
+from mezo.data.batch import Rows
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mezo._step import Run
 from mezo.config import require
+from mezo.run import Run
 
 if TYPE_CHECKING:
-    from mezo.summary import TrainSummary
-    from mezo.trainer import MeZOTrainer
+    from mezo.train.summary import TrainSummary
+    from mezo.train.trainer import MeZOTrainer
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -29,7 +29,7 @@ class PartialTraining:
         summary: what was done until then.
         adapter: the directory that it was saved in, or None.
         weights: the adapter, {canonical name: fp32 tensor}, where there is no directory; else None.
-            `mezo.adapter.save_peft` writes them.
+            `mezo.checkpoint.peft.save_peft` writes them.
         sentence: this in words.
     """
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from mezo._signals import uninterrupted
-from mezo.adapter import initial_values
-from mezo.rounding import RoundingWatch
+from mezo.checkpoint.peft import initial_values
+from mezo.core.rounding import RoundingWatch
 from mezo_kernels import AdapterPlan, Direction, TensorSpec, add_directions_, perturb_into
 
 Slot = Sequence[torch.Tensor]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from mezo._files import replace_file
-from mezo.adapter_fields import FIELDS
+from mezo.checkpoint.atomic import replace_file
+from mezo.checkpoint.peft_fields import FIELDS
 from mezo.config import MezoConfig
 from mezo_kernels import TensorSpec, philox4x32
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mezo._batch import Text
-from mezo.data import BASE, THETA, Batch, EncodedBatch, MadeFor, Rows
-from mezo.objectives import Targets
-from mezo.texts import Texts, Tokens, tokenise, tokens_in_context
+from mezo.data.batch import BASE, THETA, Batch, EncodedBatch, MadeFor, Rows
+from mezo.data.checks import Text
+from mezo.data.texts import Texts, Tokens, tokenise, tokens_in_context
+from mezo.objectives.base import Targets
 
 # Characters of a text that a message shows beside a border.
 _SHOWN = 16

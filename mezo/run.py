@@ -22,13 +22,13 @@ from mezo._arguments import (
     checked_tokenizer,
 )
 from mezo._inputs import require, shown
-from mezo.adapter import save_peft
+from mezo.checkpoint.peft import save_peft
 from mezo.config import MezoConfig
-from mezo.core import StepReply, StepRequest
-from mezo.data import BASE, THETA, Batch, EncodedBatch
-from mezo.encode import encode, encode_invocation
+from mezo.core.step import StepReply, StepRequest
+from mezo.data.batch import BASE, THETA, Batch, EncodedBatch
+from mezo.data.encode import encode, encode_invocation
+from mezo.diagnostics.selftest import require_passed
 from mezo.results import EvalResult, StepResult, StepWatch, evaluation, raise_for, step_status
-from mezo.selftest import require_passed
 
 if TYPE_CHECKING:
     from mezo.engines.base import Session
@@ -218,7 +218,7 @@ class Run:
             return self.session.weights()
 
     def save(self, directory: str | Path) -> Path:
-        """Write the current adapter as a PEFT adapter; see `mezo.adapter.save_peft`."""
+        """Write the current adapter as a PEFT adapter; see `mezo.checkpoint.peft.save_peft`."""
         return save_peft(
             self.weights(),
             self.config,
@@ -353,7 +353,7 @@ def attach(
         if selftest is not False:
             require_passed(run)
         if selftest:
-            from mezo.comparison import warn_of_difference  # holds runs itself
+            from mezo.diagnostics.comparison import warn_of_difference  # holds runs itself
 
             warn_of_difference(run)
     except BaseException:

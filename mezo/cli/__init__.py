@@ -1,4 +1,4 @@
-"""The command line: arguments -> settings -> `mezo.train_task`; what is usable here."""
+"""The command line: arguments -> settings -> `mezo.train.task`; what is usable here."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import typer
 import mezo
 import mezo_kernels
 from mezo import tasks
-from mezo.assets import AssetError
 from mezo.config import MezoConfig
-from mezo.doctor import diagnose
+from mezo.diagnostics.doctor import diagnose
 from mezo.engines import EngineError, available
-from mezo.saving import PartialTraining, partial_training_of
-from mezo.train_task import TaskSettings, train_task
+from mezo.tasks.assets import AssetError
+from mezo.train.saving import PartialTraining, partial_training_of
+from mezo.train.task import TaskSettings, train_task
 
 app = typer.Typer(
     add_completion=False,

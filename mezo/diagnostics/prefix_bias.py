@@ -11,8 +11,8 @@ from mezo._arguments import checked_batches
 from mezo.results import StepStatus, raise_for
 
 if TYPE_CHECKING:
-    from mezo._step import Run
-    from mezo.data import Batch
+    from mezo.data.batch import Batch
+    from mezo.run import Run
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def prefix_bias(run: Run, batches: Iterable[Batch]) -> PrefixBias:
         NonfiniteLossError: a loss is not finite, so that there is nothing to compare.
         TypeError: ``run`` is no run, or ``batches`` no iterable of batches.
     """
-    from mezo._step import checked_run
+    from mezo.run import checked_run
 
     checked_run("prefix_bias", run)
     checked_batches("prefix_bias: batches", batches)

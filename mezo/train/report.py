@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from mezo._files import replace_file
+from mezo.checkpoint.atomic import replace_file
 
 _RUNNING_MEAN_SHARE = 20  # the running mean spans a twentieth of the run, at least two steps
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mezo.core import Scores
-from mezo.data import BASE, EncodedBatch
-from mezo.linears import ModelLinears, linears_of
-from mezo.selftest import Check, sample_batch
+from mezo.core.step import Scores
+from mezo.data.batch import BASE, EncodedBatch
+from mezo.diagnostics.selftest import Check, sample_batch
+from mezo.engines.linears import ModelLinears, linears_of
 
 if TYPE_CHECKING:
-    from mezo._step import Run
+    from mezo.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -154,8 +154,8 @@ def _reference_scores(
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    from mezo._step import Run as AnyRun
     from mezo.engines.transformers import TransformersSession
+    from mezo.run import Run as AnyRun
 
     transformers_logging.disable_progress_bar()
     model: Any = AutoModelForCausalLM.from_pretrained(

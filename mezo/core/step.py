@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mezo.data import THETA, Rows
-from mezo.objectives import Targets, batch_loss, example_losses, signal_to_noise
-from mezo.spsa import clip_projected_grad, projected_grad, update_coefficient
-from mezo.state import AdapterState, is_fp32
+from mezo.core.state import AdapterState, is_fp32
+from mezo.data.batch import THETA, Rows
+from mezo.objectives.base import Targets, batch_loss, example_losses, signal_to_noise
+from mezo.optim.estimate import clip_projected_grad, projected_grad, update_coefficient
 
 
 def pair_slots(num_directions: int) -> list[str]:

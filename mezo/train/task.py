@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mezo import assets, tasks
+from mezo import tasks
 from mezo._inputs import require
-from mezo._step import Run, attach
 from mezo.config import MezoConfig
-from mezo.data import Batch
-from mezo.saving import check_output, closing, train_and_save
-from mezo.task_files import TaskLog, can_plot, closing_words, leave_files, record_of
-from mezo.tasks import Example, Task
-from mezo.trainer import MeZOTrainer
+from mezo.data.batch import Batch
+from mezo.run import Run, attach
+from mezo.tasks import Example, Task, assets
+from mezo.train.saving import check_output, closing, train_and_save
+from mezo.train.task_files import TaskLog, can_plot, closing_words, leave_files, record_of
+from mezo.train.trainer import MeZOTrainer
 
 ENGINES = ("sglang", "transformers")
 _EVAL_BATCH = 50

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mezo.data import Batch
+from mezo.data.batch import Batch
 
 
 @dataclass(frozen=True)

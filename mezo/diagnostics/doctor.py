@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mezo._step import attach
-from mezo.comparison import compare
 from mezo.config import MezoConfig, require
-from mezo.linears import ModelLinears, leaf, linears_of
-from mezo.selftest import Check, quick
+from mezo.diagnostics.comparison import compare
+from mezo.diagnostics.selftest import Check, quick
+from mezo.engines.linears import ModelLinears, leaf, linears_of
+from mezo.run import attach
 
 ENGINES = ("sglang", "transformers")
 # Layers that both engines adapt, where the checkpoint has them in every decoder layer.

@@ -12,13 +12,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mezo.report import EvalPoint, ProgressBar, StepPoint, plain, plot_losses, write_json
 from mezo.results import EvalResult
 from mezo.tasks import Task
-from mezo.trainer import MeZOTrainer, Progress
+from mezo.train.report import EvalPoint, ProgressBar, StepPoint, plain, plot_losses, write_json
+from mezo.train.trainer import MeZOTrainer, Progress
 
 if TYPE_CHECKING:
-    from mezo.train_task import TaskSettings
+    from mezo.train.task import TaskSettings
 
 
 def can_plot() -> bool:

@@ -1,0 +1,1 @@
+"""All that lies on disk: whole files, PEFT adapters and their fields."""

@@ -1,0 +1,1 @@
+"""What a step minimises: from scores of rows to a loss."""
