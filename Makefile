@@ -50,7 +50,7 @@ test: setup lint
 	$(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
 
 bench: setup
-	$(BIN)/python -m pytest bench -o python_files='bench_*.py test_*.py' --benchmark-enable --benchmark-only $(BENCH_ARGS)
+	$(BIN)/python -m pytest tests/bench --benchmark-enable --benchmark-only $(BENCH_ARGS)
 
 lint: $(STAMPS)/installed
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""`pytest bench --benchmark-enable`: the calls of bench/directions.py, one benchmark each."""
+"""`pytest tests/bench --benchmark-enable`: the calls of bench/directions.py, one benchmark each."""
 
 import pytest
 import torch

@@ -78,7 +78,7 @@ if __name__ == "__main__":
 def run_script(text, tmp_path, *arguments):
     script = tmp_path / "script.py"
     script.write_text(text)
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
         [sys.executable, str(script), *arguments],

@@ -16,7 +16,7 @@ from tests.support.independent import check_replay, load_peft
 
 pytestmark = pytest.mark.sglang
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def wait_for_steps(process: subprocess.Popen, log: Path, count: int) -> None:

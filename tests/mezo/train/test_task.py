@@ -20,7 +20,7 @@ from mezo.train.trainer import MeZOTrainer
 from tests.support.files import logged, saved_weights, valid_json, write_reviews
 from tests.support.independent import check_replay
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

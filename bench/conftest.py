@@ -1,6 +1,0 @@
-"""Lets `pytest bench` import the bench modules, as `python -m bench.directions` does."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
