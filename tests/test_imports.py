@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import mezo_kernels
+import mezo_kernels.cpu
 
 ROOT = Path(__file__).parents[1]
 SGLANG_ROOM = ROOT / "mezo" / "engines" / "sglang"
@@ -51,7 +52,9 @@ def test_only_mezo_engines_sglang_imports_sglang(path):
 @pytest.mark.parametrize("path", modules("mezo"), ids=relative)
 def test_mezo_uses_public_names_of_the_kernels(path):
     used = {name for name in imported_names(path) if name.split(".")[0] == "mezo_kernels"}
-    public = {f"mezo_kernels.{name}" for name in mezo_kernels.__all__} | {"mezo_kernels"}
+    public = {"mezo_kernels", "mezo_kernels.cpu"}
+    for module in (mezo_kernels, mezo_kernels.cpu):
+        public |= {f"{module.__name__}.{name}" for name in module.__all__}
     assert used <= public
 
 

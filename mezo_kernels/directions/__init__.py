@@ -9,9 +9,9 @@ import torch
 
 from mezo_kernels.backends import resolve
 from mezo_kernels.directions.device_step import DeviceStep
+from mezo_kernels.directions.philox import Direction, TensorSpec
+from mezo_kernels.directions.plan import AdapterPlan
 from mezo_kernels.directions.scalars import Scalars, on_host, scalars_of
-from mezo_kernels.philox import Direction, TensorSpec
-from mezo_kernels.plan import AdapterPlan
 
 
 class _Backend(Protocol):
@@ -45,7 +45,7 @@ class _DeviceBackend(_Backend, Protocol):
 
 
 # Imported at first use: importing triton takes longer than everything else here.
-_MODULES = {"reference": "reference", "cpu": "native", "triton": "triton", "cuda": "cuda"}
+_MODULES = {"reference": "reference", "cpu": "cpu", "triton": "triton", "cuda": "cuda"}
 _ON_DEVICE = ("triton", "cuda")
 
 

@@ -7,10 +7,10 @@ import math
 import torch
 
 from mezo_kernels import _native
-from mezo_kernels.directions.native import direction_table
+from mezo_kernels.directions.cpu import direction_table
+from mezo_kernels.directions.philox import DOMAINS, MASK32, Direction
+from mezo_kernels.directions.plan import AdapterPlan
 from mezo_kernels.directions.scalars import Scalars
-from mezo_kernels.philox import DOMAINS, MASK32, Direction
-from mezo_kernels.plan import AdapterPlan
 
 _FP32 = torch.finfo(torch.float32)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mezo_kernels.directions.native import Update, direction_table, slot_tables
-from mezo_kernels.philox import DOMAINS, MASK32, Direction
+from mezo_kernels.directions.cpu import Update, direction_table, slot_tables
+from mezo_kernels.directions.philox import DOMAINS, MASK32, Direction
 
 _DISTRIBUTIONS = {domain: name for name, domain in DOMAINS.items()}
 

@@ -8,9 +8,9 @@ import torch
 
 from mezo_kernels.backends import resolve
 from mezo_kernels.directions import rounded_factors
+from mezo_kernels.directions.philox import Direction, TensorSpec
+from mezo_kernels.directions.plan import DTYPE_CODES
 from mezo_kernels.lora.call import LoraCall
-from mezo_kernels.philox import Direction, TensorSpec
-from mezo_kernels.plan import DTYPE_CODES
 
 
 class _Backend(Protocol):

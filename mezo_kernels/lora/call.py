@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import torch
 
-from mezo_kernels.directions.native import slot_tables
+from mezo_kernels.directions.cpu import slot_tables
+from mezo_kernels.directions.philox import Direction, TensorSpec
 from mezo_kernels.directions.scalars import Scalars, scalars_of, sent
-from mezo_kernels.philox import Direction, TensorSpec
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import torch
 
 from mezo_kernels import _native
 from mezo_kernels.directions import cuda as directions
+from mezo_kernels.directions.plan import output_row, tensor_row
 from mezo_kernels.lora.call import DeviceCall, LoraCall
-from mezo_kernels.plan import output_row, tensor_row
 
 RANKS = (8, 16, 32, 64)
 # Elements of a 16-byte access of fp16 and bf16, and of two Philox groups.

@@ -260,6 +260,6 @@ def test_nothing_to_do(backend):
 
 
 def test_the_module_counts_as_the_plan_does(native):
-    from mezo_kernels import plan
+    from mezo_kernels.directions import plan
 
     assert (native.WORK_BLOCK, native.VECTOR) == (plan.WORK_BLOCK, plan.VECTOR)

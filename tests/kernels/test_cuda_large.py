@@ -5,7 +5,7 @@ import torch
 
 import mezo_kernels as mk
 from mezo_kernels import _native
-from mezo_kernels.philox import MASK32
+from mezo_kernels.directions.philox import MASK32
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mezo_kernels as mk
-from mezo_kernels._fp32 import fma
+from mezo_kernels.directions.fp32 import fma
 
 
 @pytest.fixture(params=["reference", "cpu"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mezo_kernels._fp32 import fma, sqrt
+from mezo_kernels.directions.fp32 import fma, sqrt
 
 LARGEST = torch.finfo(torch.float32).max
 

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from mezo_kernels import layers
+from mezo_kernels import cpu as layers
 from tests.support import exact_layers
 from tests.support.gates import assert_close_to_truth
 

@@ -114,7 +114,8 @@ SHARED_LIMIT = {80: 80 * 1024, 90: 112 * 1024}
 @functools.cache
 def compile_half(half, dtype, rank, arch, is_even=True, is_aligned=True, domain=0):
     pytest.importorskip("triton")
-    from mezo_kernels.lora import triton, triton_kernel
+    from mezo_kernels.lora import triton
+    from mezo_kernels.lora.triton import kernel as triton_kernel
     from tests.support.aot import compile_kernel
 
     tiles_of = {"shrink": triton.shrink_tiles, "expand": triton.expand_tiles}[half]

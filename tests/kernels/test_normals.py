@@ -6,7 +6,7 @@ import scipy.stats
 import torch
 
 import mezo_kernels as mk
-from mezo_kernels.philox import normals_of_words
+from mezo_kernels.directions.philox import normals_of_words
 
 MAX_ABS, MAX_ULP = 1e-6, 4.0
 MILLION = 1 << 20

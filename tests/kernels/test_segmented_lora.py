@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-import mezo_kernels as mk
+from mezo_kernels.cpu import SegmentedLora
 
 
 def case(seed, *, rank, depth, widths, lengths, slots, max_rank=None):
@@ -26,7 +26,7 @@ def case(seed, *, rank, depth, widths, lengths, slots, max_rank=None):
 
 
 def run(x, a, b, out, offsets, segments, backend=None):
-    lora, result = mk.SegmentedLora(*segments, backend=backend), out.clone()
+    lora, result = SegmentedLora(*segments, backend=backend), out.clone()
     h = lora.shrink(x, a, len(offsets) - 1)
     lora.expand_(result, h, b, offsets)
     return result
@@ -138,16 +138,16 @@ def test_bad_input_gets_a_sentence():
     x, a, b, out, offsets, segments = case(
         8, rank=4, depth=32, widths=(16, 16), lengths=(6,), slots=(1,)
     )
-    lora = mk.SegmentedLora(*segments)
+    lora = SegmentedLora(*segments)
     h = lora.shrink(x, a, 2)
     for message, call in {
-        "one entry more": lambda: mk.SegmentedLora([0, 1], [0, 1], [1.0], 4),
-        "never decrease": lambda: mk.SegmentedLora([0, 2, 1], [0, 1], [1.0, 1.0], 4),
-        "slots must be >= 0": lambda: mk.SegmentedLora([0, 1], [-1], [1.0], 4),
+        "one entry more": lambda: SegmentedLora([0, 1], [0, 1], [1.0], 4),
+        "never decrease": lambda: SegmentedLora([0, 2, 1], [0, 1], [1.0, 1.0], 4),
+        "slots must be >= 0": lambda: SegmentedLora([0, 1], [-1], [1.0], 4),
         "out must be torch.float32": lambda: lora.expand_(out.double(), h, b, offsets),
         r"stride\(-1\) == 1, got": lambda: lora.expand_(out.T.contiguous().T, h, b, offsets),
-        "rank must be >= 1": lambda: mk.SegmentedLora([0, 1], [0], [1.0], 0),
-        "must be .reference., .cpu. or None": lambda: mk.SegmentedLora(
+        "rank must be >= 1": lambda: SegmentedLora([0, 1], [0], [1.0], 0),
+        "must be .reference., .cpu. or None": lambda: SegmentedLora(
             [0, 1], [0], [1.0], 4, backend="cuda"
         ),
         "as indptr ends": lambda: lora.shrink(x[:3], a, 2),

@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("triton")
 
 from mezo_kernels.directions import triton as backend
-from mezo_kernels.directions.triton_kernel import perturb_kernel
+from mezo_kernels.directions.triton.kernel import perturb_kernel
 from tests.support import triton_probes
 from tests.support.aot import Compiled, compile_kernel, count
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 import mezo_kernels as mk
-from mezo_kernels.attention import work
+from mezo_kernels.attention.triton import work
 from tests.support.gates import assert_close_to_truth
 from tests.support.interpreted import checks_of, report
 from tests.support.shared_prefix import bound, is_twins, random_batch, shuffle_rows, twin_rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mezo_kernels.philox import TensorSpec
+from mezo_kernels.directions.philox import TensorSpec
 
 # Codes of csrc/table.h.
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from mezo_kernels import _native
-from mezo_kernels.philox import MASK32, Direction, TensorSpec
-from mezo_kernels.plan import AdapterPlan, tensor_row
+from mezo_kernels.directions.philox import MASK32, Direction, TensorSpec
+from mezo_kernels.directions.plan import AdapterPlan, tensor_row
 
 Update = tuple[Sequence[Direction], Sequence[float]]
 

@@ -33,7 +33,7 @@ from functools import cached_property
 
 import torch
 
-from mezo_kernels._fp32 import fma, sqrt
+from mezo_kernels.directions.fp32 import fma, sqrt
 
 M0, M1 = 0xD2511F53, 0xCD9E8D57
 W0, W1 = 0x9E3779B9, 0xBB67AE85

@@ -8,7 +8,7 @@ import torch
 import triton
 
 from mezo_kernels.nll.logits import LogitsRule
-from mezo_kernels.nll.triton_kernel import (
+from mezo_kernels.nll.triton.kernel import (
     label_logits_kernel,
     label_nll_kernel,
     merge_parts_kernel,

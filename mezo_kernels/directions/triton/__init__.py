@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from mezo_kernels.directions.philox import Direction, TensorSpec
+from mezo_kernels.directions.plan import DTYPE_CODES, VECTOR, WORK_BLOCK, AdapterPlan
 from mezo_kernels.directions.scalars import Scalars, scalars_of
-from mezo_kernels.directions.triton_kernel import FLAT, GENERAL, MIXED, STRIDED, perturb_kernel
-from mezo_kernels.philox import Direction, TensorSpec
-from mezo_kernels.plan import DTYPE_CODES, VECTOR, WORK_BLOCK, AdapterPlan
+from mezo_kernels.directions.triton.kernel import FLAT, GENERAL, MIXED, STRIDED, perturb_kernel
 
 # Directions whose z one launch makes for the slots; each is a copy of the code.
 _DIRECTIONS_PER_LAUNCH = 8

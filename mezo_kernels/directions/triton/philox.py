@@ -8,7 +8,7 @@ inline PTX, and numpy no fma. Kernels that use these functions must be launched 
 import triton
 import triton.language as tl
 
-from mezo_kernels import philox as truth
+from mezo_kernels.directions import philox as truth
 
 # True where `triton.jit` makes interpreted functions: both are decided when this file is imported.
 INTERPRET = tl.constexpr(triton.knobs.runtime.interpret)

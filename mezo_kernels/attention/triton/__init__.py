@@ -12,8 +12,8 @@ import torch
 import triton
 
 from mezo_kernels.attention.inputs import AttentionInputs
-from mezo_kernels.attention.triton_kernel import merge_splits_kernel, shared_prefix_kernel
-from mezo_kernels.attention.work import WorkList, make_work
+from mezo_kernels.attention.triton.kernel import merge_splits_kernel, shared_prefix_kernel
+from mezo_kernels.attention.triton.work import WorkList, make_work
 
 
 def tiles_of(dtype: torch.dtype, block_d: int, block_m: int) -> dict[str, int]:

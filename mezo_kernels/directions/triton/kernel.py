@@ -8,7 +8,8 @@ memory, so a launch can be captured in a CUDA graph.
 import triton
 import triton.language as tl
 
-from mezo_kernels.directions.triton_philox import (
+from mezo_kernels.directions.plan import DTYPE_CODES
+from mezo_kernels.directions.triton.philox import (
     INTERPRET,
     RADEMACHER,
     device,
@@ -18,7 +19,6 @@ from mezo_kernels.directions.triton_philox import (
     rademacher_of_elements,
     rademacher_of_groups,
 )
-from mezo_kernels.plan import DTYPE_CODES
 
 FLOAT32, FLOAT16, BFLOAT16 = (tl.constexpr(code) for code in DTYPE_CODES.values())
 # In place of a dtype or a domain: it differs, and is read from the tables.

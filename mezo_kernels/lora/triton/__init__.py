@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import triton
 
-from mezo_kernels.directions.triton_kernel import MIXED
+from mezo_kernels.directions.philox import TensorSpec
+from mezo_kernels.directions.triton.kernel import MIXED
 from mezo_kernels.lora.call import DeviceCall, LoraCall
-from mezo_kernels.lora.triton_kernel import expand_kernel, finish_kernel, shrink_kernel
-from mezo_kernels.philox import TensorSpec
+from mezo_kernels.lora.triton.kernel import expand_kernel, finish_kernel, shrink_kernel
 
 # Columns of x that one program adds up.
 SPLIT_K = 256

@@ -6,8 +6,8 @@ A tile of rows is one of copy 0 and one of copy 1 of a pair, so that one z serve
 import triton
 import triton.language as tl
 
-from mezo_kernels.directions.triton_kernel import z_of_places
-from mezo_kernels.directions.triton_philox import device, fma
+from mezo_kernels.directions.triton.kernel import z_of_places
+from mezo_kernels.directions.triton.philox import device, fma
 
 # One binary whatever the number of rows: a specialised one could round differently. The others are
 # kept from becoming constants.
