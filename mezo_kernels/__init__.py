@@ -1,23 +1,18 @@
-"""Kernels for training with forward passes: directions, perturbed LoRA, attention, label losses.
+"""Kernels for training with forward passes: directions, attention, label losses.
 
 Importing this package compiles nothing and touches no GPU.
 """
 
 from mezo_kernels.attention import shared_prefix_attention
-from mezo_kernels.attention.inputs import AttentionInputs
 from mezo_kernels.attention.plan import SharedPrefixPlan
 from mezo_kernels.backends import backends
 from mezo_kernels.directions import add_directions_, perturb_into, sample
-from mezo_kernels.directions.device_step import DeviceStep
 from mezo_kernels.directions.philox import Direction, TensorSpec, philox4x32
 from mezo_kernels.directions.plan import AdapterPlan
-from mezo_kernels.lora import perturbed_lora
 from mezo_kernels.nll import label_logits, label_nll, label_nll_from_parts
 
 __all__ = [
     "AdapterPlan",
-    "AttentionInputs",
-    "DeviceStep",
     "Direction",
     "SharedPrefixPlan",
     "TensorSpec",
@@ -27,7 +22,6 @@ __all__ = [
     "label_nll",
     "label_nll_from_parts",
     "perturb_into",
-    "perturbed_lora",
     "philox4x32",
     "sample",
     "shared_prefix_attention",

@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping
 
 from mezo_kernels.backends import ENVIRONMENT_VARIABLE, reason_against, works_on
 
@@ -16,7 +15,6 @@ def resolve_torch(
     function: str,
     explicit: str | None,
     device_type: str,
-    own: Mapping[str, Callable[[str], str | None]] | None = None,
     *,
     is_cpu_native: bool = False,
 ) -> str:
@@ -24,13 +22,9 @@ def resolve_torch(
 
     The cpu backend of these operations is torch and needs no native module, unless
     ``is_cpu_native``. There is no cuda backend: naming it is an error, while the environment's
-    `cuda`, meant for the operations that have one, leaves the choice to the device. ``own`` names
-    backends that this operation has alone, each with what says why it cannot take a kind of device:
-    they are used where they are asked for by argument, since the environment speaks to all
-    operations.
+    `cuda`, meant for the operations that have one, leaves the choice to the device.
     """
-    own = own if own is not None and explicit is not None else {}
-    names = [*_NAMES, *own]
+    names = list(_NAMES)
     named = explicit
     if explicit is None:
         named = os.environ.get(ENVIRONMENT_VARIABLE) or None
@@ -46,9 +40,7 @@ def resolve_torch(
     if named not in names:
         raise ValueError(f"{function}: {source} must be one of {names}, got {named!r}.")
     reason = None
-    if named in own:
-        reason = own[named](device_type)
-    elif named == "triton":
+    if named == "triton":
         reason = _reason_against_triton(device_type)
     elif named == "cpu":
         reason = _reason_against_cpu(device_type, is_cpu_native)

@@ -5,9 +5,11 @@ from typing import Protocol
 import torch
 
 from mezo_kernels._dispatch import resolve_torch
-from mezo_kernels.attention import cpu, flashinfer, reference
+from mezo_kernels.attention import cpu, reference
 from mezo_kernels.attention.inputs import AttentionInputs
 from mezo_kernels.attention.plan import Indices, SharedPrefixPlan
+
+__all__ = ["AttentionBackend", "AttentionInputs", "SharedPrefixPlan", "shared_prefix_attention"]
 
 _FUNCTION = "shared_prefix_attention"
 
@@ -59,9 +61,9 @@ def shared_prefix_attention(
         soft_cap: cap(x) = soft_cap * tanh(x / soft_cap); 0 is none.
         return_lse: also return the log-sum-exp of each token and head.
         out: `[T, H, D_v]` contiguous, dtype and device of ``q``, to write to; None makes one.
-        backend: "reference" | "cpu" | "triton" | "flashinfer" (where that package is installed,
-            when it is named) | None (the best of the others for the device) | an object whose
-            ``attend(inputs, out, lse)`` gets the `AttentionInputs`, checked, and what to write to.
+        backend: "reference" | "cpu" | "triton" | None (the best one for the device) | an
+            `AttentionBackend`: its ``attend(inputs, out, lse)`` gets the checked `AttentionInputs`
+            and what to write to.
 
     Returns:
         `[T, H, D_v]` in the dtype of ``q``, ``out`` where it is given; with ``return_lse`` also
@@ -71,8 +73,7 @@ def shared_prefix_attention(
         ValueError: a wrong rank, shape, dtype, stride or device, a plan beside indices or neither,
             what `SharedPrefixPlan` raises, a negative soft cap, or an unknown backend name.
         IndexError: a slot outside the caches (cpu, reference; the GPU backends do not check).
-        NotImplementedError: a head dim above 256; flashinfer: a head dim but 64, 128 and 256, or
-            two of them, or fp32; backend "cuda", which is not there.
+        NotImplementedError: a head dim above 256; backend "cuda", which is not there.
         RuntimeError: the requested backend is not usable here, with the reason.
 
     Numerics: scores, softmax and sums in fp32 whatever the dtype; triton rounds the weights to the
@@ -83,19 +84,16 @@ def shared_prefix_attention(
     the batch. cpu: a row's bits depend on the row and its prefix alone, not on the other rows of
     its group either, and are the same on every instruction set and for every number of threads
     (lse: as far as the C library's log is); weights below exp(-87) of the largest are 0,
-    and a token whose scores are all -inf gets 0 and lse -inf. None of this is promised by
-    flashinfer, which splits prefixes by the whole batch and rounds the results over prefix and row
-    to the dtype of q before it merges them. Backends agree within rounding, not in bits.
-    Graph-safe: triton and flashinfer with a plan that was used once with these shapes and scalars;
-    cpu no. Calls of flashinfer on one device share a workspace: keep them on one stream. Cost: a
+    and a token whose scores are all -inf gets 0 and lse -inf. Backends agree within rounding, not
+    in bits.
+    Graph-safe: triton with a plan that was used once with these shapes and scalars; cpu no. Cost: a
     group's prefix is read once per tile of packed queries, those of its rows and of the heads of a
     KV head: 64 in triton, 48 on the CPU, whose working memory is 0.25 MB a thread.
     Source: Juravsky et al. 2024 (arXiv 2402.05099) for the shared prefix; Milakov and Gimelshein
     2018 (arXiv 1805.02867) for the running softmax.
     """
     if backend is None or isinstance(backend, str):
-        own = {"flashinfer": flashinfer.reason_against}
-        name = resolve_torch(_FUNCTION, backend, q.device.type, own, is_cpu_native=True)
+        name = resolve_torch(_FUNCTION, backend, q.device.type, is_cpu_native=True)
         backend = _backend_of(name)
     plan = _plan_of(plan, qo_indptr, group_indptr, kv_indptr, kv_indices)
     inputs = AttentionInputs(
@@ -153,6 +151,4 @@ def _backend_of(name: str) -> AttentionBackend:
 
         backend: AttentionBackend = module
         return backend
-    if name == "flashinfer":
-        return flashinfer
     return cpu if name == "cpu" else reference

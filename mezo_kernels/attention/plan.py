@@ -5,8 +5,6 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from mezo_kernels.attention.levels import Levels, levels_of
-
 Indices = torch.Tensor | Sequence[int]
 
 
@@ -80,10 +78,6 @@ class SharedPrefixPlan:
     def prefix_slots(self, group: int) -> torch.Tensor:
         """Cache slots of a group's prefix."""
         return self.kv_indices[self.kv_indptr[group] : self.kv_indptr[group + 1]]
-
-    def levels(self) -> Levels:
-        """The layout as two batches of ordinary sequences, for kernels that know no sharing."""
-        return levels_of(self)
 
     def _check_lengths(self) -> None:
         if self.group_indptr[-1] != self.num_rows:

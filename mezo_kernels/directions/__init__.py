@@ -8,7 +8,6 @@ from typing import Protocol, cast
 import torch
 
 from mezo_kernels.backends import resolve
-from mezo_kernels.directions.device_step import DeviceStep
 from mezo_kernels.directions.philox import Direction, TensorSpec
 from mezo_kernels.directions.plan import AdapterPlan
 from mezo_kernels.directions.scalars import Scalars, on_host, scalars_of
@@ -87,7 +86,6 @@ def add_directions_(
     directions: Sequence[Direction] = (),
     coefficients: Sequence[float] = (),
     *,
-    scalars: DeviceStep | None = None,
     backend: str | None = None,
 ) -> None:
     """Add a combination of random directions to adapter tensors in place, all in one call.
@@ -101,8 +99,6 @@ def add_directions_(
         directions: K `Direction`, applied in this order.
         coefficients: K finite floats in the unit of the tensors, rounded to fp32 once. A MeZO
             update is -lr * projected_grad.
-        scalars: in place of directions and coefficients, the pending update of a `DeviceStep`; the
-            call uses it up, so that a second one adds nothing.
         backend: "reference" | "cpu" | "triton" | "cuda" | None (the best one for the device).
 
     Returns:
@@ -110,22 +106,17 @@ def add_directions_(
 
     Raises:
         ValueError: what `AdapterPlan` raises, specs beside a plan, lengths that do not match, a
-            coefficient that is not finite in fp32, scalars beside directions or on another device,
-            or an unknown backend name.
+            coefficient that is not finite in fp32, or an unknown backend name.
         RuntimeError: the requested backend is not usable here, with the reason.
 
     Numerics: z and the sum in fp32, one rounding (nearest even) to each tensor's dtype.
     Deterministic; the same bits on every backend, whatever the number of threads.
-    Graph-safe: with a plan and scalars, after one such call outside of a capture; otherwise no.
-    Cost: each element is read and written once, whatever K.
+    Graph-safe: no, each call sends its scalars. Cost: each element is read and written once,
+    whatever K.
     Source: Malladi et al. 2023 (arXiv 2305.17333), Alg. 1; Salmon et al. 2011 for Philox.
     """
     function = "add_directions_"
     plan = _plan_of(function, tensors, specs, None)
-    if scalars is not None:
-        _check_scalars(function, plan, scalars, directions, coefficients)
-        _add_scalars_(plan, scalars.scalars, resolve(backend, plan.device.type))
-        return
     coefficients = rounded_factors(function, "directions", "coefficients", directions, coefficients)
     name = resolve(backend, plan.device.type)
     if name in _ON_DEVICE:
@@ -143,7 +134,6 @@ def perturb_into(
     scales: Sequence[float] = (),
     *,
     update: tuple[Sequence[Direction], Sequence[float]] | None = None,
-    scalars: DeviceStep | None = None,
     backend: str | None = None,
 ) -> None:
     """Update fp32 masters, then write perturbed copies of them to slots, all in one call.
@@ -162,8 +152,6 @@ def perturb_into(
         scales: K finite floats, rounded to fp32 once, e.g. (+eps, -eps). A scale of 0 writes
             round(master), and no z is computed.
         update: (directions, coefficients) applied to the masters first, as `add_directions_` does.
-        scalars: in place of directions, scales and update, those of a `DeviceStep`; the call uses
-            its pending update up.
         backend: "reference" | "cpu" | "triton" | "cuda" | None (the best one for the device).
 
     Returns:
@@ -171,15 +159,13 @@ def perturb_into(
 
     Raises:
         ValueError: what `AdapterPlan` raises, specs or outputs beside a plan, no outputs, lengths
-            that do not match, a scale that is not finite in fp32, scalars beside directions or of
-            another number of slots, or an unknown backend name.
+            that do not match, a scale that is not finite in fp32, or an unknown backend name.
         RuntimeError: the requested backend is not usable here, with the reason.
 
     Numerics: z and the sum in fp32, one rounding (nearest even) to each output's dtype.
     Deterministic; the same bits on every backend, whatever the number of threads.
-    Graph-safe: with a plan and scalars, after one such call outside of a capture; otherwise no.
-    Cost: the masters are read once (and written once with an update), each output
-    written once, one z generated per distinct direction.
+    Graph-safe: no, each call sends its scalars. Cost: the masters are read once (and written once
+    with an update), each output is written once, one z is generated per distinct direction.
     Source: Malladi et al. 2023 (arXiv 2305.17333), Alg. 1; Salmon et al. 2011 for Philox.
     """
     function = "perturb_into"
@@ -189,10 +175,6 @@ def perturb_into(
             f"{function}: outputs must be one sequence of tensors per slot, got None; pass them, "
             "or an AdapterPlan built with outputs."
         )
-    if scalars is not None:
-        _check_scalars(function, plan, scalars, directions, scales, *(update or ()))
-        _perturb_scalars(plan, scalars.scalars, resolve(backend, plan.device.type))
-        return
     if len(directions) != len(plan.outputs):
         raise ValueError(
             f"{function}: directions must have one entry per slot, {len(plan.outputs)}, got "
@@ -209,42 +191,26 @@ def perturb_into(
         _on_host(name).perturb_into(plan, directions, scales, (moves, factors))
 
 
-def _add_scalars_(plan: AdapterPlan, scalars: Scalars, name: str) -> None:
+def add_scalars_(plan: AdapterPlan, scalars: Scalars, backend: str | None = None) -> None:
+    """`add_directions_` of scalars that are on the plan's device already.
+
+    Graph-safe on triton and cuda, after one such call outside of a capture.
+    """
+    name = resolve(backend, plan.device.type)
     if name in _ON_DEVICE:
         _on_device(name).add_scalars_(plan, scalars)
     else:
         _, _, update = on_host(scalars)
         _on_host(name).add_directions_(plan, *update)
-    scalars.num_updates.zero_()
 
 
-def _perturb_scalars(plan: AdapterPlan, scalars: Scalars, name: str) -> None:
+def perturb_scalars(plan: AdapterPlan, scalars: Scalars, backend: str | None = None) -> None:
+    """`perturb_into` of scalars that are on the plan's device already; graph-safe likewise."""
+    name = resolve(backend, plan.device.type)
     if name in _ON_DEVICE:
         _on_device(name).perturb_scalars(plan, scalars)
     else:
         _on_host(name).perturb_into(plan, *on_host(scalars))
-    # Behind the kernels on their stream: the update counts once.
-    scalars.num_updates.zero_()
-
-
-def _check_scalars(
-    function: str, plan: AdapterPlan, scalars: DeviceStep, *others: Sequence[object]
-) -> None:
-    if any(map(len, others)):
-        raise ValueError(
-            f"{function}: scalars must come without directions, factors and update, got both; pass "
-            "either of them."
-        )
-    if scalars.device != plan.device:
-        raise ValueError(
-            f"{function}: scalars must be on {plan.device} like the plan, got {scalars.device}; "
-            "make a DeviceStep for the plan."
-        )
-    if function == "perturb_into" and len(scalars.scalars.indices) != len(plan.outputs or ()):
-        raise ValueError(
-            f"{function}: scalars must have a scale for each of the {len(plan.outputs or ())} "
-            f"slots, got {len(scalars.scalars.indices)}; make a DeviceStep for the plan."
-        )
 
 
 def _plan_of(

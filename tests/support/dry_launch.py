@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from tests.support.aot import Compiled, of_kernel
+from tests.support.aot import Compiled, count, of_kernel
 
 # The package has a function of the module's name.
 _BACKENDS = importlib.import_module("mezo_kernels.backends")
@@ -81,3 +81,15 @@ def dry_launches(arch: int = 90):
             yield launches
     finally:
         triton.runtime.driver._active = before
+
+
+def check_launches(launches, arch, expected, stack_bytes=0):
+    """All kernels expected, within what a block may have there; no spills in loops."""
+    assert {launch.kernel.name for launch in launches} == expected
+    for launch in launches:
+        kernel = launch.kernel
+        assert kernel.stack_bytes <= stack_bytes, launch
+        assert not any(count(body, "LDL|STL") for body in kernel.loops), launch
+        assert kernel.shared_bytes <= SHARED_LIMIT[arch], launch
+        assert kernel.registers * 32 * launch.num_warps <= 65536, launch
+        assert all(0 < size <= 65535 for size in launch.grid[1:]), launch
