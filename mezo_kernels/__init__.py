@@ -9,7 +9,7 @@ from mezo_kernels.backends import backends
 from mezo_kernels.directions import add_directions_, perturb_into, sample
 from mezo_kernels.directions.philox import Direction, TensorSpec, philox4x32
 from mezo_kernels.directions.plan import AdapterPlan
-from mezo_kernels.nll import label_logits, label_nll, label_nll_from_parts
+from mezo_kernels.nll import label_logits, label_nll
 
 __all__ = [
     "AdapterPlan",
@@ -20,7 +20,6 @@ __all__ = [
     "backends",
     "label_logits",
     "label_nll",
-    "label_nll_from_parts",
     "perturb_into",
     "philox4x32",
     "sample",

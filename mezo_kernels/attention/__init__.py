@@ -1,17 +1,21 @@
 """Attention of rows that share a prefix: the prefix is read once for all rows of a group."""
 
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 
-from mezo_kernels._dispatch import resolve_torch
-from mezo_kernels.attention import cpu, reference
 from mezo_kernels.attention.inputs import AttentionInputs
 from mezo_kernels.attention.plan import Indices, SharedPrefixPlan
+from mezo_kernels.backends import CPU_NATIVE, REFERENCE, TRITON, load, register, resolve
 
 __all__ = ["AttentionBackend", "AttentionInputs", "SharedPrefixPlan", "shared_prefix_attention"]
 
 _FUNCTION = "shared_prefix_attention"
+register(
+    _FUNCTION,
+    needs={"reference": REFERENCE, "cpu": CPU_NATIVE, "triton": TRITON},
+    package=__name__,
+)
 
 
 class AttentionBackend(Protocol):
@@ -91,15 +95,26 @@ def shared_prefix_attention(
     KV head: 64 in triton, 48 on the CPU, whose working memory is 0.25 MB a thread.
     Source: Juravsky et al. 2024 (arXiv 2402.05099) for the shared prefix; Milakov and Gimelshein
     2018 (arXiv 1805.02867) for the running softmax.
+
+    Example:
+        >>> import mezo_kernels as mk
+        >>> cache = torch.randn(8, 1, 4)  # keys and values of 8 slots, one KV head
+        >>> q = k = v = torch.randn(3, 1, 4)  # the tokens of two rows, of 2 and of 1
+        >>> rows = {"qo_indptr": [0, 2, 3], "group_indptr": [0, 2]}
+        >>> prefix = {"kv_indptr": [0, 3], "kv_indices": [5, 0, 2]}  # of both rows
+        >>> out = mk.shared_prefix_attention(q, k, v, cache, cache, **rows, **prefix, scale=0.5)
+        >>> out.shape
+        torch.Size([3, 1, 4])
     """
+    name = None
     if backend is None or isinstance(backend, str):
-        name = resolve_torch(_FUNCTION, backend, q.device.type, is_cpu_native=True)
-        backend = _backend_of(name)
+        name = resolve(_FUNCTION, backend, q.device.type)
+        backend = cast(AttentionBackend, load(_FUNCTION, name))
     plan = _plan_of(plan, qo_indptr, group_indptr, kv_indptr, kv_indices)
     inputs = AttentionInputs(
         q, k_suffix, v_suffix, k_cache, v_cache, plan, float(scale), float(soft_cap)
     )
-    inputs.check(takes_fp64=backend is reference)
+    inputs.check(takes_fp64=name == "reference")
     out = _output(inputs, out)
     lse = None
     if return_lse:
@@ -142,13 +157,3 @@ def _output(inputs: AttentionInputs, out: torch.Tensor | None) -> torch.Tensor:
             "own, or None."
         )
     return out
-
-
-def _backend_of(name: str) -> AttentionBackend:
-    if name == "triton":
-        # Imported here because importing the package must not import triton.
-        from mezo_kernels.attention import triton as module
-
-        backend: AttentionBackend = module
-        return backend
-    return cpu if name == "cpu" else reference

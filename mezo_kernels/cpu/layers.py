@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 
 from mezo_kernels import _native
-from mezo_kernels._dispatch import resolve_native
+from mezo_kernels.backends import CPU_NATIVE, REFERENCE, register, resolve
+
+register(
+    "rms_norm",
+    "rotary",
+    "silu_and_mul",
+    needs={"reference": REFERENCE, "cpu": CPU_NATIVE},
+    follows_environment=False,
+)
 
 
 def rms_norm(
@@ -164,7 +172,7 @@ def _rows(function: str, name: str, tensor: torch.Tensor) -> tuple[int, int]:
 
 
 def _is_native(function: str, backend: str | None, x: torch.Tensor) -> bool:
-    return resolve_native(function, backend, x.device.type) == "cpu"
+    return resolve(function, backend, x.device.type) == "cpu"
 
 
 def _refuse(function: str, name: str, expected: str, tensor: torch.Tensor) -> NoReturn:

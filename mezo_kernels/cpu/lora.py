@@ -5,7 +5,13 @@ from collections.abc import Sequence
 import torch
 
 from mezo_kernels import _native
-from mezo_kernels._dispatch import resolve_native
+from mezo_kernels.backends import CPU_NATIVE, REFERENCE, register, resolve
+
+register(
+    "SegmentedLora",
+    needs={"reference": REFERENCE, "cpu": CPU_NATIVE},
+    follows_environment=False,
+)
 
 
 class SegmentedLora:
@@ -61,7 +67,7 @@ class SegmentedLora:
             )
         if rank < 1:
             raise ValueError(f"SegmentedLora: rank must be >= 1, got {rank}; pass the adapters' r.")
-        self._backend = resolve_native("SegmentedLora", backend)
+        self._backend = resolve("SegmentedLora", backend, "cpu")
         self._is_explicit = backend is not None
         self._rank = rank
         self._num_rows = indptr[-1]

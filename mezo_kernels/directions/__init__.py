@@ -1,13 +1,12 @@
 """Random directions: draw one, add a combination of them in place, fan a master out to slots."""
 
-import importlib
 import math
 from collections.abc import Sequence
 from typing import Protocol, cast
 
 import torch
 
-from mezo_kernels.backends import resolve
+from mezo_kernels.backends import CPU_NATIVE, CUDA, REFERENCE, TRITON, load, register, resolve
 from mezo_kernels.directions.philox import Direction, TensorSpec
 from mezo_kernels.directions.plan import AdapterPlan
 from mezo_kernels.directions.scalars import Scalars, on_host, scalars_of
@@ -43,8 +42,14 @@ class _DeviceBackend(_Backend, Protocol):
     def perturb_scalars(self, plan: AdapterPlan, scalars: Scalars) -> None: ...
 
 
-# Imported at first use: importing triton takes longer than everything else here.
-_MODULES = {"reference": "reference", "cpu": "cpu", "triton": "triton", "cuda": "cuda"}
+register(
+    "sample",
+    "add_directions_",
+    "perturb_into",
+    needs={"reference": REFERENCE, "cpu": CPU_NATIVE, "triton": TRITON, "cuda": CUDA},
+    package=__name__,
+)
+# These read the scalars of a call from device memory.
 _ON_DEVICE = ("triton", "cuda")
 
 
@@ -75,9 +80,14 @@ def sample(
     Numerics: |z| <= 6.77, within 4 ulp of float64 Box-Muller. Deterministic; the same bits on every
     backend. Graph-safe: no, it allocates. Cost: one write of z.
     Source: Salmon et al. 2011 for Philox; Box and Muller 1958.
+
+    Example:
+        >>> sample(TensorSpec("q_proj.lora_A", (2, 3)), Direction(seed=7, step=0))
+        tensor([[-0.2351,  0.4154,  1.7065],
+                [ 0.1583, -0.2114,  0.9261]])
     """
     target = torch.device("cpu" if device is None else device)
-    return _module(resolve(backend, target.type)).sample(spec, direction, target)
+    return _module(resolve("sample", backend, target.type)).sample(spec, direction, target)
 
 
 def add_directions_(
@@ -114,11 +124,19 @@ def add_directions_(
     Graph-safe: no, each call sends its scalars. Cost: each element is read and written once,
     whatever K.
     Source: Malladi et al. 2023 (arXiv 2305.17333), Alg. 1; Salmon et al. 2011 for Philox.
+
+    Example:
+        >>> import torch
+        >>> theta, spec = torch.zeros(2, 3), TensorSpec("q_proj.lora_A", (2, 3))
+        >>> add_directions_([theta], [spec], [Direction(seed=7, step=0)], [0.5])
+        >>> theta
+        tensor([[-0.1176,  0.2077,  0.8532],
+                [ 0.0791, -0.1057,  0.4630]])
     """
     function = "add_directions_"
     plan = _plan_of(function, tensors, specs, None)
     coefficients = rounded_factors(function, "directions", "coefficients", directions, coefficients)
-    name = resolve(backend, plan.device.type)
+    name = resolve(function, backend, plan.device.type)
     if name in _ON_DEVICE:
         sent = scalars_of(plan.device, update=(directions, coefficients))
         _on_device(name).add_scalars_(plan, sent)
@@ -167,6 +185,16 @@ def perturb_into(
     Graph-safe: no, each call sends its scalars. Cost: the masters are read once (and written once
     with an update), each output is written once, one z is generated per distinct direction.
     Source: Malladi et al. 2023 (arXiv 2305.17333), Alg. 1; Salmon et al. 2011 for Philox.
+
+    Example:
+        >>> import torch
+        >>> theta, spec = torch.ones(2, 3), TensorSpec("q_proj.lora_A", (2, 3))
+        >>> plus, minus = torch.empty(2, 3), torch.empty(2, 3)
+        >>> pair = [Direction(seed=7, step=0)] * 2
+        >>> perturb_into([theta], [spec], [[plus], [minus]], pair, [0.125, -0.125])
+        >>> plus - theta
+        tensor([[-0.0294,  0.0519,  0.2133],
+                [ 0.0198, -0.0264,  0.1158]])
     """
     function = "perturb_into"
     plan = _plan_of(function, masters, specs, outputs)
@@ -183,7 +211,7 @@ def perturb_into(
     scales = rounded_factors(function, "directions", "scales", directions, scales)
     moves, factors = ((), ()) if update is None else update
     factors = rounded_factors(function, "update directions", "update coefficients", moves, factors)
-    name = resolve(backend, plan.device.type)
+    name = resolve(function, backend, plan.device.type)
     if name in _ON_DEVICE:
         sent = scalars_of(plan.device, directions, scales, (moves, factors))
         _on_device(name).perturb_scalars(plan, sent)
@@ -196,7 +224,7 @@ def add_scalars_(plan: AdapterPlan, scalars: Scalars, backend: str | None = None
 
     Graph-safe on triton and cuda, after one such call outside of a capture.
     """
-    name = resolve(backend, plan.device.type)
+    name = resolve("add_directions_", backend, plan.device.type)
     if name in _ON_DEVICE:
         _on_device(name).add_scalars_(plan, scalars)
     else:
@@ -206,7 +234,7 @@ def add_scalars_(plan: AdapterPlan, scalars: Scalars, backend: str | None = None
 
 def perturb_scalars(plan: AdapterPlan, scalars: Scalars, backend: str | None = None) -> None:
     """`perturb_into` of scalars that are on the plan's device already; graph-safe likewise."""
-    name = resolve(backend, plan.device.type)
+    name = resolve("perturb_into", backend, plan.device.type)
     if name in _ON_DEVICE:
         _on_device(name).perturb_scalars(plan, scalars)
     else:
@@ -262,5 +290,5 @@ def _on_device(name: str) -> _DeviceBackend:
     return cast(_DeviceBackend, _module(name))
 
 
-def _module(backend: str) -> _Backend:
-    return cast(_Backend, importlib.import_module(f"{__name__}.{_MODULES[backend]}"))
+def _module(name: str) -> _Backend:
+    return cast(_Backend, load("sample", name))

@@ -82,6 +82,10 @@ class Direction:
 
     Raises:
         ValueError: a value outside its range, or an unknown distribution.
+
+    Example:
+        >>> Direction(seed=7, step=0) == Direction(7, 0, index=0, distribution="gaussian")
+        True
     """
 
     seed: int
@@ -123,6 +127,12 @@ class TensorSpec:
     Raises:
         ValueError: an empty name, a shape that is not 2-D, a shard that leaves the whole tensor,
             or a whole tensor of 2**34 elements or more.
+
+    Example:
+        >>> whole = TensorSpec("q_proj.lora_A", (2, 3))
+        >>> last_row = TensorSpec("q_proj.lora_A", (1, 3), row0=1, global_shape=(2, 3))
+        >>> whole.uid == last_row.uid
+        True
     """
 
     name: str
@@ -193,6 +203,12 @@ def philox4x32(counter: torch.Tensor, key: torch.Tensor, *, rounds: int = 10) ->
     Numerics: integers only; equal to Random123. Graph-safe: no. Cost: about 20 int64 passes a
     round: the truth for tests, not a fast path.
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+
+    Example:
+        >>> import torch
+        >>> zeros = torch.zeros(1, 4, dtype=torch.int64)
+        >>> [f"{word:08x}" for word in philox4x32(zeros, zeros[0, :2])[0]]
+        ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
     """
     if counter.dim() != 2 or counter.shape[1] != 4 or counter.dtype != torch.int64:
         raise ValueError(

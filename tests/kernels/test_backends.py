@@ -30,13 +30,13 @@ def test_backends_names_all_and_gives_sentences():
 
 
 def test_the_cpu_backend_is_chosen_where_it_is_built(native):
-    assert resolve(None, "cpu") == "cpu"
+    assert resolve("sample", None, "cpu") == "cpu"
 
 
 def test_explicit_beats_environment(native, monkeypatch):
     monkeypatch.setenv("MEZO_KERNELS_BACKEND", "reference")
-    assert resolve(None, "cpu") == "reference"
-    assert resolve("cpu", "cpu") == "cpu"
+    assert resolve("sample", None, "cpu") == "reference"
+    assert resolve("sample", "cpu", "cpu") == "cpu"
 
 
 def test_unknown_names_are_value_errors(monkeypatch):
@@ -60,7 +60,7 @@ def test_a_named_backend_never_falls_back(monkeypatch):
 
 def test_a_backend_rejects_the_wrong_device(native):
     with pytest.raises(RuntimeError, match=r"'cpu' is not usable here: It does not work on cuda"):
-        resolve("cpu", "cuda")
+        resolve("sample", "cpu", "cuda")
 
 
 def test_without_the_native_module_the_reference_works_and_says_so_once(no_native, caplog):

@@ -13,6 +13,7 @@ from mezo_kernels.attention.triton import work
 from tests.support.gates import assert_close_to_truth
 from tests.support.interpreted import checks_of, report
 from tests.support.shared_prefix import bound, is_twins, random_batch, shuffle_rows, twin_rows
+from tests.support.vocabulary import nll_of_shards
 
 DTYPES = (torch.float32, torch.float16)
 # Prefixes of none, one, a block's neighbours and two splits of 64; empty rows and groups; a tile of
@@ -158,19 +159,7 @@ def check_nll_shards_and_masked_tokens():
     bias[:64] = bias[128:192] = -torch.inf
     bias[0] = bias[129] = 0.0
     whole = mk.label_nll(hidden, lm_head, targets, bias=bias, backend="reference")
-    parts = [
-        mk.label_nll(
-            hidden,
-            lm_head[a:b],
-            targets,
-            bias=bias[a:b],
-            vocab_start=a,
-            partial=True,
-            backend="triton",
-        )
-        for a, b in ((0, 129), (129, 200), (200, 300))
-    ]
-    merged = mk.label_nll_from_parts(parts)
+    _, merged = nll_of_shards(hidden, lm_head, targets, (129, 200), bias=bias, backend="triton")
     torch.testing.assert_close(merged, whole, rtol=1e-6, atol=1e-5)
     one = mk.label_nll(hidden, lm_head, targets, bias=bias, backend="triton")
     torch.testing.assert_close(one, whole, rtol=1e-6, atol=1e-5)

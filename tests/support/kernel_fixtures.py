@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mezo_kernels as mk
-from mezo_kernels import _dispatch, _native, directions
+from mezo_kernels import _native, directions
 from mezo_kernels.backends import _best
 from mezo_kernels.directions import cuda
 from tests.support import cuda_on_host
@@ -149,7 +149,7 @@ def on_host(cuda_on_host_module, monkeypatch):
     module = SimpleNamespace(module=lambda: cuda_on_host_module)
     monkeypatch.setattr(cuda, "_native", module)
     monkeypatch.setattr(cuda, "_at", lambda device: (0, 0))
-    monkeypatch.setattr(directions, "resolve", lambda name, device_type: name or "cpu")
+    monkeypatch.setattr(directions, "resolve", lambda op, name, device_type: name or "cpu")
     return Backend("cuda", "cpu")
 
 
@@ -176,8 +176,6 @@ def no_native(monkeypatch):
     monkeypatch.setattr(_native, "import_error", "No module named 'mezo_kernels._C'")
     monkeypatch.setattr(_native, "_C", None)
     monkeypatch.delenv("MEZO_KERNELS_BACKEND", raising=False)
-    for choice in (_best, _dispatch._best):
-        choice.cache_clear()
+    _best.cache_clear()
     yield
-    for choice in (_best, _dispatch._best):
-        choice.cache_clear()
+    _best.cache_clear()

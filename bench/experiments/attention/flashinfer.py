@@ -21,7 +21,9 @@ from typing import Any
 
 import torch
 
-from bench.experiments.attention.cascade import cascade_of
+from bench.experiments.attention.cascade import Cascade, cascade_of
+from mezo_kernels import SharedPrefixPlan
+from mezo_kernels._per_plan import per_plan
 from mezo_kernels.attention import AttentionInputs
 
 _FUNCTION = "shared_prefix_attention"
@@ -32,6 +34,25 @@ DTYPES = (torch.float16, torch.bfloat16)
 # What FlashInfer recommends; it holds partial results of split prefixes.
 WORKSPACE_BYTES = 128 << 20
 _LN_2 = math.log(2.0)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What a wrapper is planned for beside the indices; the fields have FlashInfer's names."""
+
+    device: torch.device
+    num_qo_heads: int
+    num_kv_heads: int
+    head_dim_qk: int
+    head_dim_vo: int
+    sm_scale: float
+    logits_soft_cap: float
+    q_data_type: torch.dtype
+    kv_data_type: torch.dtype
+
+    def arguments(self) -> dict[str, Any]:
+        """All but the device, as both wrappers take them."""
+        return {name: value for name, value in vars(self).items() if name != "device"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +90,7 @@ def attend(inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor | None)
     Graph-safe: with a plan that was used once with these shapes and scalars.
     """
     _check(inputs)
-    tables = _tables(inputs)
+    tables = _tables(inputs.plan, _shape_of(inputs))
     if tables.own is None:
         return
     order = tables.token_order
@@ -95,6 +116,20 @@ def attend(inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor | None)
         out[order] = packed
     if lse is not None and lse_packed is not None:
         lse[slice(None) if order is None else order] = lse_packed
+
+
+def _shape_of(inputs: AttentionInputs) -> _Shape:
+    return _Shape(
+        device=inputs.q.device,
+        num_qo_heads=inputs.q.shape[1],
+        num_kv_heads=inputs.num_kv_heads,
+        head_dim_qk=inputs.q.shape[-1],
+        head_dim_vo=inputs.v_suffix.shape[-1],
+        sm_scale=inputs.scale,
+        logits_soft_cap=inputs.soft_cap,
+        q_data_type=inputs.q.dtype,
+        kv_data_type=inputs.q.dtype,
+    )
 
 
 def _merge_in_place(
@@ -130,69 +165,45 @@ def _check(inputs: AttentionInputs) -> None:
         )
 
 
-def _tables(inputs: AttentionInputs) -> Tables:
-    """The wrappers of a plan, planned at its first call with these shapes and scalars."""
-    q, plan = inputs.q, inputs.plan
-    scalars = (inputs.scale, inputs.soft_cap)
-    key = ("flashinfer", q.device, q.dtype, q.shape[1:], inputs.num_kv_heads, *scalars)
-    found = plan.tables.get(key)
-    if found is None:
-        cascade = cascade_of(plan)
-        order = cascade.token_order
-        found = plan.tables[key] = Tables(
-            _plan_prefix(inputs, cascade.group_indptr, cascade.kv_indptr, cascade.kv_indices)
-            if cascade.num_shared
-            else None,
-            _plan_own(inputs, cascade.row_indptr) if cascade.longest_row else None,
-            cascade.num_shared,
-            None if order is None else torch.tensor(order, device=q.device),
-        )
-    assert isinstance(found, Tables)
-    return found
+@per_plan
+def _tables(plan: SharedPrefixPlan, shape: _Shape) -> Tables:
+    """The wrappers of a plan, planned at its first call with this shape."""
+    cascade = cascade_of(plan)
+    order = cascade.token_order
+    return Tables(
+        _plan_prefix(shape, cascade) if cascade.num_shared else None,
+        _plan_own(shape, cascade.row_indptr) if cascade.longest_row else None,
+        cascade.num_shared,
+        None if order is None else torch.tensor(order, device=shape.device),
+    )
 
 
-def _plan_prefix(
-    inputs: AttentionInputs, qo_indptr: list[int], kv_indptr: list[int], kv_indices: torch.Tensor
-) -> Any:
+def _plan_prefix(shape: _Shape, cascade: Cascade) -> Any:
     """Groups as sequences over pages of one token; every query sees its whole prefix."""
-    wrapper = getattr(_package(), _PAGED)(workspace(inputs.q.device), "NHD")
+    wrapper = getattr(_package(), _PAGED)(workspace(shape.device), "NHD")
     wrapper.plan(
-        qo_indptr=_int32(qo_indptr),
-        paged_kv_indptr=_int32(kv_indptr),
-        paged_kv_indices=kv_indices.to(inputs.q.device, torch.int32),
-        paged_kv_last_page_len=torch.ones(len(kv_indptr) - 1, dtype=torch.int32),
+        qo_indptr=_int32(cascade.group_indptr),
+        paged_kv_indptr=_int32(cascade.kv_indptr),
+        paged_kv_indices=cascade.kv_indices.to(shape.device, torch.int32),
+        paged_kv_last_page_len=torch.ones(len(cascade.kv_indptr) - 1, dtype=torch.int32),
         page_size=1,
         causal=False,
-        **_shape(inputs),
+        **shape.arguments(),
     )
     return wrapper
 
 
-def _plan_own(inputs: AttentionInputs, row_indptr: list[int]) -> Any:
+def _plan_own(shape: _Shape, row_indptr: list[int]) -> Any:
     """Rows as sequences over themselves."""
-    device = inputs.q.device
+    device = shape.device
     backend = "auto"
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 12:
         # There the automatic choice may be a kernel that returns no LSE.
         backend = "fa2"
     wrapper = getattr(_package(), _RAGGED)(workspace(device), "NHD", backend=backend)
     indptr = _int32(row_indptr)
-    wrapper.plan(qo_indptr=indptr, kv_indptr=indptr, causal=True, **_shape(inputs))
+    wrapper.plan(qo_indptr=indptr, kv_indptr=indptr, causal=True, **shape.arguments())
     return wrapper
-
-
-def _shape(inputs: AttentionInputs) -> dict[str, Any]:
-    """What both wrappers are told of a layer."""
-    return {
-        "num_qo_heads": inputs.q.shape[1],
-        "num_kv_heads": inputs.num_kv_heads,
-        "head_dim_qk": inputs.q.shape[-1],
-        "head_dim_vo": inputs.v_suffix.shape[-1],
-        "sm_scale": inputs.scale,
-        "logits_soft_cap": inputs.soft_cap,
-        "q_data_type": inputs.q.dtype,
-        "kv_data_type": inputs.q.dtype,
-    }
 
 
 def _int32(indptr: list[int]) -> torch.Tensor:

@@ -20,6 +20,7 @@ import torch
 
 from bench.experiments.attention.cascade import cascade_of
 from mezo_kernels import SharedPrefixPlan, shared_prefix_attention
+from mezo_kernels._per_plan import per_plan
 from mezo_kernels.attention import AttentionInputs
 
 _FUNCTION = "two_pass_attention"
@@ -107,11 +108,7 @@ class PrefixPerRow:
 
     def attend(self, inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor | None) -> None:
         """Write the attention of all rows, and the log-sum-exp where it is asked for."""
-        key = ("sglang", "prefix_per_row", out.device)
-        rows = inputs.plan.tables.get(key)
-        if rows is None:
-            rows = inputs.plan.tables[key] = _rows_with_prefix(inputs.plan, out.device)
-        assert isinstance(rows, _Sequences)
+        rows = _rows_with_prefix(inputs.plan, out.device)
         with torch.cuda.device_of(out):
             _extend(inputs, out, rows, lse=lse)
 
@@ -197,25 +194,22 @@ def _merge() -> Callable[..., Any]:
     return found
 
 
+@per_plan
 def _tables(plan: SharedPrefixPlan, device: torch.device) -> _Tables:
-    key = ("sglang", "two_pass", device)
-    found = plan.tables.get(key)
-    if found is None:
-        cascade = cascade_of(plan)
-        order = None if cascade.token_order is None else torch.tensor(cascade.token_order)
-        nothing = [0] * len(cascade.row_indptr)
-        slots = cascade.kv_indices.to(device)
-        found = plan.tables[key] = _Tables(
-            _sequences(cascade.group_indptr, cascade.kv_indptr, slots, cascade.longest_group),
-            _sequences(cascade.row_indptr, nothing, slots, cascade.longest_row),
-            cascade.num_shared,
-            None if order is None else order.to(device),
-            None if order is None else order.argsort().to(device),
-        )
-    assert isinstance(found, _Tables)
-    return found
+    cascade = cascade_of(plan)
+    order = None if cascade.token_order is None else torch.tensor(cascade.token_order)
+    nothing = [0] * len(cascade.row_indptr)
+    slots = cascade.kv_indices.to(device)
+    return _Tables(
+        _sequences(cascade.group_indptr, cascade.kv_indptr, slots, cascade.longest_group),
+        _sequences(cascade.row_indptr, nothing, slots, cascade.longest_row),
+        cascade.num_shared,
+        None if order is None else order.to(device),
+        None if order is None else order.argsort().to(device),
+    )
 
 
+@per_plan
 def _rows_with_prefix(plan: SharedPrefixPlan, device: torch.device) -> _Sequences:
     slots = plan.kv_indices.new_empty(0)
     prefixes = [slots] * plan.num_rows

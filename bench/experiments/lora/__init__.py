@@ -4,14 +4,13 @@ It stays here until it wins a shape of `python -m bench.experiments.lora.measure
 `perturb_into` writes.
 """
 
-import importlib
 from collections.abc import Sequence
 from typing import Protocol, cast
 
 import torch
 
 from bench.experiments.lora.call import LoraCall
-from mezo_kernels.backends import resolve
+from mezo_kernels.backends import CPU_NATIVE, CUDA, REFERENCE, TRITON, load, register, resolve
 from mezo_kernels.directions import rounded_factors
 from mezo_kernels.directions.philox import Direction, TensorSpec
 from mezo_kernels.directions.plan import DTYPE_CODES
@@ -21,8 +20,11 @@ class _Backend(Protocol):
     def perturbed_lora(self, call: LoraCall) -> None: ...
 
 
-# Imported at first use: importing triton takes longer than everything else here.
-_MODULES = {"reference": "reference", "cpu": "cpu", "triton": "triton", "cuda": "cuda"}
+register(
+    "perturbed_lora",
+    needs={"reference": REFERENCE, "cpu": CPU_NATIVE, "triton": TRITON, "cuda": CUDA},
+    package=__name__,
+)
 
 
 def perturbed_lora(
@@ -90,7 +92,7 @@ def perturbed_lora(
     Source: Hu et al. 2021 (arXiv 2106.09685) for LoRA; Malladi et al. 2023 (arXiv 2305.17333).
     """
     function = "perturbed_lora"
-    name = resolve(backend, x.device.type)
+    name = resolve(function, backend, x.device.type)
     _check_tensors(function, x, a, b, out)
     _check_spec(function, "a_spec", a, a_spec)
     _check_spec(function, "b_spec", b, b_spec)
@@ -113,7 +115,7 @@ def perturbed_lora(
     if not a.numel() or not y.numel():
         # Empty sums.
         return y.zero_() if out is None else out
-    module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    module = load(function, name)
     cast(_Backend, module).perturbed_lora(call)
     return y if out is None else out
 

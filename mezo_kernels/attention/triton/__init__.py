@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 import triton
 
+from mezo_kernels._per_plan import per_plan
 from mezo_kernels.attention.inputs import AttentionInputs
+from mezo_kernels.attention.plan import SharedPrefixPlan
 from mezo_kernels.attention.triton.kernel import merge_splits_kernel, shared_prefix_kernel
 from mezo_kernels.attention.triton.work import WorkList, make_work
 
@@ -48,7 +50,15 @@ class Tables:
 
 def attend(inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor | None) -> None:
     """Write the attention of all rows, and the log-sum-exp where it is asked for."""
-    tables = _tables(inputs, out)
+    tables = _tables(
+        inputs.plan,
+        out.device,
+        inputs.heads_per_kv_head,
+        inputs.num_kv_heads,
+        block_ms(out.dtype),
+        # Values, and the largest score and the sum of weights.
+        out.shape[-1] + 2,
+    )
     order = tables.token_order
     # Triton launches on the current device.
     with torch.cuda.device_of(out):
@@ -110,22 +120,23 @@ def _launch(
         )
 
 
-def _tables(inputs: AttentionInputs, out: torch.Tensor) -> Tables:
-    """The tables of a plan, made at its first call with these shapes."""
-    plan, heads, kv_heads = inputs.plan, inputs.heads_per_kv_head, inputs.num_kv_heads
-    heights, width = block_ms(out.dtype), out.shape[-1] + 2
-    key = ("triton", out.device, heads, kv_heads, heights, width)
-    found = plan.tables.get(key)
-    if found is None:
-        work = make_work(plan, heads, heights, out.device)
-        # The work lists run one after another, so one scratch serves all.
-        size = max((w.num_partials * w.block_m for w in work), default=0) * kv_heads * width
-        found = plan.tables[key] = Tables(
-            work,
-            torch.tensor(plan.packed_indptr, dtype=torch.int32, device=out.device),
-            None if plan.is_packed else torch.tensor(plan.token_order(), device=out.device),
-            plan.kv_indices.to(out.device),
-            torch.empty(size, dtype=torch.float32, device=out.device),
-        )
-    assert isinstance(found, Tables)
-    return found
+@per_plan
+def _tables(
+    plan: SharedPrefixPlan,
+    device: torch.device,
+    heads: int,  # per KV head
+    kv_heads: int,
+    heights: tuple[int, ...],
+    width: int,
+) -> Tables:
+    """The tables of a plan for calls of one shape; a partial row has ``width`` floats."""
+    work = make_work(plan, heads, heights, device)
+    # The work lists run one after another, so one scratch serves all.
+    size = max((w.num_partials * w.block_m for w in work), default=0) * kv_heads * width
+    return Tables(
+        work,
+        torch.tensor(plan.packed_indptr, dtype=torch.int32, device=device),
+        None if plan.is_packed else torch.tensor(plan.token_order(), device=device),
+        plan.kv_indices.to(device),
+        torch.empty(size, dtype=torch.float32, device=device),
+    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from mezo_kernels._per_plan import per_plan
 from mezo_kernels.directions.philox import Direction, TensorSpec
 from mezo_kernels.directions.plan import DTYPE_CODES, VECTOR, WORK_BLOCK, AdapterPlan
 from mezo_kernels.directions.scalars import Scalars, scalars_of
@@ -28,9 +28,6 @@ class _Layout:
     constants: dict[str, Any]
     slots: tuple[int, ...]
     paths: torch.Tensor
-
-
-_layouts: weakref.WeakKeyDictionary[AdapterPlan, _Layout] = weakref.WeakKeyDictionary()
 
 
 def sample(spec: TensorSpec, direction: Direction, device: torch.device) -> torch.Tensor:
@@ -106,14 +103,8 @@ def _launch(
         )
 
 
+@per_plan
 def _layout_of(plan: AdapterPlan) -> _Layout:
-    layout = _layouts.get(plan)
-    if layout is None:
-        layout = _layouts[plan] = _new_layout(plan)
-    return layout
-
-
-def _new_layout(plan: AdapterPlan) -> _Layout:
     paths = _paths(plan)
     masters = plan.tensor_table[:, 2].tolist()
     slots = plan.output_table[:, 2].reshape(len(plan.outputs or ()), len(masters)).tolist()

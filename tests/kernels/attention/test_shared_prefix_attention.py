@@ -231,7 +231,7 @@ def test_the_gates_see_a_planted_error(what):
     truth, same = batch.truth(), batch.attend(backend="reference")
     assert_close_to_truth(batch.attend(backend="cpu"), same, truth, bound(batch, truth))
     plan, options = batch.plan(), {}
-    tables = plan.tables["cpu", 2] = make_tables(plan, 2)
+    tables = make_tables(plan, 2)  # those of the plan itself
     if what == "prefix":  # the last key of the last tile is left out
         tables.blocks[0, 1] -= 1
     elif what == "own":  # a row takes its neighbour's last token for its first
@@ -384,7 +384,7 @@ def test_bad_tensors(position, change, error, match):
         ({"out": torch.empty(4, 4, 15)}, ValueError, r"out must be \(4, 4, 16\)"),
         ({"out": torch.empty(4, 16, 4).transpose(1, 2)}, ValueError, "out must be contiguous"),
         ({"backend": "fast"}, ValueError, "backend must be one of"),
-        ({"backend": "cuda"}, NotImplementedError, "no CUDA C\\+\\+ form"),
+        ({"backend": "cuda"}, NotImplementedError, "no CUDA C\\+\\+ backend"),
         ({"backend": "triton"}, RuntimeError, "'triton' is not usable here"),
     ],
 )

@@ -115,12 +115,12 @@ def interpreting(monkeypatch):
 
 def test_the_interpreter_is_for_cpu_tensors_and_only_when_named(interpreting):
     assert mk.backends()["triton"] is None
-    assert resolve("triton", "cpu") == "triton"
-    assert resolve(None, "cpu") != "triton"
+    assert resolve("sample", "triton", "cpu") == "triton"
+    assert resolve("sample", None, "cpu") != "triton"
     # Addresses in tables: the interpreter would read a GPU's memory from the host.
-    assert resolve(None, "cuda") != "triton"
+    assert resolve("sample", None, "cuda") != "triton"
     with pytest.raises(RuntimeError, match="'triton' is not usable here: It does not work on cuda"):
-        resolve("triton", "cuda")
+        resolve("sample", "triton", "cuda")
 
 
 def test_without_triton_the_reason_says_so(monkeypatch):
@@ -133,4 +133,4 @@ def test_without_a_gpu_the_reason_names_the_interpreter(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "TRITON_INTERPRET=1" in mk.backends()["triton"]
     with pytest.raises(RuntimeError, match="'triton' is not usable here: No CUDA device"):
-        resolve("triton", "cpu")
+        resolve("sample", "triton", "cpu")

@@ -1,7 +1,6 @@
 """label_nll and label_logits on the CPU: against float64, alone and in company, in shards."""
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 import mezo_kernels as mk
 from mezo_kernels.nll import cpu
 from tests.support.gates import assert_close_to_truth
+from tests.support.vocabulary import nll_of_shards
 
 # V: less than a tile, a tile and its neighbours, several tiles with a tail.
 VOCABS = (1, 37, cpu.TILE - 1, cpu.TILE, cpu.TILE + 1, 2600)
@@ -117,16 +117,11 @@ def test_shards_merge_to_the_whole(cuts, backend):
     hidden, lm_head, targets = inputs(20, 2600, 64)
     targets[:4] = torch.tensor([0, 1, 1300, 2599])
     whole = mk.label_nll(hidden, lm_head, targets, backend=backend)
-    bounds = (0, *cuts, 2600)
-    parts = [
-        mk.label_nll(hidden, lm_head[a:b], targets, vocab_start=a, partial=True, backend=backend)
-        for a, b in pairwise(bounds)
-    ]
-    for maximum, sum_exp, target_logit in parts:
-        assert maximum.dtype == sum_exp.dtype == target_logit.dtype == torch.float32
-        assert (sum_exp >= 1).all()
-    assert (torch.stack([part[2] for part in parts]).isfinite().sum(0) == 1).all()
-    merged = mk.label_nll_from_parts(parts)
+    parts, merged = nll_of_shards(hidden, lm_head, targets, cuts, backend=backend)
+    assert parts.dtype == torch.float32
+    _, sum_exp, target_logit = parts.unbind(1)
+    assert (sum_exp >= 1).all()
+    assert (target_logit.isfinite().sum(0) == 1).all()
     assert float((merged - whole).abs().max()) <= bound(64, whole)
 
 
@@ -195,7 +190,7 @@ HIDDEN, WEIGHT, TARGETS = inputs(4, 10, 8)
         ({"targets": TARGETS.int()}, ValueError, r"targets must be \[T\]"),
         ({"targets": TARGETS.to("meta")}, ValueError, "targets must be on cpu"),
         ({"backend": "fast"}, ValueError, "backend must be one of"),
-        ({"backend": "cuda"}, NotImplementedError, "no CUDA C\\+\\+ form, use 'triton'"),
+        ({"backend": "cuda"}, NotImplementedError, "no CUDA C\\+\\+ backend, use 'triton'"),
         ({"backend": "triton"}, RuntimeError, "'triton' is not usable here"),
     ],
 )
@@ -214,19 +209,21 @@ def test_bad_label_rows_and_parts():
         mk.label_logits(HIDDEN, WEIGHT, torch.tensor([1], dtype=torch.int32))
     with pytest.raises(IndexError):
         mk.label_logits(HIDDEN, WEIGHT, torch.tensor([10]))
-    with pytest.raises(ValueError, match="parts must hold at least one"):
-        mk.label_nll_from_parts([])
+    for parts in (torch.zeros(3, 4), torch.zeros(0, 3, 4), torch.zeros(2, 3, 5)):
+        with pytest.raises(ValueError, match=r"label_nll: all_gather must return \[shards, 3, T\]"):
+            mk.label_nll(HIDDEN, WEIGHT, TARGETS, all_gather=lambda _, parts=parts: parts)
 
 
 def test_environment_chooses(monkeypatch):
     calls = []
-    monkeypatch.setattr(cpu, "label_nll_parts", lambda *a: calls.append(1) or a)
+    label_nll_parts = cpu.label_nll_parts
+    monkeypatch.setattr(cpu, "label_nll_parts", lambda *a: calls.append(1) or label_nll_parts(*a))
     monkeypatch.setenv("MEZO_KERNELS_BACKEND", "reference")
     mk.label_nll(HIDDEN, WEIGHT, TARGETS)
     assert not calls
-    # `cuda` is meant for operations that have a CUDA form.
+    # `cuda` is meant for operations that have a CUDA backend.
     monkeypatch.setenv("MEZO_KERNELS_BACKEND", "cuda")
-    mk.label_nll(HIDDEN, WEIGHT, TARGETS, partial=True)
+    mk.label_nll(HIDDEN, WEIGHT, TARGETS)
     assert calls
     monkeypatch.setenv("MEZO_KERNELS_BACKEND", "fast")
     with pytest.raises(ValueError, match="MEZO_KERNELS_BACKEND must be one of"):
