@@ -35,11 +35,11 @@ CPU_TORCH = Needs(device_type="cpu")
 CPU_NATIVE = Needs("cpu", "cpu")
 TRITON = Needs("triton", "cuda")
 CUDA = Needs("cuda", "cuda")
-_ALL = {"reference": REFERENCE, "cpu": CPU_NATIVE, "triton": TRITON, "cuda": CUDA}
+EVERY_BACKEND = {"reference": REFERENCE, "cpu": CPU_NATIVE, "triton": TRITON, "cuda": CUDA}
 
 
 @dataclass(frozen=True)
-class _Op:
+class Op:
     """The backends of an operation, the package of their modules, and who may choose."""
 
     needs: Mapping[str, Needs]
@@ -47,7 +47,8 @@ class _Op:
     follows_environment: bool
 
 
-_ops: dict[str, _Op] = {}
+# Filled by `register`.
+OPS: dict[str, Op] = {}
 
 
 def backends() -> dict[str, str | None]:
@@ -64,7 +65,7 @@ def backends() -> dict[str, str | None]:
         >>> [name for name, reason in backends().items() if name == "reference" and not reason]
         ['reference']
     """
-    return {name: reason_against(name) for name in _ALL}
+    return {name: reason_against(name) for name in EVERY_BACKEND}
 
 
 def register(
@@ -82,7 +83,7 @@ def register(
             operation has no such modules.
         follows_environment: whether the environment variable may choose.
     """
-    _ops.update(dict.fromkeys(ops, _Op(needs, package, follows_environment)))
+    OPS.update(dict.fromkeys(ops, Op(needs, package, follows_environment)))
 
 
 def resolve(op: str, explicit: str | None, device_type: str) -> str:
@@ -101,11 +102,11 @@ def resolve(op: str, explicit: str | None, device_type: str) -> str:
         NotImplementedError: "cuda", for an operation that has "triton" only.
         RuntimeError: the backend that was asked for is not usable here, with the reason.
     """
-    has = _ops[op]
+    has = OPS[op]
     named, source = explicit, "backend"
     if not named and has.follows_environment:
         named, source = os.environ.get(ENVIRONMENT_VARIABLE), ENVIRONMENT_VARIABLE
-        named = None if named in _ALL and named not in has.needs else named
+        named = None if named in EVERY_BACKEND and named not in has.needs else named
     if not named:
         return _best(tuple(has.needs.items()), device_type)
     if named not in has.needs:
@@ -117,8 +118,8 @@ def resolve(op: str, explicit: str | None, device_type: str) -> str:
 
 
 def load(op: str, name: str) -> ModuleType:
-    """Return the module of a backend; it is imported at its first use, as triton takes long."""
-    package = _ops[op].package
+    """Return the module of a backend, imported at its first use: importing triton is slow."""
+    package = OPS[op].package
     assert package is not None, op
     return importlib.import_module(f"{package}.{name}")
 

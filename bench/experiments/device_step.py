@@ -55,7 +55,7 @@ class DeviceStep:
     Numerics: losses to coefficients in float64, the operations of mezo/spsa.py in their order, then
     one rounding to fp32; the same bits on every backend. A step whose losses are not all finite, or
     whose coefficients are not all finite in fp32, leaves no update.
-    Graph-safe: yes, after one call outside of a capture. Cost: one launch of one block a step.
+    Graph-safe: yes, after one call outside of a capture. Cost: one launch of one block per step.
     Source: Malladi et al. 2023 (arXiv 2305.17333), Algorithms 1 and 2.
     """
 
@@ -117,7 +117,7 @@ class DeviceStep:
         Raises:
             ValueError: a value outside its range; nothing has changed then.
 
-        Graph-safe: yes; outside of a graph it holds for later replays. Cost: a launch a setting.
+        Graph-safe: yes; outside of a graph it holds for later replays. Cost: a launch per setting.
         """
         if lr is not None and not math.isfinite(lr):
             raise ValueError(f"DeviceStep: lr must be finite, got {lr!r}; pass a rate like 1e-4.")

@@ -85,7 +85,7 @@ def shared_prefix_attention(
     inputs, fp64 too). A prefix of more than 1024 tokens is attended to in parts of 1024 by triton,
     whatever the batch. Deterministic. Rows of one group with equal contents get the same bits,
     wherever they stand in the group, and a group's result does not depend on the other groups of
-    the batch. cpu: a row's bits depend on the row and its prefix alone, not on the other rows of
+    the batch. cpu: a row's bits depend only on the row and its prefix, not on the other rows of
     its group either, and are the same on every instruction set and for every number of threads
     (lse: as far as the C library's log is); weights below exp(-87) of the largest are 0,
     and a token whose scores are all -inf gets 0 and lse -inf. Backends agree within rounding, not

@@ -18,9 +18,9 @@ class Tables:
 
     Args:
         rows: `[R, 2]`, first token and end of each row, group by group.
-        slots: `[kv_indptr[G]]`, contiguous, a copy of its own: what is checked stays.
+        slots: `[kv_indptr[G]]`, contiguous, a private copy: it cannot change after the check.
         blocks: `[N, 6]`, rows of AttentionBlock (csrc/cpu/ops.h).
-        addresses: of the three and N, as the native function takes them.
+        addresses: of the three and N, as the native function expects them.
         lowest, highest: of the slots; 0 and -1 where there are none.
     """
 

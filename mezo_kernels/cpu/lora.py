@@ -19,8 +19,8 @@ class SegmentedLora:
 
         h[t] = scaling_s * A_s x[t],   out[t] += B_s h[t],   t in segment s
 
-    Built once per batch and used by every layer. On a GPU the engines' own segmented kernels do
-    this; here it makes one call of what their CPU form does adapter by adapter and slice by slice.
+    Build it once per batch and use it in every layer. On a GPU the engines' own segmented kernels
+    do this. On a CPU the engines loop over adapters and slices; this is one call for all of them.
 
     Args:
         indptr: `[N + 1]` ints that never decrease, the rows of the segments.

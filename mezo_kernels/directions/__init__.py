@@ -6,7 +6,7 @@ from typing import Protocol, cast
 
 import torch
 
-from mezo_kernels.backends import CPU_NATIVE, CUDA, REFERENCE, TRITON, load, register, resolve
+from mezo_kernels.backends import EVERY_BACKEND, load, register, resolve
 from mezo_kernels.directions.philox import Direction, TensorSpec
 from mezo_kernels.directions.plan import AdapterPlan
 from mezo_kernels.directions.scalars import Scalars, on_host, scalars_of
@@ -19,7 +19,7 @@ class _Backend(Protocol):
 
 
 class _HostBackend(_Backend, Protocol):
-    """A backend that takes the scalars of a call as they are."""
+    """A backend that gets the scalars of a call as Python numbers."""
 
     def add_directions_(
         self, plan: AdapterPlan, directions: Sequence[Direction], coefficients: Sequence[float]
@@ -46,7 +46,7 @@ register(
     "sample",
     "add_directions_",
     "perturb_into",
-    needs={"reference": REFERENCE, "cpu": CPU_NATIVE, "triton": TRITON, "cuda": CUDA},
+    needs=EVERY_BACKEND,
     package=__name__,
 )
 # These read the scalars of a call from device memory.

@@ -1,4 +1,4 @@
-"""The random direction z: names, counter layout and the PyTorch truth of its bits.
+"""The random direction z: names, counter layout and the PyTorch reference of its bits.
 
 csrc/philox.h holds the same definition for C++ and CUDA; the bits of both are equal, always.
 
@@ -201,7 +201,7 @@ def philox4x32(counter: torch.Tensor, key: torch.Tensor, *, rounds: int = 10) ->
         ValueError: wrong shape or dtype, or a negative number of rounds.
 
     Numerics: integers only; equal to Random123. Graph-safe: no. Cost: about 20 int64 passes a
-    round: the truth for tests, not a fast path.
+    round: the reference for tests, not a fast path.
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
     Example:

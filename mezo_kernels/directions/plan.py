@@ -15,7 +15,7 @@ DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 # Elements of one entry of the work list; a tensor's last entry may have fewer.
 WORK_BLOCK = 2048
-# Elements that a GPU thread takes at once: 16 bytes of fp16 or bf16.
+# Elements that a GPU thread computes at once: 16 bytes of fp16 or bf16.
 VECTOR = 8
 
 
@@ -46,8 +46,8 @@ class AdapterPlan:
 
         masters[i] <-> specs[i] <-> outputs[k][i] for every slot k
 
-    Build it once; `add_directions_` and `perturb_into` take it in place of their tensors, and then
-    check nothing and allocate next to nothing. The plan keeps the tensors alive; their storage
+    Build it once; pass it to `add_directions_` and `perturb_into` in place of their tensors. They
+    then check nothing and allocate next to nothing. The plan keeps the tensors alive; their storage
     must not be replaced (`tensor.data = ...`, `resize_`) while the plan is in use.
 
     Args:
@@ -134,7 +134,7 @@ class AdapterPlan:
         return (words - (words >> 31 << 32)).to(torch.int32)
 
     def _is_vector(self, i: int) -> bool:
-        """Whether the tensor's runs of `VECTOR` positions can be taken as a whole."""
+        """Whether the tensor's runs of `VECTOR` positions can be computed as a whole."""
         spec = self.specs[i]
         counts = [spec.shape[1], spec.col0, spec.row0 * spec.whole_shape[1]]
         counts += [spec.whole_shape[1]] if spec.shape[0] > 1 else []

@@ -1,4 +1,4 @@
-"""The PyTorch truth of the three calls; it reads like the formulas in their docstrings."""
+"""The PyTorch reference of the three calls; it reads like the formulas in their docstrings."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +8,7 @@ from mezo_kernels.directions.fp32 import fma
 from mezo_kernels.directions.philox import Direction, TensorSpec, direction_of_elements
 from mezo_kernels.directions.plan import AdapterPlan
 
-# Rows are taken in blocks of about this many elements to bound the memory of the int64 words.
+# Rows are computed in blocks of about this many elements to bound the memory of the int64 words.
 _BLOCK = 1 << 16
 
 

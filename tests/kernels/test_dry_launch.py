@@ -31,7 +31,7 @@ SHAPES = [
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-# Work blocks of other sizes than the plan's are there for their bits alone.
+# Work blocks of other sizes than the plan's only matter for bits.
 DIRECTION_CASES = [n for n in direction_cases.CASES if not n.startswith("other_block_sizes")]
 
 

@@ -1,8 +1,8 @@
 """Cases of the direction calls as functions of a backend; each returns the tensors it has written.
 
 Run as a script, it compares every case on the triton backend, interpreted on the CPU, with the
-reference, and prints a JSON object: the name of a case -> "" or what is wrong. The script is a
-process of its own because triton decides at its import whether it interprets.
+reference, and prints a JSON object: the name of a case -> "" or what is wrong. The script has its
+own process because triton decides at its import whether it interprets.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A launch derives more than its kernel's source says: which sizes are 1 or divisible by 16, which
 pointers are aligned, which constants it passes. Ahead-of-time compilation has to guess that; here
-the launching code itself runs, on CPU tensors, up to the point where the driver would take over.
+the launching code itself runs, on CPU tensors, up to the call of the driver.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Driver:
 
 @contextmanager
 def dry_launches(arch: int = 90):
-    """Let the triton backend take CPU tensors and compile its launches; yields their list."""
+    """Let the triton backend accept CPU tensors and compile its launches; yields their list."""
     launches: list[Launch] = []
     run = JITFunction.run
 

@@ -1,4 +1,4 @@
-"""Checks in Triton's interpreter: a process of its own, as triton decides at its import."""
+"""Checks in Triton's interpreter: in their own process, because triton decides at its import."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from mezo_kernels import SharedPrefixPlan
 class Cascade:
     """Sequences of at least one token each, over at least one key each.
 
-    Tokens without a prefix stand last and take no part in the first pass: what kernels return for
+    Tokens without a prefix are last and not in the first pass: what kernels return for
     a sequence without keys differs (SGLang 0.5.17 stores NaN), and NaN survives a weight of 0.
 
     Args:

@@ -51,7 +51,7 @@ class _Shape:
     kv_data_type: torch.dtype
 
     def arguments(self) -> dict[str, Any]:
-        """All but the device, as both wrappers take them."""
+        """All but the device, as both wrappers expect them."""
         return {name: value for name, value in vars(self).items() if name != "device"}
 
 
@@ -137,7 +137,7 @@ def _merge_in_place(
 ) -> None:
     """FlashInfer's merge, with the heads cut so that those of a token fit a block of threads."""
     heads, dim = out.shape[1:]
-    # A thread takes 8 elements of a head, or a 32nd of one.
+    # A thread computes 8 elements of a head, or a 32nd of one.
     threads_of_head = dim // max(8, dim // 32)
     heads = math.gcd(heads, 1024 // threads_of_head)
     _package().merge_state_in_place(

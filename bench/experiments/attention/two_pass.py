@@ -28,7 +28,7 @@ _FUNCTION = "two_pass_attention"
 
 @dataclass(frozen=True)
 class _Sequences:
-    """A batch of sequences as SGLang's kernel takes it, on the device of a call."""
+    """A batch of sequences as SGLang's kernel expects it, on the device of a call."""
 
     qo_indptr: torch.Tensor
     kv_indptr: torch.Tensor
@@ -58,7 +58,7 @@ class TwoPass:
             apart.
 
     Numerics: scores and softmax in fp32; fp32 products are TF32 on a GPU, as SGLang's kernel makes
-    them. Both halves are rounded to the dtype of ``q`` before they are merged, so 16-bit results
+    them. Both results are rounded to the dtype of ``q`` before they are merged, so 16-bit results
     carry up to three roundings. Deterministic. Prefixes are not split, so few groups with long ones
     leave most of a GPU idle.
     Graph-safe: yes, with a plan that was used once. Cost: a group's prefix is read once for each
@@ -188,7 +188,7 @@ def _merge() -> Callable[..., Any]:
     try:
         from sglang.srt.layers.attention.merge_state import merge_state as merge
     except ImportError:
-        # 0.5.17 asks for a compiled form there, which CPU hosts do not have.
+        # 0.5.17 needs a compiled kernel there, which CPU hosts do not have.
         from sglang.kernels.ops.attention.merge_state import merge_state_triton as merge
     found: Callable[..., Any] = merge
     return found

@@ -10,7 +10,7 @@ from typing import Protocol, cast
 import torch
 
 from bench.experiments.lora.call import LoraCall
-from mezo_kernels.backends import CPU_NATIVE, CUDA, REFERENCE, TRITON, load, register, resolve
+from mezo_kernels.backends import EVERY_BACKEND, load, register, resolve
 from mezo_kernels.directions import rounded_factors
 from mezo_kernels.directions.philox import Direction, TensorSpec
 from mezo_kernels.directions.plan import DTYPE_CODES
@@ -22,7 +22,7 @@ class _Backend(Protocol):
 
 register(
     "perturbed_lora",
-    needs={"reference": REFERENCE, "cpu": CPU_NATIVE, "triton": TRITON, "cuda": CUDA},
+    needs=EVERY_BACKEND,
     package=__name__,
 )
 
@@ -41,7 +41,7 @@ def perturbed_lora(
     out: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """Apply a LoRA adapter under several perturbations, each to rows of its own.
+    """Apply a LoRA adapter under several perturbations, each to its own rows.
 
         A_k = round(fma(scale_k, z(a_spec, direction_k), a)),  B_k likewise
         h[t] = round(A_k x[t]),   y[t] = round(scaling * B_k h[t] + out[t])
@@ -58,7 +58,7 @@ def perturbed_lora(
         b_spec: the logical place of ``b``.
         directions: K `Direction`, one a copy; one named several times is made once for each two
             of its copies.
-        scales: K finite floats, rounded to fp32 once, e.g. (+eps, -eps); 0 takes the master as it
+        scales: K finite floats, rounded to fp32 once, e.g. (+eps, -eps); 0 uses the master as it
             is, rounded.
         row_indptr: K + 1 ints from 0 to T: copy k has the rows row_indptr[k] to row_indptr[k + 1];
             copies without rows are fine.
@@ -74,7 +74,7 @@ def perturbed_lora(
         ValueError: a wrong rank, shape, dtype, stride or device, lengths that do not match, a scale
             that is not finite in fp32, or an unknown backend name.
         NotImplementedError: backend "cuda" with fp32, a rank other than 8, 16, 32 and 64, or
-            shapes, strides or shards that are not multiples of 8; "triton" takes all of these.
+            shapes, strides or shards that are not multiples of 8; "triton" supports all of these.
         RuntimeError: the requested backend is not usable here, with the reason.
 
     Numerics: products accumulated in fp32, in parts of D_in that are added in their order; h is

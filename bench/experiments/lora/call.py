@@ -1,4 +1,4 @@
-"""What a call of perturbed_lora asks for, and its copies as a GPU kernel takes them."""
+"""What a call of perturbed_lora asks for, and its copies as a GPU kernel expects them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cuda backend: checks of what its kernels take, and addresses handed to the module."""
+"""The cuda backend: checks of what its kernels support, and addresses handed to the module."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def chunks(sent: DeviceCall, splits: int) -> tuple[int, int]:
 
 
 def check(call: LoraCall) -> None:
-    """Raise for what the kernels do not take."""
-    function, remedy = "perturbed_lora: backend 'cuda'", "use 'triton', which takes any"
+    """Raise for what the kernels do not support."""
+    function, remedy = "perturbed_lora: backend 'cuda'", "use 'triton', which supports any"
     if call.x.dtype == torch.float32:
         raise NotImplementedError(
             f"{function} multiplies fp16 and bf16 on tensor cores, got x of {call.x.dtype}; "

@@ -1,4 +1,4 @@
-"""Perturbed LoRA on a GPU: z inside of the products against slots, and where which form wins.
+"""Perturbed LoRA on a GPU: z inside of the products against slots, and which backend wins where.
 
 `python -m bench.experiments.lora.measure --out DIR` writes DIR/perturbed_lora.{json,md} and prints
 the table; --dry-run prints the cases and needs no GPU.
@@ -24,8 +24,8 @@ from mezo_kernels import directions
 from mezo_kernels.directions.scalars import scalars_of
 
 EPS, SCALING = 1e-3, 2.0
-FORMS = ("triton", "cuda")
-SLOTS, PRODUCTS = "slots and products", "products alone"
+BACKENDS = ("triton", "cuda")
+SLOTS, PRODUCTS = "slots and products", "products only"
 NEXT = mk.Direction(0, 1)
 # Modules of one shape have one entry.
 MODULES = {
@@ -120,9 +120,9 @@ class Buffers:
             self.x, a, b, a_spec, b_spec, pair, scales, ends, SCALING, self.y, is_added=True
         )
 
-    def inside(self, form: str) -> None:
+    def inside(self, backend: str) -> None:
         """All layers with z inside of the products."""
-        module = importlib.import_module(f"bench.experiments.lora.{form}")
+        module = importlib.import_module(f"bench.experiments.lora.{backend}")
         for sent in self.sent:
             module.run(sent)
 
@@ -138,38 +138,38 @@ class Buffers:
                 torch.addmm(y, x @ a.T, b.T, alpha=SCALING, out=y)
 
 
-def difference(case: Case, form: str, device: str, backend: str, num_layers: int = 1) -> float:
-    """RMS of what a form and the slots add to y, one from the other, over that of the slots."""
+def difference(case: Case, name: str, device: str, writer: str, num_layers: int = 1) -> float:
+    """RMS of what a backend and the slots add to y, one from the other, over that of the slots."""
     results = []
     for run in ("inside", "slots"):
         buffers = Buffers(case, device, num_layers)
         before = buffers.y.clone()
         if run == "inside":
-            buffers.inside(form)
+            buffers.inside(name)
         else:
-            buffers.write_slots(backend)
+            buffers.write_slots(writer)
             buffers.products()
         results.append(buffers.y.double() - before.double())
     inside, slots = results
     return float((inside - slots).square().mean().sqrt() / slots.square().mean().sqrt())
 
 
-def measure(case: Case, forms: list[str], rounds: int) -> tuple[dict[str, Timing], list[str]]:
+def measure(case: Case, backends: list[str], rounds: int) -> tuple[dict[str, Timing], list[str]]:
     """Timings of all layers by candidate, and what failed."""
     notes, buffers = [], Buffers(case, "cuda")
-    writer = "cuda" if "cuda" in forms else forms[0]
+    writer = "cuda" if "cuda" in backends else backends[0]
 
     def slots() -> None:
         buffers.write_slots(writer)
         buffers.products()
 
     calls: dict[str, Callable[[], object]] = {SLOTS: slots, PRODUCTS: buffers.products}
-    for form in forms:
-        # y and h are rounded to bf16 on the way, and the library adds in an order of its own.
-        if (found := difference(case, form, "cuda", writer)) > 2**-6:
-            notes.append(f"FAIL {case.name}: {form} differs from the slots by {found:.2g} (RMS)")
+    for name in backends:
+        # y and h are rounded to bf16 on the way, and the library adds in another order.
+        if (found := difference(case, name, "cuda", writer)) > 2**-6:
+            notes.append(f"FAIL {case.name}: {name} differs from the slots by {found:.2g} (RMS)")
             continue
-        calls[form] = lambda form=form: buffers.inside(form)
+        calls[name] = lambda name=name: buffers.inside(name)
     graphs = {name: [as_graph(call)] for name, call in calls.items()}
     return interleave_on_gpu(graphs, rounds), notes
 
@@ -192,7 +192,7 @@ def row_of(case: Case, timings: dict[str, Timing]) -> dict[str, object]:
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    names = (SLOTS, PRODUCTS, *FORMS)
+    names = (SLOTS, PRODUCTS, *BACKENDS)
     lines = ["| case | " + " | ".join(names) + " | wins |", "|---|" + "---|" * (len(names) + 1)]
     for row in rows:
         cells = []
@@ -212,7 +212,7 @@ def report(rows: list[dict[str, object]], where: dict[str, object], notes: list[
         f"Microseconds a layer, bf16, +eps and -eps with T rows each, added to y. `{SLOTS}`: "
         "perturb_into of the module's slots in all layers in one launch, then two library products "
         f"a copy and layer; `{PRODUCTS}`: without the launch, a bound for slots that many batches "
-        "share. The forms make z inside of their products. Each candidate is one CUDA graph of all "
+        "share. The backends make z inside of the products. Each candidate is a CUDA graph of all "
         f"layers, interleaved; the ratio is over `{SLOTS}`, median of the rounds.\n\n"
         f"{table(rows)}\n\n{said}\n\nMeasured with: {facts}.\n"
     )
@@ -221,17 +221,17 @@ def report(rows: list[dict[str, object]], where: dict[str, object], notes: list[
 def run(out: Path, rounds: int, budget_s: float, only: str) -> int:
     """Measure and write; the exit status is 1 where a case failed."""
     where = gpu_environment()
-    reasons = {form: mk.backends()[form] for form in FORMS}
-    forms = [form for form in FORMS if reasons[form] is None]
+    reasons = {name: mk.backends()[name] for name in BACKENDS}
+    backends = [name for name in BACKENDS if reasons[name] is None]
     rows: list[dict[str, object]] = []
 
     def measure_one(case: Case) -> list[str]:
-        timings, said = measure(case, forms, rounds)
+        timings, said = measure(case, backends, rounds)
         rows.append(row_of(case, timings))
         return said
 
-    notes = [f"{form}: {reason}" for form, reason in reasons.items() if reason is not None]
-    found = cases() if forms else []
+    notes = [f"{name}: {reason}" for name, reason in reasons.items() if reason is not None]
+    found = cases() if backends else []
     notes += gpu_main.measure_all(found, measure_one, budget_s=budget_s, only=only)
     facts = {**where, "notes": notes, "rows": rows}
     return gpu_main.write(out, "perturbed_lora", report(rows, where, notes), facts)

@@ -1,4 +1,4 @@
-"""The PyTorch truth: slots written by `perturb_into`, then the two products of each copy."""
+"""The PyTorch reference: slots written by `perturb_into`, then the two products of each copy."""
 
 from itertools import pairwise
 

@@ -1,8 +1,8 @@
 """The triton backend: (token, head of a KV head) packed in M, the prefix streamed once per tile.
 
-What decides rounding - tiles, their order, where a prefix is split - follows from the group alone,
-so a group's bits do not depend on the batch. Rows of a tile take turns at their own tokens, each
-from its first one on, so rows of one content get the same bits wherever they stand.
+Only the group decides rounding: the tiles, their order, where a prefix is split. So a group's bits
+do not depend on the batch. The own tokens of a tile's rows are attended to row by row, each row
+from its first token, so rows with equal contents get the same bits wherever they are.
 """
 
 import dataclasses

@@ -9,14 +9,14 @@ import torch
 
 from mezo_kernels.attention.plan import SharedPrefixPlan
 
-# Prefix tokens of one program. A longer prefix is split whatever the batch: splitting only where
-# groups are few would make a row's bits depend on its company.
+# Prefix tokens of one program. A longer prefix is always split: if it were split only in batches of
+# few groups, a row's bits would depend on the other rows.
 SPLIT_LEN = 1024
 
 
 @dataclass(frozen=True)
 class WorkList:
-    """The programs of the groups that take one tile height, on the device.
+    """The programs of the groups that have one tile height, on the device.
 
     Args:
         block_m: packed queries of a tile, (token, head of a KV head) row-major.
@@ -40,7 +40,7 @@ def make_work(
     block_ms: tuple[int, ...],
     device: torch.device,
 ) -> list[WorkList]:
-    """Sort the groups by tile height, which depends on the group alone, and cut them into tiles."""
+    """Sort the groups by tile height, which depends only on the group, and cut them into tiles."""
     members: dict[int, list[int]] = {}
     for group in range(plan.num_groups):
         num_queries = len(_tokens(plan, group)) * heads_per_kv_head

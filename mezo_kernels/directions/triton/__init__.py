@@ -17,7 +17,7 @@ from mezo_kernels.directions.triton.kernel import FLAT, GENERAL, MIXED, STRIDED,
 # Directions whose z one launch makes for the slots; each is a copy of the code.
 _DIRECTIONS_PER_LAUNCH = 8
 
-# (slot, dtype code, direction or -1, whether it is the direction's first), as the kernel takes it.
+# (slot, dtype code, direction or -1, whether it is the direction's first), for the kernel.
 Write = tuple[int, int, int, bool]
 
 
@@ -136,7 +136,7 @@ def _paths(plan: AdapterPlan) -> list[int | None]:
             continue
         rows_of_tables = (plan.tensor_table[i], *plan.output_table[i :: len(plan.specs)])
         strides = {int(row[1]) for row in rows_of_tables}
-        # The strided path takes strides of 32 bits.
+        # The strided path counts strides in 32 bits.
         if i not in is_vector or max(strides) >= 1 << 32:
             path = GENERAL
         else:

@@ -27,7 +27,7 @@ MIXED = tl.constexpr(-1)
 # How a tensor lies in memory. FLAT and STRIDED: aligned vectors of `VECTOR` elements, and in FLAT
 # they follow one another, in the element index as well. GENERAL: anything.
 FLAT, STRIDED, GENERAL = (tl.constexpr(path) for path in range(3))
-# Positions that the general path takes at once; more of them need more registers than there are.
+# Positions that the general path computes at once; more of them need more registers than there are.
 GENERAL_STEP = tl.constexpr(512)
 
 

@@ -8,30 +8,30 @@ inline PTX, and numpy no fma. Kernels that use these functions must be launched 
 import triton
 import triton.language as tl
 
-from mezo_kernels.directions import philox as truth
+from mezo_kernels.directions import philox as reference
 
 # True where `triton.jit` makes interpreted functions: both are decided when this file is imported.
 INTERPRET = tl.constexpr(triton.knobs.runtime.interpret)
 
-M0, M1 = tl.constexpr(truth.M0), tl.constexpr(truth.M1)
-W0, W1 = tl.constexpr(truth.W0), tl.constexpr(truth.W1)
-RADEMACHER = tl.constexpr(truth.DOMAINS["rademacher"])
-SQRT_HALF_BITS = tl.constexpr(truth.SQRT_HALF_BITS)
-BIG_WORD = tl.constexpr(truth.BIG_WORD)
+M0, M1 = tl.constexpr(reference.M0), tl.constexpr(reference.M1)
+W0, W1 = tl.constexpr(reference.W0), tl.constexpr(reference.W1)
+RADEMACHER = tl.constexpr(reference.DOMAINS["rademacher"])
+SQRT_HALF_BITS = tl.constexpr(reference.SQRT_HALF_BITS)
+BIG_WORD = tl.constexpr(reference.BIG_WORD)
 TWO_M32, TWO_M33 = tl.constexpr(2.0**-32), tl.constexpr(2.0**-33)
-PIO2_HI, PIO2_LO = tl.constexpr(truth.PIO2_HI), tl.constexpr(truth.PIO2_LO)
-S0, S1, S2 = (tl.constexpr(s) for s in truth.SIN_S)
-C0, C1, C2, C3 = (tl.constexpr(c) for c in truth.COS_C)
+PIO2_HI, PIO2_LO = tl.constexpr(reference.PIO2_HI), tl.constexpr(reference.PIO2_LO)
+S0, S1, S2 = (tl.constexpr(s) for s in reference.SIN_S)
+C0, C1, C2, C3 = (tl.constexpr(c) for c in reference.COS_C)
 # -2 log u instead of log u: a factor of a power of two changes no rounding, as nothing here gets
 # near the smallest fp32 number.
-LN2_HI_M2, LN2_LO_M2 = tl.constexpr(-2 * truth.LN2_HI), tl.constexpr(-2 * truth.LN2_LO)
-P0, P1, P2, P3, P4, P5, P6, P7 = (tl.constexpr(-2 * p) for p in truth.LOG_P)
+LN2_HI_M2, LN2_LO_M2 = tl.constexpr(-2 * reference.LN2_HI), tl.constexpr(-2 * reference.LN2_LO)
+P0, P1, P2, P3, P4, P5, P6, P7 = (tl.constexpr(-2 * p) for p in reference.LOG_P)
 
 
 def device(function):
     """`triton.jit` for device functions, which kernels call.
 
-    The interpreter prepares every call of a jitted function anew, which takes it longer than the
+    The interpreter prepares every call of a jitted function anew, which takes longer than the
     function's arithmetic; a plain function does as well there.
     """
     return function if INTERPRET else triton.jit(function)

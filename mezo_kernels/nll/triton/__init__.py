@@ -1,7 +1,7 @@
 """The triton backend: each program runs through its share of the vocabulary, then one merge.
 
-Tiles, shares and their order follow from V, D_in and dtype alone: the number of rows decides only
-how many programs there are.
+Only V, D_in and dtype decide the tiles, the shares and their order; the number of rows decides how
+many programs there are.
 """
 
 import torch

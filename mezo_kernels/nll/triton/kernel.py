@@ -104,7 +104,7 @@ def label_nll_kernel(
         picked = tl.max(tl.where(is_target, logits, -float("inf")), axis=1)
         target_logit = tl.maximum(target_logit, picked)
         new_maximum = tl.maximum(maximum, tl.max(logits, axis=1))
-        # A row of -inf alone keeps sum 0 instead of NaN.
+        # A row of only -inf keeps sum 0 instead of NaN.
         shift = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
         sum_exp = sum_exp * tl.exp(maximum - shift)
         sum_exp += tl.sum(tl.exp(logits - shift[:, None]), axis=1)

@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 
 from bench.experiments.attention.cascade import cascade_of
-from tests.support.gates import assert_close_to_truth
+from tests.support.gates import assert_close_to_reference
 from tests.support.interpreted import checks_of, report
 from tests.support.shared_prefix import bound, random_batch, shuffle_rows
 
@@ -30,10 +30,10 @@ def make(dtype, shape, groups=RAGGED):
     return random_batch(groups, **sizes, dtype=dtype, seed=4)
 
 
-def limit(batch, truth):
+def limit(batch, reference):
     """Two results and their sum are rounded, not one result: two more roundings of the output."""
-    return bound(batch, truth) + 2 * torch.finfo(batch.tensors[0].dtype).eps * float(
-        truth.abs().max()
+    return bound(batch, reference) + 2 * torch.finfo(batch.tensors[0].dtype).eps * float(
+        reference.abs().max()
     )
 
 
@@ -48,23 +48,25 @@ def check_against_float64():
         for shape in SHAPES:
             for soft_cap in (0.0, 2.0) if shape == SHAPES[1] else (0.0,):
                 batch, options = make(dtype, shape), {"soft_cap": soft_cap, "return_lse": True}
-                truth, truth_lse = batch.truth(**options)
+                reference, reference_lse = batch.reference(**options)
                 same, same_lse = batch.attend(backend="reference", **options)
                 ours, lse = two_pass(batch, batch.plan(), **options)
-                assert_close_to_truth(ours, same, truth, limit(batch, truth))
-                assert_close_to_truth(lse, same_lse, truth_lse, 2**-24 * 16 * shape[2] ** 0.5)
+                assert_close_to_reference(ours, same, reference, limit(batch, reference))
+                assert_close_to_reference(
+                    lse, same_lse, reference_lse, 2**-24 * 16 * shape[2] ** 0.5
+                )
 
 
 def check_rows_in_any_order():
     for groups in (RAGGED, WITH_PREFIX):
         batch = make(torch.float32, SHAPES[1], groups)
-        truth, truth_lse = batch.truth(return_lse=True)
+        reference, reference_lse = batch.reference(return_lse=True)
         shuffled, plan, places = shuffle_rows(batch, 5)
-        out = torch.full_like(truth, torch.nan, dtype=torch.float32)
+        out = torch.full_like(reference, torch.nan, dtype=torch.float32)
         result, lse = two_pass(shuffled, plan, return_lse=True, out=out)
         assert result is out
-        assert float((out[places] - truth).abs().max()) <= limit(batch, truth)
-        assert float((lse[places] - truth_lse).abs().max()) <= 2**-24 * 16 * 24**0.5
+        assert float((out[places] - reference).abs().max()) <= limit(batch, reference)
+        assert float((lse[places] - reference_lse).abs().max()) <= 2**-24 * 16 * 24**0.5
 
 
 def check_a_plan_is_read_once():
@@ -93,9 +95,9 @@ def check_no_prefix_and_no_tokens():
     for groups in ([(0, (3, 2)), (0, (1,))], [(4, (0, 0))]):
         batch = make(torch.float32, SHAPES[0], groups)
         ours, lse = two_pass(batch, batch.plan(), return_lse=True)
-        truth, truth_lse = batch.truth(return_lse=True)
-        torch.testing.assert_close(ours.double(), truth, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(lse.double(), truth_lse, rtol=1e-5, atol=1e-5)
+        reference, reference_lse = batch.reference(return_lse=True)
+        torch.testing.assert_close(ours.double(), reference, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(lse.double(), reference_lse, rtol=1e-5, atol=1e-5)
 
 
 def check_prefix_per_row():
@@ -104,12 +106,12 @@ def check_prefix_per_row():
     for dtype in DTYPES:
         batch = make(dtype, SHAPES[1])
         options = {"soft_cap": 2.0, "return_lse": True}
-        truth, truth_lse = batch.truth(**options)
+        reference, reference_lse = batch.reference(**options)
         same, same_lse = batch.attend(backend="reference", **options)
         shuffled, plan, places = shuffle_rows(batch, 6)
         ours, lse = prefix_per_row(*shuffled.tensors, plan=plan, scale=batch.scale, **options)
-        assert_close_to_truth(ours[places], same, truth, bound(batch, truth))
-        assert_close_to_truth(lse[places], same_lse, truth_lse, 2**-24 * 16 * 24**0.5)
+        assert_close_to_reference(ours[places], same, reference, bound(batch, reference))
+        assert_close_to_reference(lse[places], same_lse, reference_lse, 2**-24 * 16 * 24**0.5)
 
 
 CHECKS = checks_of(globals())

@@ -16,7 +16,7 @@ import torch
 
 import mezo_kernels as mk
 from bench.experiments.lora import perturbed_lora
-from tests.support.gates import assert_close_to_truth
+from tests.support.gates import assert_close_to_reference
 from tests.support.interpreted import checks_of, report
 
 FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
@@ -26,16 +26,16 @@ NEXT = mk.Direction(2**63 + 5, 9, 3)
 
 @dataclass(frozen=True)
 class Target:
-    """A backend, its device, and what it takes and promises."""
+    """A backend, its device, and what it supports and promises."""
 
     name: str
     device: str
     dtypes: tuple[torch.dtype, ...] = (FLOAT32, FLOAT16, BFLOAT16)
     # Ranks and sizes that are no multiples of 8.
     takes_odd: bool = True
-    # A row has the same bits in any company.
+    # A row has the same bits whatever the other rows are.
     is_invariant: bool = True
-    # Fewer and smaller cases, for what takes a second for each.
+    # Fewer and smaller cases, for a backend that needs a second for each.
     is_slow: bool = False
 
 
@@ -89,7 +89,7 @@ class Problem:
         )
         return slots
 
-    def truth(self) -> tuple[torch.Tensor, torch.Tensor, float]:
+    def reference(self) -> tuple[torch.Tensor, torch.Tensor, float]:
         """(float64 result, the result of torch in the dtype of x, bound of an error)."""
         unit = torch.finfo(self.x.dtype).eps / 2
         truths, sames, bound = [], [], 0.0
@@ -163,8 +163,8 @@ def make(
 
 
 def assert_right(problem: Problem, target: Target) -> None:
-    truth, same, bound = problem.truth()
-    assert_close_to_truth(problem.run(target), same, truth, bound)
+    reference, same, bound = problem.reference()
+    assert_close_to_reference(problem.run(target), same, reference, bound)
 
 
 def ranks_of(target: Target) -> tuple[int, ...]:

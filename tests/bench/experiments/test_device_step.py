@@ -126,7 +126,7 @@ def host_backend(request):
 @pytest.mark.parametrize("num_directions", [1, 3])
 @pytest.mark.parametrize("clip", [None, CLIP], ids=["no clip", "clip"])
 def test_fifty_steps_equal_host_scalars(host_backend, bits, num_directions, distribution, clip):
-    # The reference takes its time; the step that is skipped is among the first ten.
+    # The reference is slow; the step that is skipped is among the first ten.
     num_steps = 10 if host_backend == "reference" and num_directions > 1 else 50
     ours, theirs = Adapter("cpu", num_directions), Adapter("cpu", num_directions)
     state = make_state(ours, num_directions, distribution, clip=clip)

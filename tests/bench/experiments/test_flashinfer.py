@@ -10,7 +10,7 @@ import torch
 import mezo_kernels as mk
 from bench.experiments.attention import flashinfer as backend
 from tests.bench.experiments import fake_flashinfer
-from tests.support.gates import assert_close_to_truth
+from tests.support.gates import assert_close_to_reference
 from tests.support.shared_prefix import Batch, bound, random_batch, shuffle_rows
 
 # Groups without a prefix in the middle and at the end, empty rows, groups without tokens.
@@ -44,10 +44,10 @@ def make(dtype, shape, groups=RAGGED):
     return random_batch(groups, heads=heads, kv_heads=kv_heads, dim=dim, dtype=dtype, seed=8)
 
 
-def limit(batch, truth):
+def limit(batch, reference):
     """Two partial results and their sum are rounded, not one result."""
-    return bound(batch, truth) + 2 * torch.finfo(batch.tensors[0].dtype).eps * float(
-        truth.abs().max()
+    return bound(batch, reference) + 2 * torch.finfo(batch.tensors[0].dtype).eps * float(
+        reference.abs().max()
     )
 
 
@@ -56,12 +56,12 @@ def limit(batch, truth):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_against_float64(stand_in, dtype, shape, soft_cap):
     batch, options = make(dtype, shape), {"soft_cap": soft_cap, "return_lse": True}
-    truth, truth_lse = batch.truth(**options)
+    reference, reference_lse = batch.reference(**options)
     same, same_lse = batch.attend(backend="reference", **options)
     ours, lse = batch.attend(backend=backend, **options)
     assert lse.dtype == torch.float32
-    assert_close_to_truth(ours, same, truth, limit(batch, truth))
-    assert_close_to_truth(lse, same_lse, truth_lse, 2**-24 * 16 * shape[2] ** 0.5)
+    assert_close_to_reference(ours, same, reference, limit(batch, reference))
+    assert_close_to_reference(lse, same_lse, reference_lse, 2**-24 * 16 * shape[2] ** 0.5)
 
 
 @pytest.mark.parametrize("groups", [RAGGED, IN_ORDER], ids=["ragged", "in order"])
@@ -94,16 +94,16 @@ def test_layers_share_the_planned_wrappers(stand_in):
 def test_passes_that_are_empty_are_left_out(stand_in, groups):
     batch = make(torch.float16, SHAPES[0], groups)
     ours, lse = batch.attend(backend=backend, return_lse=True)
-    truth, truth_lse = batch.truth(return_lse=True)
-    torch.testing.assert_close(ours.double(), truth, rtol=2e-3, atol=2e-3)
-    torch.testing.assert_close(lse.double(), truth_lse, rtol=1e-5, atol=1e-5)
+    reference, reference_lse = batch.reference(return_lse=True)
+    torch.testing.assert_close(ours.double(), reference, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(lse.double(), reference_lse, rtol=1e-5, atol=1e-5)
     assert "BatchPrefillWithPagedKVCacheWrapper" not in stand_in.plans
 
 
 def test_many_heads_are_merged_in_parts(stand_in):
     batch = make(torch.float16, (192, 2, 128), IN_ORDER)
-    truth = batch.truth()
-    assert float((batch.attend(backend=backend) - truth).abs().max()) <= limit(batch, truth)
+    reference = batch.reference()
+    assert float((batch.attend(backend=backend) - reference).abs().max()) <= limit(batch, reference)
 
 
 @pytest.mark.parametrize(
@@ -152,12 +152,12 @@ def test_the_real_one_against_float64(dtype, shape):
         pytest.skip(reason)
     for soft_cap in (0.0, 2.0):
         batch, options = make(dtype, shape), {"soft_cap": soft_cap, "return_lse": True}
-        truth, truth_lse = batch.truth(**options)
+        reference, reference_lse = batch.reference(**options)
         same, same_lse = batch.attend(backend="reference", **options)
         shuffled, plan, places = shuffle_rows(batch, 5)
         moved = Batch([t.cuda() for t in shuffled.tensors], batch.ranges, batch.scale)
         results = moved.attend(plan=plan, backend=backend, **options)
         ours, lse = (result.cpu()[places] for result in results)
-        assert_close_to_truth(ours, same, truth, limit(batch, truth))
+        assert_close_to_reference(ours, same, reference, limit(batch, reference))
         # FlashInfer's exp2 and log2 are the GPU's approximations.
-        assert_close_to_truth(lse, same_lse, truth_lse, 2**-22 * 16 * shape[2] ** 0.5)
+        assert_close_to_reference(lse, same_lse, reference_lse, 2**-22 * 16 * shape[2] ** 0.5)

@@ -23,14 +23,14 @@ def test_dry_run_of_perturbed_lora_prints_the_cases():
     assert line in result.stdout
 
 
-def test_the_timed_forms_add_what_the_slots_add(monkeypatch, on_host):
+def test_the_timed_backends_add_what_the_slots_add(monkeypatch, on_host):
     monkeypatch.syspath_prepend(str(ROOT))
     from bench.experiments.lora import measure as bench
 
     case = bench.Case("smollm2-135m", "self_attn.v_proj", 16, 20)
     assert bench.difference(case, "cuda", "cpu", "cuda", num_layers=2) < 2**-6
 
-    def exchanged(buffers, form):
+    def exchanged(buffers, backend):
         buffers.write_slots("cuda")
         buffers.slots.reverse()
         buffers.products()

@@ -1,4 +1,4 @@
-"""perturbed_lora on every backend: the factors' bits, float64, company, views, bad inputs."""
+"""perturbed_lora on every backend: the factors' bits, float64, other rows, views, bad inputs."""
 
 import re
 
@@ -87,10 +87,10 @@ def test_a_projection_of_a_large_model(name):
 def test_a_planted_error_is_seen():
     # The sign of one copy.
     problem = make(FLOAT32)
-    truth, _, bound = problem.truth()
+    reference, _, bound = problem.reference()
     problem.scales = [0.05, 0.05]
     wrong = problem.run(TARGETS["reference"])
-    assert float((wrong - truth).abs().max()) > 1000 * bound
+    assert float((wrong - reference).abs().max()) > 1000 * bound
 
 
 def changed(**changes) -> Problem:

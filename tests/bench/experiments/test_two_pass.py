@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 
 from bench.experiments.attention import two_pass as module
 from tests.bench.experiments.interpreted_two_pass import CHECKS, limit, make, two_pass
-from tests.support.gates import assert_close_to_truth
+from tests.support.gates import assert_close_to_reference
 from tests.support.interpreted import run_interpreted
 from tests.support.shared_prefix import Batch, random_batch, shuffle_rows
 
@@ -35,13 +35,13 @@ def test_interpreted(results, check):
 def test_on_a_gpu_against_float64(dtype, shape):
     for soft_cap in (0.0, 2.0):
         batch, options = make(dtype, shape), {"soft_cap": soft_cap, "return_lse": True}
-        truth, truth_lse = batch.truth(**options)
+        reference, reference_lse = batch.reference(**options)
         same, same_lse = batch.attend(backend="reference", **options)
         shuffled, plan, places = shuffle_rows(batch, 5)
         moved = Batch([t.cuda() for t in shuffled.tensors], batch.ranges, batch.scale)
         ours, lse = (result.cpu()[places] for result in two_pass(moved, plan, **options))
-        assert_close_to_truth(ours, same, truth, limit(batch, truth))
-        assert_close_to_truth(lse, same_lse, truth_lse, 2**-24 * 16 * shape[2] ** 0.5)
+        assert_close_to_reference(ours, same, reference, limit(batch, reference))
+        assert_close_to_reference(lse, same_lse, reference_lse, 2**-24 * 16 * shape[2] ** 0.5)
 
 
 @pytest.mark.parametrize("function", ["two_pass_attention", "prefix_per_row"])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import mezo_kernels as mk
 from mezo_kernels.attention import AttentionInputs
 from mezo_kernels.attention.cpu import make_tables
-from tests.support.gates import assert_close_to_truth
+from tests.support.gates import assert_close_to_reference
 from tests.support.shared_prefix import (
     Batch,
     bound,
@@ -70,13 +70,13 @@ def test_reference_is_the_attention_of_torch():
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (9, 3), (8, 1)])
 def test_cpu_against_float64(heads, kv_heads, dim, dtype):
     batch = random_batch(RAGGED, heads=heads, kv_heads=kv_heads, dim=dim, dtype=dtype)
-    truth, truth_lse = batch.truth(return_lse=True)
+    reference, reference_lse = batch.reference(return_lse=True)
     ours, lse = batch.attend(backend="cpu", return_lse=True)
     same, same_lse = batch.attend(backend="reference", return_lse=True)
     assert ours.dtype == dtype
     assert lse.dtype == torch.float32
-    assert_close_to_truth(ours, same, truth, bound(batch, truth))
-    assert_close_to_truth(lse, same_lse, truth_lse, 2**-24 * 8 * dim**0.5)
+    assert_close_to_reference(ours, same, reference, bound(batch, reference))
+    assert_close_to_reference(lse, same_lse, reference_lse, 2**-24 * 8 * dim**0.5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -84,10 +84,10 @@ def test_soft_cap_and_value_dim(backend):
     batch = random_batch(RAGGED, dim=48, v_dim=24)
     # Scores of size 3 under a cap of 2: far from linear.
     options = {"scale": 3 * batch.scale, "soft_cap": 2.0}
-    truth = batch.truth(**options)
+    reference = batch.reference(**options)
     ours = batch.attend(backend=backend, **options)
     same = batch.attend(backend="reference", **options)
-    assert_close_to_truth(ours, same, truth, 3 * bound(batch, truth))
+    assert_close_to_reference(ours, same, reference, 3 * bound(batch, reference))
     assert not torch.allclose(ours, batch.attend(backend=backend, scale=3 * batch.scale))
 
 
@@ -171,7 +171,7 @@ def test_bits_do_not_depend_on_the_instruction_set_or_threads(dtype, isas, bits)
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_row_does_not_depend_on_its_company(dtype, isa, bits):
-    """A row alone, with its prefix, has the bits that it has in its group and batch."""
+    """A row without other rows has the bits that it has in its group and batch."""
     choose = random.Random(f"row {dtype} {isa}")
     for seed in range(2 if isa == "portable" else 10):
         batch = random_case(choose, seed, dtype=dtype)
@@ -200,10 +200,10 @@ def test_random_cases_against_float64(isa):
     for seed in range(3 if isa == "portable" else 15):
         batch = random_case(choose, seed, dtype=choose.choice(DTYPES))
         options = {"return_lse": True, "soft_cap": choose.choice([0.0, 3.0])}
-        truth, truth_lse = batch.truth(**options)
+        reference, reference_lse = batch.reference(**options)
         ours, lse = batch.attend(backend="cpu", **options)
-        assert_close_to_truth(ours, None, truth, 3 * bound(batch, truth))
-        assert_close_to_truth(lse, None, truth_lse, 2**-24 * 128)
+        assert_close_to_reference(ours, None, reference, 3 * bound(batch, reference))
+        assert_close_to_reference(lse, None, reference_lse, 2**-24 * 128)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
@@ -220,21 +220,21 @@ def test_a_long_prefix(isa):
     batch = random_batch([(prefix_len, (2, 1)), (prefix_len - 1, (1,))], heads=3, kv_heads=1)
     ours, lse = batch.attend(backend="cpu", return_lse=True)
     same = batch.attend(backend="reference")
-    truth, truth_lse = batch.truth(return_lse=True)
-    assert_close_to_truth(ours, same, truth, bound(batch, truth))
-    torch.testing.assert_close(lse.double(), truth_lse, rtol=0, atol=1e-5)
+    reference, reference_lse = batch.reference(return_lse=True)
+    assert_close_to_reference(ours, same, reference, bound(batch, reference))
+    torch.testing.assert_close(lse.double(), reference_lse, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("what", ["prefix", "own", "slot", "scale"])
 def test_the_gates_see_a_planted_error(what):
     batch = random_batch([(130, (3, 2)), (64, (70,))], dim=64)
-    truth, same = batch.truth(), batch.attend(backend="reference")
-    assert_close_to_truth(batch.attend(backend="cpu"), same, truth, bound(batch, truth))
+    reference, same = batch.reference(), batch.attend(backend="reference")
+    assert_close_to_reference(batch.attend(backend="cpu"), same, reference, bound(batch, reference))
     plan, options = batch.plan(), {}
     tables = make_tables(plan, 2)  # those of the plan itself
     if what == "prefix":  # the last key of the last tile is left out
         tables.blocks[0, 1] -= 1
-    elif what == "own":  # a row takes its neighbour's last token for its first
+    elif what == "own":  # a row begins with its neighbour's last token
         tables.rows[1, 0] -= 1
     elif what == "slot":  # a key and a value of another group
         tables.slots[100] = tables.slots[150]
@@ -242,7 +242,7 @@ def test_the_gates_see_a_planted_error(what):
         options["scale"] = batch.scale * (1 + 2**-12)
     wrong = batch.attend(plan=plan, backend="cpu", **options)
     with pytest.raises(AssertionError, match="error"):
-        assert_close_to_truth(wrong, same, truth, bound(batch, truth))
+        assert_close_to_reference(wrong, same, reference, bound(batch, reference))
 
 
 def test_nan_stays_where_it_is_seen(isa):
@@ -345,8 +345,8 @@ def test_no_rows(backend):
 def test_large_scores_stay_finite(backend):
     batch = random_batch(RAGGED)
     batch.tensors[0] *= 1e3
-    ours, truth = batch.attend(backend=backend), batch.truth()
-    assert float((ours - truth).abs().max()) < 1e-3
+    ours, reference = batch.attend(backend=backend), batch.reference()
+    assert float((ours - reference).abs().max()) < 1e-3
 
 
 BATCH = random_batch([(4, (2, 2))])

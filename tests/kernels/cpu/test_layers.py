@@ -9,7 +9,7 @@ import torch
 
 from mezo_kernels import cpu as layers
 from tests.support import exact_layers
-from tests.support.gates import assert_close_to_truth
+from tests.support.gates import assert_close_to_reference
 
 EPS = 1e-5
 FUNCTIONS = ("norm", "norm + residual", "rotary", "silu")
@@ -64,10 +64,10 @@ def test_against_float64(name, backend, isa):
     for seed in range(20):
         width = 2 * choose.choice([1, 3, 8, 9, 16, 31, 32, 96, 288, 300])
         rows, shared = case(name, seed, choose.randint(1, 9), width)
-        for ours, truth in zip(
+        for ours, reference in zip(
             call(name, rows, shared, backend), exact(name, rows, shared), strict=True
         ):
-            assert_close_to_truth(ours, None, truth, 2**-22 * float(truth.abs().max()))
+            assert_close_to_reference(ours, None, reference, 2**-22 * float(reference.abs().max()))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -121,11 +121,14 @@ def test_nan_stays_in_its_row(isa):
 def test_the_gate_sees_a_planted_error(native):
     for name, wrong in {"norm": "weight", "rotary": "cos_sin"}.items():
         rows, shared = case(name, 3, 5, 64)
-        truth = exact(name, rows, shared)[0]
+        reference = exact(name, rows, shared)[0]
         shared[wrong][..., 33] *= 1 + 2**-18
         with pytest.raises(AssertionError, match="error"):
-            assert_close_to_truth(
-                call(name, rows, shared, "cpu")[0], None, truth, 2**-22 * float(truth.abs().max())
+            assert_close_to_reference(
+                call(name, rows, shared, "cpu")[0],
+                None,
+                reference,
+                2**-22 * float(reference.abs().max()),
             )
 
 

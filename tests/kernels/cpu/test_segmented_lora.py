@@ -89,11 +89,11 @@ CASES = {
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_equals_float64(name, backend, native):
     inputs = case(len(name), **CASES[name])
-    truth = in_float64(*inputs)
+    reference = in_float64(*inputs)
     result = run(*inputs, backend=backend)
     # Results have a spread of scaling * sqrt(depth * rank), scaling up to 3: ulps of that.
     size = (CASES[name]["depth"] * CASES[name]["rank"]) ** 0.5
-    torch.testing.assert_close(result.double(), truth, rtol=1e-5, atol=1e-5 * size)
+    torch.testing.assert_close(result.double(), reference, rtol=1e-5, atol=1e-5 * size)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -120,9 +120,9 @@ def test_other_dtypes_take_the_reference():
         6, rank=4, depth=32, widths=(16,), lengths=(6,), slots=(0,)
     )
     half = [t.to(torch.bfloat16) for t in (x, a, b, out)]
-    truth = in_float64(*(t.float() for t in half), offsets, segments)
+    reference = in_float64(*(t.float() for t in half), offsets, segments)
     result = run(*half, offsets, segments)
-    torch.testing.assert_close(result.double(), truth, rtol=2e-2, atol=0.2)
+    torch.testing.assert_close(result.double(), reference, rtol=2e-2, atol=0.2)
     with pytest.raises(ValueError, match="float32 on the CPU"):
         run(*half, offsets, segments, "cpu")
 

@@ -26,11 +26,11 @@ def inputs(name: str) -> torch.Tensor:
     return -x if name == "exps" else torch.cat((x, -x))
 
 
-def in_ulps(ours: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Error in units of the last place of the truth, normal numbers only."""
-    exponent = torch.frexp(truth.abs()).exponent
-    ulp = torch.ldexp(torch.ones_like(truth), exponent - 24)
-    return (ours.double() - truth).abs() / ulp
+def in_ulps(ours: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Error in units of the last place of the reference, normal numbers only."""
+    exponent = torch.frexp(reference.abs()).exponent
+    ulp = torch.ldexp(torch.ones_like(reference), exponent - 24)
+    return (ours.double() - reference).abs() / ulp
 
 
 def test_exp_is_within_1_ulp(isa):

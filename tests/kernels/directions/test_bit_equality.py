@@ -137,10 +137,10 @@ def test_sample_of_a_large_tensor(isas, distribution, rows, bits):
     # 10.5 M normals, 1 M signs; the reference is drawn once and compared with every path.
     spec = mk.TensorSpec("large", (rows, 2621), 77, 0, (10_000, 2621))
     direction = mk.Direction(123456789, 20_000, 3, distribution)
-    truth = bits(mk.sample(spec, direction, backend="reference"))
-    assert truth.numel() > (10**7 if distribution == "gaussian" else 10**6)
+    reference = bits(mk.sample(spec, direction, backend="reference"))
+    assert reference.numel() > (10**7 if distribution == "gaussian" else 10**6)
     for name in isas():
-        assert torch.equal(bits(mk.sample(spec, direction, backend="cpu")), truth), name
+        assert torch.equal(bits(mk.sample(spec, direction, backend="cpu")), reference), name
 
 
 def test_sample_at_the_end_of_the_largest_tensor(isa, bits):
@@ -148,8 +148,8 @@ def test_sample_at_the_end_of_the_largest_tensor(isa, bits):
     for distribution in ("gaussian", "rademacher"):
         spec = mk.TensorSpec("far", (1, 1003), 0, 2**34 - 1 - 1003, (1, 2**34 - 1))
         direction = mk.Direction(1, 2, 3, distribution)
-        truth = mk.sample(spec, direction, backend="reference")
-        assert torch.equal(bits(mk.sample(spec, direction, backend="cpu")), bits(truth))
+        reference = mk.sample(spec, direction, backend="reference")
+        assert torch.equal(bits(mk.sample(spec, direction, backend="cpu")), bits(reference))
 
 
 SPECIAL = [0.0, -0.0, 1e-8, 2**-24, 2**-25, 1.5 * 2**-25, 6e-5, 65504.0, 65519.996, 65520.0, 1e30]

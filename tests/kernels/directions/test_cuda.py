@@ -72,7 +72,7 @@ def test_sample_at_the_end_of_the_largest_tensor(backend, bits):
         assert torch.equal(bits(z.cpu()), bits(mk.sample(spec, direction, backend="cpu")))
 
 
-# One seed and one distribution have kernels of their own; anything else shares one.
+# One seed and one distribution have their own kernels; anything else shares one.
 KINDS = {
     "gaussian": lambda k: mk.Direction(2**63 + 5, 9 + k // 2, k),
     "rademacher": lambda k: mk.Direction(2**33 + 1, 9, k, "rademacher"),

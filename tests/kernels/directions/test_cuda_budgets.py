@@ -1,6 +1,6 @@
 """Registers, stack and SASS of the CUDA kernels, from nvcc; no GPU is needed.
 
-SASS per element is a static count over 16 elements, what a thread of the vector kernels takes:
+SASS per element is a static count over 16 elements, what a thread of the vector kernels computes:
 
 * ``path``: all that a thread of a full block executes once, from the first instruction to EXIT,
   tables, addresses and stores included, with an update of one direction; slots are bf16 for the
@@ -24,7 +24,7 @@ ARCHS = ("sm_90", "sm_80")
 
 @dataclass(frozen=True)
 class Budget:
-    """Upper limits; for the path, how many Gaussians an element takes and which dtypes it is of.
+    """Upper limits; for the path, how many Gaussians an element needs and its dtypes.
 
     fp32 shows in the number of 16-byte stores, bf16 in that of packed conversions.
     """
@@ -75,7 +75,7 @@ BUDGETS = {
     },
 }
 CASES = [(arch, name) for arch in ARCHS for name in BUDGETS[arch]]
-# fp32: two 16-byte accesses a vector; fp16 and bf16: one, in a branch of their own.
+# fp32: two 16-byte accesses a vector; fp16 and bf16: one, in their own branch.
 VECTOR_KERNELS = ("add", "pair", "perturb")
 
 pytestmark = pytest.mark.skipif(
@@ -153,7 +153,7 @@ def test_philox_rounds_are_wide_multiplies(kernels, arch):
     kernel = kernels[arch]["add<Gaussian,1>"]
     products = kernel.count("IMAD.WIDE.U32")
     assert 4 * 18 - 2 <= products <= 4 * 20 + 12, products
-    # The rows of the vectors, by a multiply with the high half alone.
+    # The rows of the vectors, by only the high half of a product.
     assert kernel.count("IMAD.HI.U32") <= 4
 
 
@@ -164,7 +164,7 @@ def test_vector_accesses(kernels, arch, name):
     kernel = kernels[arch][name]
     assert kernel.count("LDG.E.128") >= 4, name
     assert kernel.count("STG.E.128") >= 4, name
-    # Generic accesses take a slower path, and byte accesses mean a missed alignment.
+    # Generic accesses use a slower path, and byte accesses mean a missed alignment.
     for opcode in ("LD.E", "ST.E", "LDG.E.U8", "STG.E.U8"):
         assert kernel.count(opcode) == 0, f"{name}: {opcode}"
 

@@ -16,7 +16,7 @@ def random_words(groups: int, seed: int) -> torch.Tensor:
     return torch.randint(0, 2**32, (groups, 4), generator=torch.Generator().manual_seed(seed))
 
 
-def truth(words: torch.Tensor) -> np.ndarray:
+def reference(words: torch.Tensor) -> np.ndarray:
     """Float64 Box-Muller: u = (w + .5) / 2^32, angle = 2 pi w / 2^32."""
     w = words.numpy()
     radius_words, angle_words = w[:, 0::2], w[:, 1::2]
@@ -35,7 +35,7 @@ def truth(words: torch.Tensor) -> np.ndarray:
 
 
 def worst_errors(z: torch.Tensor, words: torch.Tensor) -> tuple[float, float]:
-    expected = truth(words)
+    expected = reference(words)
     error = np.abs(z.numpy().astype(np.float64) - expected)
     ulp = np.spacing(np.abs(expected).astype(np.float32)).astype(np.float64)
     return float(error.max()), float((error / ulp).max())

@@ -38,7 +38,7 @@ class Budget:
 
     Both are static, divided by the 16 elements of a thread. The program includes its reads of the
     tables, a division for each vector in the strided path, and the code of all paths that it has.
-    The general path takes its elements in four turns, so each costs four times the figure.
+    The general path computes its elements in four turns, so each costs four times the figure.
     """
 
     program: float

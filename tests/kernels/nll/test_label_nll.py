@@ -1,4 +1,4 @@
-"""label_nll and label_logits on the CPU: against float64, alone and in company, in shards."""
+"""label_nll and label_logits on the CPU: against float64, with other rows, in shards."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import mezo_kernels as mk
 from mezo_kernels.nll import cpu
-from tests.support.gates import assert_close_to_truth
+from tests.support.gates import assert_close_to_reference
 from tests.support.vocabulary import nll_of_shards
 
 # V: less than a tile, a tile and its neighbours, several tiles with a tail.
@@ -34,9 +34,9 @@ def inputs(T, V, D, dtype=torch.float32, seed=0):
     return hidden, lm_head, torch.randint(0, V, (T,), generator=generator)
 
 
-def bound(D, truth):
+def bound(D, reference):
     """A dot of D products rounds like a random walk of D steps, at the size of its logit."""
-    return 2**-24 * (4 * math.sqrt(D) * SPREAD + 4 * float(truth.abs().max()))
+    return 2**-24 * (4 * math.sqrt(D) * SPREAD + 4 * float(reference.abs().max()))
 
 
 def truth_of(hidden, lm_head, targets, **options):
@@ -55,10 +55,10 @@ def test_cpu_against_float64(T, V, dtype):
     calls = zip(hidden.split(T), targets.split(T), strict=True)
     ours = torch.cat([mk.label_nll(h, lm_head, t, backend="cpu") for h, t in calls])
     assert ours.dtype == torch.float32
-    truth = truth_of(hidden, lm_head, targets)
+    reference = truth_of(hidden, lm_head, targets)
     torch_logits = F.linear(hidden, lm_head).float()
     torch_nll = F.cross_entropy(torch_logits, targets, reduction="none")
-    assert_close_to_truth(ours, torch_nll, truth, bound(48, truth))
+    assert_close_to_reference(ours, torch_nll, reference, bound(48, reference))
 
 
 def test_reference_is_the_cross_entropy_of_torch():
@@ -77,15 +77,15 @@ def test_cap_scale_and_bias(soft_cap, logit_scale, with_bias):
     hidden, lm_head, targets = inputs(5, 2600, 64)
     bias = torch.randn(2600, generator=torch.Generator().manual_seed(1)) if with_bias else None
     options = {"soft_cap": soft_cap, "logit_scale": logit_scale, "bias": bias}
-    truth = truth_of(hidden, lm_head, targets, **options)
+    reference = truth_of(hidden, lm_head, targets, **options)
     own = hidden.double() @ lm_head.double().T + (0 if bias is None else bias.double())
     own = own * logit_scale
     own = soft_cap * torch.tanh(own / soft_cap) if soft_cap else own
     expected = F.cross_entropy(own, targets, reduction="none")
-    torch.testing.assert_close(truth, expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(reference, expected, rtol=1e-13, atol=1e-13)
     ours = mk.label_nll(hidden, lm_head, targets, backend="cpu", **options)
     same = mk.label_nll(hidden, lm_head, targets, backend="reference", **options)
-    assert_close_to_truth(ours, same, truth, max(1.0, logit_scale) * bound(64, truth))
+    assert_close_to_reference(ours, same, reference, max(1.0, logit_scale) * bound(64, reference))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

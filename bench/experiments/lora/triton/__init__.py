@@ -1,4 +1,4 @@
-"""The triton backend: tiles of rows, each with factors of its own making, in three launches.
+"""The triton backend: tiles of rows, each of which makes its factors, in three launches.
 
 Tiles and the order of sums follow from shapes and dtype: the number of rows decides only how many
 programs there are.
@@ -41,7 +41,7 @@ def expand_tiles(dtype: torch.dtype, rank: int, is_even: bool) -> dict[str, int]
 
 
 # IEEE products run on the CUDA cores, with both operands in registers; addresses of single elements
-# and a Philox call for each take registers, too.
+# and a Philox call for each need registers, too.
 def _block_r(is_small: bool, rank: int, least: int) -> int:
     return min(16 if is_small else 64, max(least, 1 << (rank - 1).bit_length()))
 
