@@ -1,7 +1,7 @@
 // Attention of rows that share prefixes, in parallel over blocks of queries and KV heads.
 #include <math.h>
 
-#include "launch.h"
+#include "directions.h"
 #include "parallel.h"
 
 namespace mezo {

@@ -1,5 +1,5 @@
 // Norms, rotary embeddings and activations, in parallel over rows.
-#include "launch.h"
+#include "directions.h"
 #include "parallel.h"
 
 namespace mezo {

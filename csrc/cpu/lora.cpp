@@ -1,5 +1,5 @@
 // LoRA of a batch whose rows are segments, each of one adapter, in parallel over parts of segments.
-#include "launch.h"
+#include "directions.h"
 #include "parallel.h"
 
 namespace mezo {

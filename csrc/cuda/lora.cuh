@@ -10,7 +10,7 @@
 #include <type_traits>
 
 #include "draw.cuh"
-#include "launch.h"
+#include "directions.h"
 #include "memory.cuh"
 #include "mma.cuh"
 

@@ -2,7 +2,7 @@
 #ifndef MEZO_CUDA_MMA
 #define MEZO_CUDA_MMA
 
-#include "../table.h"
+#include "table.h"
 
 namespace mezo {
 namespace {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CSRC = Path(__file__).parents[2] / "csrc"
-DIRECTIONS, LORA = ("add", "perturb", "small"), ("expand", "shrink")
+DIRECTIONS, LORA = ("add", "perturb", "sample"), ("expand", "shrink")
 # As CMakeLists.txt has them.
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-fmad=false")
 
@@ -122,8 +122,8 @@ def compile_kernels(arch: str, directory: Path, sources: tuple[str, ...]) -> dic
     kernels: dict[str, Kernel] = {}
     for source in sources:
         cubin = directory / f"{source}_{arch}.cubin"
-        command = [str(find_nvcc()), *FLAGS, f"-arch={arch}", "-cubin", "-Xptxas", "-v"]
-        command += ["-o", str(cubin), str(CSRC / "cuda" / f"{source}.cu")]
+        command = [str(find_nvcc()), *FLAGS, f"-I{CSRC}", f"-arch={arch}", "-cubin"]
+        command += ["-Xptxas", "-v", "-o", str(cubin), str(CSRC / "cuda" / f"{source}.cu")]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-4000:]
         resources = _resources(result.stderr + result.stdout)

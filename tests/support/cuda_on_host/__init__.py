@@ -9,7 +9,7 @@ from types import ModuleType
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
-SOURCES = ("add", "expand", "perturb", "shrink", "small")
+SOURCES = ("add", "expand", "perturb", "sample", "shrink")
 
 
 def cuda_include_dir() -> Path | None:
@@ -42,7 +42,7 @@ def build(directory: Path) -> ModuleType:
         source = CSRC / "cuda" / f"{name}.cu"
         shim = ["-include", str(HERE / "shim.h"), "-x", "c++"]
         objects.append(_compile([*flags, *shim], source, directory / f"{name}.o"))
-    for source in (CSRC / "bindings_cuda.cpp", HERE / "module.cpp"):
+    for source in (CSRC / "bindings" / "directions_cuda.cpp", HERE / "module.cpp"):
         objects.append(_compile(flags, source, directory / f"{source.stem}.o"))
     target = directory / f"cuda_on_host{sysconfig.get_config_var('EXT_SUFFIX')}"
     _run(["g++", "-shared", *objects, "-o", str(target)])

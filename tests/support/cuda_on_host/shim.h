@@ -12,7 +12,7 @@
 #include <memory>
 #include <vector>
 
-#include "cuda/launch.h"
+#include "cuda/directions.h"
 
 #define MEZO_CUDA_ACCESS
 #define MEZO_CUDA_LAUNCHER

@@ -5,7 +5,7 @@
 #include <stdexcept>
 
 #include "bindings.h"
-#include "cuda/launch.h"
+#include "cuda/directions.h"
 
 namespace py = pybind11;
 using namespace mezo;

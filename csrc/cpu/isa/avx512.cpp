@@ -1,10 +1,10 @@
 // 16 lanes: AVX-512 F, DQ, BW and VL.
 #include <immintrin.h>
 
-#include "attention.h"
+#include "attention_loops.h"
 #include "float16.h"
-#include "layers.h"
-#include "lora.h"
+#include "layers_loops.h"
+#include "lora_loops.h"
 #include "simd.h"
 
 namespace mezo {

@@ -1,8 +1,8 @@
 // Plain C++ for every CPU: philox.h one group at a time, std::fma where there is no hardware fma.
-#include "attention.h"
-#include "layers.h"
+#include "attention_loops.h"
+#include "layers_loops.h"
 #include "loops.h"
-#include "lora.h"
+#include "lora_loops.h"
 
 namespace mezo {
 namespace {

@@ -2,8 +2,8 @@
 // of threads.
 #pragma once
 
-#include "../step.h"
-#include "ops.h"
+#include "step.h"
+#include "cpu/isa/ops.h"
 
 namespace mezo {
 

@@ -4,8 +4,8 @@
 
 #include <vector>
 
-#include "../step.h"
-#include "../table.h"
+#include "step.h"
+#include "table.h"
 
 namespace mezo {
 

@@ -1,7 +1,7 @@
 // The inner loops that exist once per instruction set, all with the same bits.
 #pragma once
 
-#include "../table.h"
+#include "table.h"
 
 namespace mezo {
 

@@ -2,7 +2,7 @@
 //
 // Lines (table.h) are cut into blocks, the work items, and blocks into tiles, at multiples in e.
 // Where the cuts fall changes no bit of the result.
-#include "launch.h"
+#include "directions.h"
 
 #include <string.h>
 

@@ -1,7 +1,7 @@
 // Which instruction set the CPU backend uses.
 #include <string.h>
 
-#include "launch.h"
+#include "cpu/directions.h"
 
 namespace mezo {
 namespace {

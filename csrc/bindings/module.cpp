@@ -10,7 +10,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/launch.h"
+#include "cpu/directions.h"
 
 namespace py = pybind11;
 using namespace mezo;

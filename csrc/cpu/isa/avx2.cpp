@@ -1,10 +1,10 @@
 // 8 lanes: AVX2, FMA and F16C.
 #include <immintrin.h>
 
-#include "attention.h"
+#include "attention_loops.h"
 #include "float16.h"
-#include "layers.h"
-#include "lora.h"
+#include "layers_loops.h"
+#include "lora_loops.h"
 #include "simd.h"
 
 namespace mezo {
