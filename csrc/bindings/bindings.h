@@ -1,7 +1,11 @@
-// Checked conversions from the integers of Python to the structs of table.h.
+// What the bindings share. Addresses and streams come from Python as integers, tables as addresses of
+// rows (table.h). The Python functions have checked shapes, dtypes and lengths. Long work runs
+// without the GIL.
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <stdint.h>
 
 #include <array>
 #include <string>
@@ -14,29 +18,15 @@ template <class T>
 T* address(const char* function, const char* what, int64_t value, int64_t size) {
   if (size < 0) {
     throw pybind11::value_error(std::string(function) + ": the size of " + what +
-                          " must be >= 0, got " + std::to_string(size) + "; pass its row count.");
+                                " must be >= 0, got " + std::to_string(size) +
+                                "; pass its row count.");
   }
   if (value == 0 && size > 0) {
-    throw pybind11::value_error(std::string(function) + ": " + what + " must be an address, got 0 for " +
-                          std::to_string(size) + " rows; pass data_ptr() of the table.");
+    throw pybind11::value_error(std::string(function) + ": " + what +
+                                " must be an address, got 0 for " + std::to_string(size) +
+                                " rows; pass data_ptr() of the table.");
   }
   return reinterpret_cast<T*>(value);
-}
-
-inline Combination combination(const char* function, int64_t directions, int64_t coefficients,
-                        int64_t size) {
-  return {address<const DirectionRow>(function, "directions", directions, size),
-          address<const float>(function, "coefficients", coefficients, size), size};
-}
-
-inline FanOut fan_out(const char* function, int64_t directions, int64_t num_directions, int64_t indices,
-               int64_t scales, int64_t outputs, int64_t num_slots) {
-  return {address<const DirectionRow>(function, "directions", directions, num_directions),
-          num_directions,
-          address<const int64_t>(function, "indices", indices, num_slots),
-          address<const float>(function, "scales", scales, num_slots),
-          address<const OutputRow>(function, "outputs", outputs, num_slots),
-          num_slots};
 }
 
 // (directions, factors, num_updates, projected_grads, losses, settings, number of directions)
@@ -54,3 +44,11 @@ inline StepState step_state(const char* function, const StepFields& fields) {
 }
 
 }  // namespace mezo
+
+// One file each; every function adds its names to the module.
+void bind_isa(pybind11::module_& module);
+void bind_directions(pybind11::module_& module);
+void bind_directions_cuda(pybind11::module_& module);
+void bind_attention(pybind11::module_& module);
+void bind_layers(pybind11::module_& module);
+void bind_lora(pybind11::module_& module);

@@ -1,11 +1,8 @@
-// The CUDA half of mezo_kernels._C: argument checks and forwarding, nothing else.
-#include <pybind11/stl.h>
-
-#include <array>
-#include <stdexcept>
+// sample, add_directions_ and perturb_into on CUDA devices.
+#include "cuda/directions.h"
 
 #include "bindings.h"
-#include "cuda/directions.h"
+#include "launch.h"
 
 namespace py = pybind11;
 using namespace mezo;
@@ -16,18 +13,6 @@ namespace {
 using TableFields = std::array<int64_t, 7>;
 // (directions, factors, num_updates, max_updates)
 using ScalarFields = std::array<int64_t, 4>;
-// (domain or -1, key low, key high)
-using SeedFields = std::array<int64_t, 3>;
-
-CudaTarget target_of(int device, int64_t stream) {
-  return {device, reinterpret_cast<void*>(stream)};
-}
-
-void raise_on(const char* function, const char* error) {
-  if (error == nullptr) return;
-  throw std::runtime_error(std::string(function) + ": the CUDA launch failed with '" + error +
-                           "'; run with CUDA_LAUNCH_BLOCKING=1 to find the call that broke.");
-}
 
 CudaTables tables_of(const char* name, const TableFields& t) {
   if (t[6] > t[5]) {
@@ -48,10 +33,6 @@ CudaScalars scalars_of(const char* name, const ScalarFields& s, int64_t num_slot
   return {reinterpret_cast<const DirectionRow*>(s[0]),
           address<const float>(name, "factors", s[1], s[3] + num_slots),
           address<const int32_t>(name, "num_updates", s[2], 1), s[3]};
-}
-
-CommonSeed seed_of(const SeedFields& s) {
-  return {s[0], static_cast<uint32_t>(s[1]), static_cast<uint32_t>(s[2])};
 }
 
 void sample(int64_t out, int64_t tensor, int64_t direction, int device, int64_t stream) {
@@ -129,7 +110,7 @@ void normals_of_words(int64_t out, int64_t words, int64_t num_groups, int device
 
 }  // namespace
 
-void bind_cuda(py::module_& module) {
+void bind_directions_cuda(py::module_& module) {
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   module.def("cuda_sample", &sample, unlocked);
   module.def("cuda_add_directions", &add_directions, unlocked);

@@ -8,6 +8,8 @@
 
 #include <vector>
 
+#include "cpu/isa/ops.h"
+
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -215,14 +217,6 @@ void cpu_advance(const StepState& state) {
   bool is_finite = true;
   for (int64_t k = 0; k < state.num_directions; ++k) is_finite &= advance_direction(state, k);
   *state.num_updates = is_finite ? static_cast<int32_t>(state.num_directions) : 0;
-}
-
-bool has_openmp() {
-#if defined(_OPENMP)
-  return true;
-#else
-  return false;
-#endif
 }
 
 }  // namespace mezo

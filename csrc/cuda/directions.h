@@ -1,18 +1,15 @@
-// Entry points of the CUDA backend. All addresses are device addresses, unless a comment says
-// otherwise. Nothing here allocates or waits; each call returns nullptr or the CUDA error as text.
+// Directions on CUDA devices: sample, add_directions_ and perturb_into. All addresses are device
+// addresses, unless a comment says otherwise. Nothing here allocates or waits; each call returns
+// nullptr or the CUDA error as text.
 #pragma once
 
 #include <vector>
 
 #include "step.h"
 #include "table.h"
+#include "target.h"
 
 namespace mezo {
-
-struct CudaTarget {
-  int device;
-  void* stream;
-};
 
 // The static tables of a plan (mezo_kernels/plan.py, DeviceTables).
 struct CudaTables {
@@ -31,12 +28,6 @@ struct CudaScalars {
   const float* factors;
   const int32_t* num_updates;
   int64_t max_updates;
-};
-
-// What all directions have in common: nothing where domain is negative.
-struct CommonSeed {
-  int64_t domain;
-  uint32_t key0, key1;
 };
 
 const char* cuda_sample(float* out, const TensorRow& tensor, const DirectionRow& direction,

@@ -1,7 +1,7 @@
 // Which instruction set the CPU backend uses.
 #include <string.h>
 
-#include "cpu/directions.h"
+#include "ops.h"
 
 namespace mezo {
 namespace {

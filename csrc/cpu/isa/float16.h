@@ -29,7 +29,8 @@ inline void store_float16_f16c(void* dst, const float* src, int64_t n) {
   store_float16(to + i, src + i, n - i);
 }
 
-inline void fma_store_float16_f16c(void* dst, const float* acc, const float* z, float c, int64_t n) {
+inline void fma_store_float16_f16c(void* dst, const float* acc, const float* z, float c,
+                                   int64_t n) {
   uint16_t* to = static_cast<uint16_t*>(dst);
   const __m256 scale = _mm256_set1_ps(c);
   int64_t i = 0;

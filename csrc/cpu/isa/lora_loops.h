@@ -115,7 +115,9 @@ struct Lora {
         const int64_t left = p.rank - first;
         const int n = static_cast<int>(left < kMaxRankBlock ? left : kMaxRankBlock);
         for (int c = 0; c < kExpandCols; ++c) {
-          for (int q = 0; q < n; ++q) block[q * kExpandCols + c] = p.b[(d + c) * p.b_stride + first + q];
+          for (int q = 0; q < n; ++q) {
+            block[q * kExpandCols + c] = p.b[(d + c) * p.b_stride + first + q];
+          }
         }
         int64_t t = 0;
         for (; t + 2 <= p.rows; t += 2) add_block<2>(p, block, n, t, d, first);

@@ -1,5 +1,5 @@
-// Rows that fill no register, and exp and tanh, in fp32 on vector registers, written once over an instruction set `Isa`: the same
-// bits on every one of them. NaN stays NaN.
+// Rows that fill no register, and exp and tanh, in fp32 on vector registers. They are written once
+// over an instruction set `Isa`, with the same bits on every one of them. NaN stays NaN.
 #pragma once
 
 #include "loops.h"
