@@ -3,12 +3,21 @@
 # pybind11's headers come with torch. The sources are those of csrc/sources.txt, the flags those of
 # CMakeLists.txt. Without nvcc the module has the CPU kernels only, and the last line says so.
 #
-#   bench/build_plain.sh        from anywhere
+#   bench/build_plain.sh [--experiments]      from anywhere
 #
+# --experiments builds bench.experiments._C, too.
 # PYTHON, NVCC and MEZO_CUDA_ARCHS override; MEZO_SKIP_CUDA_BUILD=1 leaves the CUDA kernels out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+with_experiments=
+for argument in "$@"; do
+  if [ "$argument" != --experiments ]; then
+    echo "build_plain: the only argument is --experiments, got '$argument'." >&2
+    exit 2
+  fi
+  with_experiments=1
+done
 python=${PYTHON:-python3}
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 read -r -a archs <<<"${MEZO_CUDA_ARCHS:-80 90}"
@@ -83,3 +92,6 @@ build() { # list of sources, module
 }
 
 build csrc/sources.txt mezo_kernels/_C
+if [ -n "$with_experiments" ]; then
+  build bench/experiments/csrc/sources.txt bench/experiments/_C
+fi

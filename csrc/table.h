@@ -1,4 +1,4 @@
-// Rows of the static tables that Python builds (mezo_kernels/plan.py) and every backend reads.
+// Rows of the static tables that Python builds (mezo_kernels/directions/plan.py) and every backend reads.
 // All fields are 64 bits wide, so that a row is a row of an int64 tensor.
 #pragma once
 
@@ -65,12 +65,6 @@ MEZO_HD Lines lines_of(const TensorRow& t) {
   const int64_t length = is_whole ? t.rows * t.cols : t.cols;
   return {length == 0 ? 0 : count, length, t.row0 * t.global_cols + t.col0, t.global_cols};
 }
-
-// Two copies of an adapter with one direction: rows first[i] .. last[i] - 1 of x take copy i, which
-// has scale scales[i]. No direction (-1): both are the master itself. No rows: there is no copy 1.
-struct alignas(16) LoraPair {
-  int32_t direction, scales[2], first[2], last[2], reserved;
-};
 
 // A list of directions with one factor each: coefficients of a sum.
 struct Combination {

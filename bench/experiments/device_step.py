@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from mezo_kernels import _native
+from bench.experiments import _native
 from mezo_kernels.directions import add_scalars_, perturb_scalars
 from mezo_kernels.directions.cpu import direction_table
 from mezo_kernels.directions.philox import DOMAINS, MASK32, Direction
@@ -171,7 +171,7 @@ class DeviceStep:
 
         Numerics, Graph-safe and Cost: those of the class.
         """
-        module = _native.module() if _native.import_error is None else None
+        module = _native.C
         buffers = (
             self.scalars.directions,
             self.scalars.factors,
@@ -191,7 +191,7 @@ class DeviceStep:
             self._advance_in_torch()
 
     def _advance_in_torch(self) -> None:
-        """csrc/step.h, for hosts without the native module."""
+        """csrc/step.h of the experiments, for hosts without the native module."""
         n = self.num_directions
         lr, eps, clip = self._settings.unbind()
         plus, minus = self.losses.unbind()

@@ -56,15 +56,12 @@ void perturb(int64_t masters, int64_t num_tensors, int64_t update_directions,
   cpu_perturb(rows, num_tensors, update, slots, threads);
 }
 
-void advance(const StepFields& fields) { cpu_advance(step_state("cpu_advance", fields)); }
-
 }  // namespace
 
 void bind_directions(py::module_& module) {
   module.def("cpu_sample", &sample);
   module.def("cpu_add_directions", &add_directions);
   module.def("cpu_perturb", &perturb);
-  module.def("cpu_advance", &advance);
   // Of the work lists of GPUs, which Python makes.
   module.attr("WORK_BLOCK") = kWorkBlock;
   module.attr("VECTOR") = kVector;

@@ -62,45 +62,6 @@ void perturb(const TableFields& tables, const ScalarFields& scalars, const SeedF
                               target_of(device, stream)));
 }
 
-void advance(const StepFields& state, int device, int64_t stream) {
-  raise_on("cuda_advance", cuda_advance(step_state("cuda_advance", state),
-                                        target_of(device, stream)));
-}
-
-TensorRow tensor_of(const std::array<int64_t, 9>& t) {
-  return {t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8]};
-}
-
-// factors: the TensorRow of A and of B; memory: the OutputRow of x and of y, h, partials;
-// tables: pairs, directions, scales; sizes: pairs, rows of x, chunks of rows in either half.
-void perturbed_lora(const std::array<std::array<int64_t, 9>, 2>& factors,
-                    const std::array<int64_t, 8>& memory, const std::array<int64_t, 3>& tables,
-                    const std::array<int64_t, 4>& sizes, float scaling, bool is_added,
-                    const SeedFields& seed, int device, int64_t stream) {
-  const char* name = "cuda_perturbed_lora";
-  LoraCall call = {};
-  call.a = tensor_of(factors[0]);
-  call.b = tensor_of(factors[1]);
-  call.x = {memory[0], memory[1], memory[2]};
-  call.y = {memory[3], memory[4], memory[5]};
-  call.h = memory[6];
-  call.partials = memory[7];
-  call.num_pairs = static_cast<uint32_t>(sizes[0]);
-  call.num_rows = sizes[1];
-  call.shrink_chunks = static_cast<uint32_t>(sizes[2]);
-  call.expand_chunks = static_cast<uint32_t>(sizes[3]);
-  call.num_splits = static_cast<uint32_t>((call.a.cols + kLoraSplit - 1) / kLoraSplit);
-  call.pairs = address<const LoraPair>(name, "pairs", tables[0], call.num_pairs);
-  // Copies without a direction need none.
-  call.directions = reinterpret_cast<const DirectionRow*>(tables[1]);
-  call.scales = address<const float>(name, "scales", tables[2], call.num_pairs);
-  call.scaling = scaling;
-  call.is_added = is_added;
-  const CudaTarget target = target_of(device, stream);
-  raise_on(name, cuda_shrink(call, seed_of(seed), target));
-  raise_on(name, cuda_expand(call, seed_of(seed), target));
-}
-
 void normals_of_words(int64_t out, int64_t words, int64_t num_groups, int device, int64_t stream) {
   const char* name = "cuda_normals_of_words";
   auto* to = address<float>(name, "out", out, num_groups);
@@ -115,9 +76,6 @@ void bind_directions_cuda(py::module_& module) {
   module.def("cuda_sample", &sample, unlocked);
   module.def("cuda_add_directions", &add_directions, unlocked);
   module.def("cuda_perturb", &perturb, unlocked);
-  module.def("cuda_advance", &advance, unlocked);
-  module.def("cuda_perturbed_lora", &perturbed_lora, unlocked);
-  module.attr("LORA_SPLIT") = kLoraSplit;
   module.def("cuda_normals_of_words", &normals_of_words, unlocked,
              "Gaussians of given words on the device, for tests.");
 }

@@ -213,10 +213,4 @@ void cpu_perturb(const TensorRow* masters, int64_t num_tensors, const Combinatio
   });
 }
 
-void cpu_advance(const StepState& state) {
-  bool is_finite = true;
-  for (int64_t k = 0; k < state.num_directions; ++k) is_finite &= advance_direction(state, k);
-  *state.num_updates = is_finite ? static_cast<int32_t>(state.num_directions) : 0;
-}
-
 }  // namespace mezo

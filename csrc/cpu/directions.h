@@ -2,7 +2,7 @@
 // results do not depend on the number of threads.
 #pragma once
 
-#include "step.h"
+#include "table.h"
 
 namespace mezo {
 
@@ -13,7 +13,5 @@ void cpu_add_directions(const TensorRow* tensors, int64_t num_tensors, const Com
 
 void cpu_perturb(const TensorRow* masters, int64_t num_tensors, const Combination& update,
                  const FanOut& slots, int threads);
-
-void cpu_advance(const StepState& state);
 
 }  // namespace mezo

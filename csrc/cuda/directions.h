@@ -5,13 +5,12 @@
 
 #include <vector>
 
-#include "step.h"
 #include "table.h"
 #include "target.h"
 
 namespace mezo {
 
-// The static tables of a plan (mezo_kernels/plan.py, DeviceTables).
+// The static tables of a plan (mezo_kernels/directions/plan.py, DeviceTables).
 struct CudaTables {
   const TensorRow* tensors;
   const VectorRow* vectors;
@@ -40,32 +39,6 @@ const char* cuda_add_directions(const CudaTables& tables, const CudaScalars& sca
 const char* cuda_perturb(const CudaTables& tables, const CudaScalars& scalars,
                          const CommonSeed& seed, const std::vector<int64_t>& indices,
                          const CudaTarget& target);
-
-const char* cuda_advance(const StepState& state, const CudaTarget& target);
-
-// Columns of x that the first half of perturbed_lora adds up at once.
-constexpr int kLoraSplit = 512;
-
-// perturbed_lora (mezo_kernels/lora/cuda.py). x, h and y are fp16 or bf16, as x.dtype says; h is
-// [num_rows, rank], partials fp32 [num_splits, num_rows, rank], both contiguous.
-struct LoraCall {
-  TensorRow a, b;
-  OutputRow x, y;
-  int64_t h, partials;
-  const LoraPair* pairs;
-  const DirectionRow* directions;
-  const float* scales;
-  int64_t num_rows;
-  uint32_t num_pairs, num_splits;
-  // How many blocks share the rows of a pair.
-  uint32_t shrink_chunks, expand_chunks;
-  float scaling;
-  bool is_added;
-};
-
-const char* cuda_shrink(const LoraCall& call, const CommonSeed& seed, const CudaTarget& target);
-
-const char* cuda_expand(const LoraCall& call, const CommonSeed& seed, const CudaTarget& target);
 
 // Gaussians of given words, for tests.
 const char* cuda_normals_of_words(float* z, const uint32_t* words, int64_t num_groups,

@@ -1,11 +1,9 @@
-// sample, the scalars of a step, and the hook for tests.
+// sample, and the hook for tests.
 #include "launcher.cuh"
 #include "walk.cuh"
 
 namespace mezo {
 namespace {
-
-constexpr int kStepThreads = 256;
 
 __global__ void __launch_bounds__(kThreads)
     sample_kernel(float* out, const __grid_constant__ TensorRow tensor,
@@ -15,19 +13,6 @@ __global__ void __launch_bounds__(kThreads)
     quad.draw(AnyDraw{}, direction, static_cast<uint32_t>(tensor.uid), z);
     quad.visit([&](int j, int64_t row, int64_t col) { out[row * tensor.cols + col] = z[j]; });
   });
-}
-
-// One block, so that all directions can agree on whether the step counts.
-__global__ void __launch_bounds__(kStepThreads)
-    advance_kernel(const __grid_constant__ StepState state) {
-  bool is_finite = true;
-  for (int64_t k = threadIdx.x; k < state.num_directions; k += kStepThreads) {
-    is_finite &= advance_direction(state, k);
-  }
-  const bool is_applied = __syncthreads_and(is_finite);
-  if (threadIdx.x == 0) {
-    *state.num_updates = is_applied ? static_cast<int32_t>(state.num_directions) : 0;
-  }
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -50,10 +35,6 @@ const char* cuda_sample(float* out, const TensorRow& tensor, const DirectionRow&
   const int64_t blocks = blocks_for(tensor.rows * tensor.cols, kWorkBlock);
   if (blocks == 0) return nullptr;
   return launch(target, blocks, kThreads, sample_kernel, out, tensor, direction);
-}
-
-const char* cuda_advance(const StepState& state, const CudaTarget& target) {
-  return launch(target, 1, kStepThreads, advance_kernel, state);
 }
 
 const char* cuda_normals_of_words(float* z, const uint32_t* words, int64_t num_groups,

@@ -1,4 +1,4 @@
-"""What nvcc makes of csrc/cuda/*.cu: registers, stack, SASS, and the path a full block takes."""
+"""What nvcc makes of CUDA sources: registers, stack, SASS, and the path a full block takes."""
 
 import re
 import shutil
@@ -7,8 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-CSRC = Path(__file__).parents[2] / "csrc"
-DIRECTIONS, LORA = ("add", "perturb", "sample"), ("expand", "shrink")
+from tests.support.native_sources import CSRC, EXPERIMENTS, paths
+
+DIRECTIONS = [path for path in paths(CSRC, "cuda") if path.suffix == ".cu"]
+LORA = [EXPERIMENTS / "expand.cu", EXPERIMENTS / "shrink.cu"]
+STEP = [EXPERIMENTS / "step.cu"]
 # As CMakeLists.txt has them.
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-fmad=false")
 
@@ -117,13 +120,13 @@ class Kernel:
         return {"MUFU.RSQ": rsq, "all": -length}
 
 
-def compile_kernels(arch: str, directory: Path, sources: tuple[str, ...]) -> dict[str, Kernel]:
+def compile_kernels(arch: str, directory: Path, sources: list[Path]) -> dict[str, Kernel]:
     """Compile sources to cubins for one architecture; a few seconds each."""
     kernels: dict[str, Kernel] = {}
     for source in sources:
-        cubin = directory / f"{source}_{arch}.cubin"
+        cubin = directory / f"{source.stem}_{arch}.cubin"
         command = [str(find_nvcc()), *FLAGS, f"-I{CSRC}", f"-arch={arch}", "-cubin"]
-        command += ["-Xptxas", "-v", "-o", str(cubin), str(CSRC / "cuda" / f"{source}.cu")]
+        command += ["-Xptxas", "-v", "-o", str(cubin), str(source)]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-4000:]
         resources = _resources(result.stderr + result.stdout)

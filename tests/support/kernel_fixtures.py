@@ -4,7 +4,6 @@ The conftests of the kernels and of the benchmarks import them.
 """
 
 import functools
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +129,7 @@ class Backend:
 @pytest.fixture(scope="session")
 def cuda_on_host_module():
     """The CUDA kernels compiled for the host (tests/support/cuda_on_host)."""
-    if cuda_on_host.cuda_include_dir() is None or shutil.which("g++") is None:
+    if not cuda_on_host.can_build():
         pytest.skip("compiling CUDA kernels for the host needs g++ and the headers of nvcc")
     return _built_for_the_host()
 
@@ -140,7 +139,7 @@ def cuda_on_host_module():
 def _built_for_the_host():
     # A module that is loaded needs its file no more.
     with tempfile.TemporaryDirectory() as directory:
-        return cuda_on_host.build(Path(directory))
+        return cuda_on_host.build_kernels(Path(directory))
 
 
 @pytest.fixture

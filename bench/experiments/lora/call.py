@@ -29,7 +29,7 @@ class LoraCall:
     is_added: bool
 
     def pairs(self) -> list[tuple[int, ...]]:
-        """Rows LoraPair of csrc/table.h: copies of one direction, two at a time.
+        """Rows LoraPair of bench/experiments/csrc/lora.h: copies of one direction, two at a time.
 
         (direction or -1 for none, scales of both copies, their first rows, the ends of their rows,
         0): a single copy has a second one without rows.
@@ -68,7 +68,7 @@ class DeviceCall:
     Args:
         call: the call.
         scalars: its directions and scales.
-        pairs: `[P, 8]` int32, the LoraPair of csrc/table.h.
+        pairs: `[P, 8]` int32, the LoraPair of bench/experiments/csrc/lora.h.
         max_rows: the most rows of one copy.
         has_second: whether any pair has rows of a second copy.
     """

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from bench.experiments import _native
 from bench.experiments.lora.call import DeviceCall, LoraCall
-from mezo_kernels import _native
 from mezo_kernels.directions import cuda as directions
 from mezo_kernels.directions.plan import output_row, tensor_row
 
 RANKS = (8, 16, 32, 64)
 # Elements of a 16-byte access of fp16 and bf16, and of two Philox groups.
 _VECTOR = 8
-# As in csrc/cuda/lora.cuh, shrink.cu and expand.cu.
+# As in lora.cuh, shrink.cu and expand.cu of bench/experiments/csrc.
 _TILE_ROWS, _BLOCK_OUTPUTS = 32, 128
 # Blocks that a multiprocessor holds of either kernel, about.
 _SHRINK_BLOCKS, _EXPAND_BLOCKS = 2, 5
@@ -26,7 +26,7 @@ def perturbed_lora(call: LoraCall) -> None:
 
 def run(sent: DeviceCall) -> None:
     """Launch the kernels of a call whose tables are on the device; can be captured."""
-    call, module = sent.call, _native.module()
+    call, module = sent.call, _native.with_cuda()
     (T, _), R, x, y = call.x.shape, len(call.a), call.x, call.y
     splits = -(-call.x.shape[1] // module.LORA_SPLIT)
     h = torch.empty(T, R, dtype=x.dtype, device=x.device)

@@ -119,6 +119,8 @@ def host_backend(request):
         pytest.skip("native module")
     if request.param == "reference":
         request.getfixturevalue("no_native")
+    else:
+        request.getfixturevalue("native")
     return request.param
 
 
@@ -240,7 +242,7 @@ def advance_by(path, state, request):
         buffers = (state.scalars.directions, state.scalars.factors, state.scalars.num_updates)
         buffers += (state.projected_grads, state.losses, state._settings)
         fields = (*(b.data_ptr() for b in buffers), state.num_directions)
-        request.getfixturevalue("cuda_on_host_module").cuda_advance(fields, 0, 0)
+        request.getfixturevalue("experiments_on_host").cuda_advance(fields, 0, 0)
 
 
 @pytest.mark.parametrize("path", ["torch", "native", "cuda_on_host"])

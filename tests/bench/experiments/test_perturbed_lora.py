@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mezo_kernels as mk
+from bench.experiments import _native
 from bench.experiments.lora import cuda as lora_cuda
 from tests.bench.experiments.lora_cases import (
     BFLOAT16,
@@ -42,9 +43,15 @@ def target(request):
     wanted = TARGETS[request.param]
     if request.param == "cuda_on_host":
         request.getfixturevalue("on_host")
-    elif (reason := mk.backends()[wanted.name]) is not None:
+    elif (reason := reason_against(wanted.name)) is not None:
         pytest.skip(reason)
     return wanted
+
+
+def reason_against(name):
+    """Why a backend is not usable here, or None."""
+    reason = mk.backends()[name]
+    return _native.reason_against_cuda() if reason is None and name == "cuda" else reason
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -78,7 +85,7 @@ def test_cuda_blocks_may_share_the_rows(on_host, monkeypatch, chunks):
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_a_projection_of_a_large_model(name):
     # More blocks than a device holds, and rows that they share.
-    if (reason := mk.backends()[name]) is not None:
+    if (reason := reason_against(name)) is not None:
         pytest.skip(reason)
     for rank in (8, 16):
         assert_right(make(BFLOAT16, rank, 4096, 14336, (700, 900), has_out=True), TARGETS[name])

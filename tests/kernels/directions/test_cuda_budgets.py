@@ -54,7 +54,6 @@ BUDGETS = {
         "perturb<Rademacher>": Budget(64),
         "perturb<Any>": Budget(96),
         "sample": Budget(64),
-        "advance": Budget(64),
         "normals": Budget(32),
     },
     "sm_80": {
@@ -70,7 +69,6 @@ BUDGETS = {
         "perturb<Rademacher>": Budget(64),
         "perturb<Any>": Budget(96),
         "sample": Budget(64),
-        "advance": Budget(64),
         "normals": Budget(32),
     },
 }

@@ -1,7 +1,7 @@
 // perturbed_lora, second half: y = round(scaling h B^T + y), B of either sign made in registers.
 #include <type_traits>
 
-#include "launcher.cuh"
+#include "cuda/launcher.cuh"
 #include "lora.cuh"
 
 namespace mezo {

@@ -1,13 +1,14 @@
-// The scalars of a MeZO step where the losses are: mezo/spsa.py in float64, operation by operation,
-// on the host and on CUDA devices.
+// The scalars of a MeZO step, computed where the losses are: mezo/optim/estimate.py in float64,
+// operation by operation, on the host and on CUDA devices.
 #pragma once
 
+#include "cuda/target.h"
 #include "table.h"
 
 namespace mezo {
 
-// The buffers of mezo_kernels/directions/device_step.py. directions has 2 n rows: those of the
-// update, then those of the slots. losses has n plus losses, then n minus losses.
+// The buffers of bench/experiments/device_step.py. directions has 2 n rows: those of the update, then
+// those of the slots. losses has n plus losses, then n minus losses.
 struct StepState {
   DirectionRow* directions;
   float* factors;  // the update's coefficients come first
@@ -48,5 +49,8 @@ MEZO_HD bool advance_direction(const StepState& s, int64_t k) {
   constexpr double kMaxFloat32 = 0x1.fffffep127, kMaxFloat64 = 0x1.fffffffffffffp1023;
   return is_below(plus, kMaxFloat64) && is_below(minus, kMaxFloat64) && is_below(c, kMaxFloat32);
 }
+
+// Returns nullptr or the CUDA error as text.
+const char* cuda_advance(const StepState& state, const CudaTarget& target);
 
 }  // namespace mezo

@@ -1,7 +1,7 @@
 // perturbed_lora, first half: h = round(x A^T) for A of either sign, made in registers.
 #include <type_traits>
 
-#include "launcher.cuh"
+#include "cuda/launcher.cuh"
 #include "lora.cuh"
 
 namespace mezo {

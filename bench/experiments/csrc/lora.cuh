@@ -9,9 +9,9 @@
 
 #include <type_traits>
 
-#include "draw.cuh"
-#include "directions.h"
-#include "memory.cuh"
+#include "cuda/draw.cuh"
+#include "cuda/memory.cuh"
+#include "lora.h"
 #include "mma.cuh"
 
 namespace mezo {
