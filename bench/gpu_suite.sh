@@ -39,10 +39,10 @@ part() { # name, seconds, command ...
 build() {
   if command -v cmake >/dev/null && command -v ninja >/dev/null &&
     $python -c 'import pybind11, setuptools' 2>/dev/null; then
-    $python setup.py -q build_ext --inplace && return
-    echo "setup.py failed; building with nvcc and g++ alone"
+    MEZO_BUILD_EXPERIMENTS=1 $python setup.py -q build_ext --inplace && return
+    echo "setup.py failed; building with nvcc and g++ only"
   fi
-  PYTHON=$python bench/build_plain.sh
+  PYTHON=$python bench/build_plain.sh --experiments
 }
 
 # tests/conftest.py imports mezo and so transformers: only conftests below the confcutdir are read.
@@ -59,9 +59,10 @@ part build 200 bash -c build
 # Without it every test would be skipped, and a suite of skipped tests would pass.
 part usable 60 $python -c '
 import mezo_kernels
+from bench.experiments import _native
 reasons = mezo_kernels.backends()
 print(reasons)
-raise SystemExit(reasons["cpu"] or reasons["cuda"])'
+raise SystemExit(reasons["cpu"] or reasons["cuda"] or _native.reason_against_cuda())'
 part tests 180 "${tests[@]}" -m gpu "${of_kernels[@]}"
 part experiments 60 "${tests[@]}" -m "gpu and not sglang" "${of_experiments[@]}"
 if command -v compute-sanitizer >/dev/null; then
