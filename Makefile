@@ -59,7 +59,7 @@ lint: $(STAMPS)/installed
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks $(STAMPS)/installed
-	rm -f mezo_kernels/_C*.so
+	rm -f mezo_kernels/_C*.so bench/experiments/_C*.so
 	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMPS)/venv:

@@ -1,7 +1,7 @@
 """Native build of mezo_kernels._C: setuptools drives CMake and ninja; csrc/sources.txt lists what.
 
 MEZO_SKIP_CUDA_BUILD=1 leaves the CUDA kernels out; MEZO_CUDA_ARCHS="80;90" chooses their targets.
-MEZO_BUILD_EXPERIMENTS=1 builds bench.experiments._C, too.
+MEZO_BUILD_EXPERIMENTS=1 also builds bench.experiments._C.
 """
 
 import os

@@ -5,7 +5,7 @@
 #
 #   bench/build_plain.sh [--experiments]      from anywhere
 #
-# --experiments builds bench.experiments._C, too.
+# --experiments also builds bench.experiments._C.
 # PYTHON, NVCC and MEZO_CUDA_ARCHS override; MEZO_SKIP_CUDA_BUILD=1 leaves the CUDA kernels out.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,5 +1,5 @@
-// Rows of the static tables that Python builds (mezo_kernels/directions/plan.py) and every backend reads.
-// All fields are 64 bits wide, so that a row is a row of an int64 tensor.
+// Rows of the static tables that Python builds (mezo_kernels/directions/plan.py) and every backend
+// reads. All fields are 64 bits wide, so that a row is a row of an int64 tensor.
 #pragma once
 
 #include <stdint.h>
@@ -27,7 +27,7 @@ struct OutputRow {
   int64_t dtype;
 };
 
-// Elements of an entry of the work list of a GPU, and of what one of its threads takes at once.
+// Elements of an entry of the work list of a GPU, and of what one of its threads handles at once.
 constexpr int kWorkBlock = 2048;
 constexpr int kVector = 8;
 
@@ -74,7 +74,7 @@ struct Combination {
 };
 
 // Slots to write from the masters: slot k = master + scales[k] * z(directions[indices[k]]), or the
-// master alone where the index is negative. outputs has num_slots x num_tensors rows.
+// plain master where the index is negative. outputs has num_slots x num_tensors rows.
 struct FanOut {
   const DirectionRow* directions;
   int64_t num_directions;

@@ -1,5 +1,5 @@
-// What the bindings share. Addresses and streams come from Python as integers, tables as addresses of
-// rows (table.h). The Python functions have checked shapes, dtypes and lengths. Long work runs
+// What the bindings share. Addresses and streams come from Python as integers, tables as addresses
+// of rows (table.h). The Python functions have checked shapes, dtypes and lengths. Long work runs
 // without the GIL.
 #pragma once
 

@@ -38,7 +38,7 @@ CudaScalars scalars_of(const char* name, const ScalarFields& s, int64_t num_slot
 void sample(int64_t out, int64_t tensor, int64_t direction, int device, int64_t stream) {
   // A null output is an empty tensor's.
   if (out == 0) return;
-  // Both rows are host memory and go along with the launch.
+  // Both rows are host memory: they are arguments of the kernel.
   const auto* tensor_row = address<const TensorRow>("cuda_sample", "tensor", tensor, 1);
   const auto* row = address<const DirectionRow>("cuda_sample", "direction", direction, 1);
   raise_on("cuda_sample", cuda_sample(reinterpret_cast<float*>(out), *tensor_row, *row,

@@ -35,7 +35,7 @@ const char* cuda_sample(float* out, const TensorRow& tensor, const DirectionRow&
 const char* cuda_add_directions(const CudaTables& tables, const CudaScalars& scalars,
                                 const CommonSeed& seed, const CudaTarget& target);
 
-// indices (host): for each slot which direction of the slots it takes, or -1 for none.
+// indices (host): for each slot which direction of the slots it uses, or -1 for none.
 const char* cuda_perturb(const CudaTables& tables, const CudaScalars& scalars,
                          const CommonSeed& seed, const std::vector<int64_t>& indices,
                          const CudaTarget& target);

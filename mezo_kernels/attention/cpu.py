@@ -1,4 +1,4 @@
-"""The cpu backend: one call of the native kernel (csrc/cpu/attention.h) on a plan's tables."""
+"""The cpu backend: one call of the native kernel (csrc/cpu/attention.cpp) on a plan's tables."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Tables:
     Args:
         rows: `[R, 2]`, first token and end of each row, group by group.
         slots: `[kv_indptr[G]]`, contiguous, a private copy: it cannot change after the check.
-        blocks: `[N, 6]`, rows of AttentionBlock (csrc/cpu/ops.h).
+        blocks: `[N, 6]`, rows of AttentionBlock (csrc/cpu/attention.h).
         addresses: of the three and N, as the native function expects them.
         lowest, highest: of the slots; 0 and -1 where there are none.
     """

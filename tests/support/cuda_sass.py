@@ -1,4 +1,4 @@
-"""What nvcc makes of CUDA sources: registers, stack, SASS, and the path a full block takes."""
+"""What nvcc makes of CUDA sources: registers, stack, SASS, and the path of a full block."""
 
 import re
 import shutil
@@ -65,7 +65,7 @@ class Kernel:
         """Count what one thread executes, by the opcodes asked for, with "all" of them.
 
         The control-flow graph without the branches that close a loop is acyclic: each loop runs
-        once. Of all paths from the entry to an EXIT, take the one that has most instructions of the
+        once. Of all paths from the entry to an EXIT, this is the one with most instructions of the
         first preferred opcode, then of the second ..., and then fewest instructions of all. With
         "MUFU.RSQ" first, that is the path of a thread that draws all it can, i.e. of a full block
         with an update of one direction; "F2FP.BF16" next chooses bf16 slots where a branch on the

@@ -14,8 +14,9 @@ constexpr int kExpandThreads = 32 * kExpandWarps;
 constexpr int kWarpOutputs = 32;
 constexpr int kBlockOutputs = kExpandWarps * kWarpOutputs;
 
-// kRank 8 fills half of an mma's inner dimension. So that no lane draws in vain, lanes t = 0, 1
-// hold the ranks of one column and t = 2, 3 those of the next; h is there twice, half of it masked.
+// kRank 8 fills half of an mma's inner dimension. So that every lane draws what is used, lanes
+// t = 0, 1 hold the ranks of one column and t = 2, 3 those of the next; h is there twice, half of it
+// masked.
 template <class Draw, int64_t kDType, int kRank>
 __global__ void __launch_bounds__(kExpandThreads, kRank == 64 ? 3 : 4)
     expand_kernel(const __grid_constant__ LoraCall call, const __grid_constant__ Draw draw) {
@@ -38,7 +39,7 @@ __global__ void __launch_bounds__(kExpandThreads, kRank == 64 ? 3 : 4)
     for (int f = 0; f < kFragments; ++f) {
       const int j = kIsHalf ? 2 * f + lane.t / 2 : f;
       const int64_t output = output0 + lane.g / 2 * 8 + 2 * j + lane.g % 2;
-      // A branch also keeps the fragments apart: all at once would take registers that rows need.
+      // A branch also keeps the fragments apart: all at once would need the registers of the rows.
       if (output >= outputs) continue;
       const Place place(call.b, output, rank0);
       uint4 masters[kSteps];

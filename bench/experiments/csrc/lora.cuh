@@ -1,10 +1,10 @@
 // What shrink.cu and expand.cu share: perturbed elements of a factor as fragments, and row tiles.
 //
-// A warp makes its part of the factor once, for both copies of a pair, and keeps it in registers
-// while the rows of both copies pass by. The sum over the inner dimension may run in any fixed
-// order, so it is permuted: the four elements that a lane holds of one column of an mma, rows 2 t,
-// 2 t + 1, 2 t + 8 and 2 t + 9, are four neighbours in memory, one Philox group. The lane's
-// elements of the other operand are permuted alike, which makes them neighbours, too.
+// A warp makes its part of the factor once, for both copies of a pair, and keeps it in registers for
+// all rows of both copies. The sum over the inner dimension may run in any fixed order, so it is
+// permuted: the four elements that a lane holds of one column of an mma, rows 2 t, 2 t + 1, 2 t + 8
+// and 2 t + 9, are four neighbours in memory, one Philox group. The lane's elements of the other
+// operand are permuted alike, so that they are neighbours as well.
 #pragma once
 
 #include <type_traits>
@@ -60,7 +60,7 @@ struct PairDraw {
   template <int64_t kDType, bool kHasDirection>
   __device__ __forceinline__ void four(uint32_t group, const uint4& master,
                                        uint32_t packed[2][2]) const {
-    // Without a direction the scale is 0, too. Then a -0 of the master becomes +0, which no sum
+    // Without a direction the scale is 0 as well. Then a -0 of the master becomes +0, which no sum
     // that begins with +0 shows.
     float values[4], z[4] = {};
     memcpy(values, &master, sizeof values);

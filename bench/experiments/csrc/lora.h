@@ -6,7 +6,7 @@
 
 namespace mezo {
 
-// Two copies of an adapter with one direction: rows first[i] .. last[i] - 1 of x take copy i, which
+// Two copies of an adapter with one direction: rows first[i] .. last[i] - 1 of x use copy i, which
 // has scale scales[i]. No direction (-1): both are the master itself. No rows: there is no copy 1.
 struct alignas(16) LoraPair {
   int32_t direction, scales[2], first[2], last[2], reserved;

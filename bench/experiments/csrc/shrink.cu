@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kShrinkThreads, 2)
         const bool is_inside = col0 + 32 * (step / 2) < cols;
         masters[step] = is_inside ? place.load(8 * (step / 2) + step % 2) : make_uint4(0, 0, 0, 0);
       }
-      // Beyond the last column there are perturbations, too, but x is 0 there.
+      // There are perturbations beyond the last column as well, but x is 0 there.
 #pragma unroll
       for (int step = 0; step < 2 * kChunks; ++step) {
         uint32_t packed[2][2];

@@ -7,8 +7,8 @@
 
 namespace mezo {
 
-// The buffers of bench/experiments/device_step.py. directions has 2 n rows: those of the update, then
-// those of the slots. losses has n plus losses, then n minus losses.
+// The buffers of bench/experiments/device_step.py. directions has 2 n rows: those of the update,
+// then those of the slots. losses has n plus losses, then n minus losses.
 struct StepState {
   DirectionRow* directions;
   float* factors;  // the update's coefficients come first

@@ -1,9 +1,9 @@
 // Attention of a block of queries that share a prefix, written once over an instruction set `Isa`.
 //
-// The bits of a query depend on its row and its prefix alone, and are those of every instruction
-// set. Keys are taken in tiles of kTile, from the prefix's first one and then from the row's own
-// first one. A score is one chain of fma over the head dim, a tile's output one over its keys;
-// across tiles the softmax runs along: out <- fma(out, exp(old max - max), tile's output). The
+// The bits of a query depend only on its row and its prefix, and they are the same on every
+// instruction set. Keys are read in tiles of kTile, from the prefix's first one and then from the
+// row's own first one. A score is one chain of fma over the head dim, a tile's output one over its
+// keys; across tiles the softmax is online: out <- fma(out, exp(old max - max), tile's output). The
 // weights are added in kSums running sums, whatever the width of a register, with a tree over them
 // at the end.
 #pragma once
@@ -41,7 +41,7 @@ struct SharedPrefix {
 
   // What a block needs, for the most part in the L1 cache; the parts in use are compact.
   struct Scratch {
-    alignas(64) float keys[kMaxDim * kTile];    // [dim, kTile]: a tile of keys, turned around
+    alignas(64) float keys[kMaxDim * kTile];    // [dim, kTile]: a tile of keys, transposed
     alignas(64) float copies[kTile * kMaxDim];  // rows of keys or values that need converting
     alignas(64) float q[kQueries * kMaxDim];
     alignas(64) float out[kQueries * kMaxDim];

@@ -17,7 +17,7 @@ struct Lora {
   // Columns of h at a time, whose trees are summed together; rows as the registers allow.
   static constexpr int kCols = 4;
   static constexpr int kRows = Isa::kLanes == 16 ? 4 : 1;
-  // Columns of `out` that two rows take through the ranks in registers.
+  // Columns of `out` that stay in registers, for two rows, while the ranks are added.
   static constexpr int kExpandCols = Isa::kLanes == 1 ? 8 : 4 * Isa::kLanes;
 
   // h[t, j] = scale * sum_k x[t, k] a[j, k]
@@ -110,7 +110,7 @@ struct Lora {
     float block[kMaxRankBlock * kExpandCols];
     int64_t d = 0;
     for (; d + kExpandCols <= p.cols; d += kExpandCols) {
-      // A long rank takes several turns, in its order.
+      // A long rank is added in several blocks, in its order.
       for (int64_t first = 0; first < p.rank; first += kMaxRankBlock) {
         const int64_t left = p.rank - first;
         const int n = static_cast<int>(left < kMaxRankBlock ? left : kMaxRankBlock);
@@ -157,7 +157,7 @@ struct Lora {
     }
   }
 
-  // Ranks of a block of b, turned around in the L1 cache.
+  // Ranks of a block of b, transposed in the L1 cache.
   static constexpr int kMaxRankBlock = 64;
 };
 

@@ -6,7 +6,7 @@
 // A batch is kLanes groups (4 kLanes elements). Lane 4 g + l of every vector holds group
 // (kLanes / 4) l + g, so an in-lane 4x4 transpose of the four result vectors is memory order.
 // Philox keeps each lane in the low half of a 64-bit lane, where the widening multiply wants it:
-// `even` holds the even lanes, `odd` the odd ones; the high halves are garbage nobody reads.
+// `even` holds the even lanes, `odd` the odd ones; the high halves are never read.
 #pragma once
 
 #include "loops.h"
@@ -29,7 +29,7 @@ struct Simd {
     F z[4];
   };
 
-  // Everything that stays the same over a run of batches.
+  // What stays the same over a run of batches.
   struct Setup {
     I key0[kPhiloxRounds], key1[kPhiloxRounds];
     I even, odd;  // group offsets inside a batch
