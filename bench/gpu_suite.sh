@@ -51,7 +51,7 @@ tests=($python -m pytest -q -p no:cacheprovider -W default
 of_kernels=(--confcutdir=tests/kernels tests/kernels)
 of_experiments=(--confcutdir=tests/bench tests/bench/experiments)
 # pytest wants the expression on one line.
-small="not host and not triton and (test_slots_of_sglang or test_steps_on_each_device_backend"
+small="not on_host and not triton and (test_slots_of_sglang or test_steps_on_each_device_backend"
 small+=" or several_directions)"
 
 export -f build
