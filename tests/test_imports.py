@@ -39,7 +39,7 @@ def relative(path: Path) -> str:
 @pytest.mark.parametrize("path", modules("mezo_kernels"), ids=relative)
 def test_kernels_import_neither_mezo_nor_sglang(path):
     roots = {name.split(".")[0] for name in imported_names(path)}
-    assert not roots & {"mezo", "sglang"}
+    assert not roots & {"mezo", "sglang", "bench"}
 
 
 @pytest.mark.parametrize(
