@@ -22,9 +22,10 @@ from mezo.results import (
     StepResult,
     StepStatus,
 )
+from mezo.train.finetune import finetune
 from mezo.train.saving import PartialTraining
 from mezo.train.summary import TrainSummary
-from mezo.train.trainer import MeZOTrainer, finetune
+from mezo.train.trainer import MeZOTrainer
 
 if TYPE_CHECKING:
     from mezo.engines.sglang.launch import launch_engine

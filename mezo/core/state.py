@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mezo._signals import uninterrupted
-from mezo.checkpoint.peft import initial_values
+from mezo.core.init import initial_values
 from mezo.core.rounding import RoundingWatch
 from mezo_kernels import AdapterPlan, Direction, TensorSpec, add_directions_, perturb_into
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mezo.config import require
 from mezo.run import Run
 
 if TYPE_CHECKING:
     from mezo.train.summary import TrainSummary
     from mezo.train.trainer import MeZOTrainer
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -37,41 +34,6 @@ class PartialTraining:
     adapter: Path | None
     weights: dict[str, torch.Tensor] | None
     sentence: str
-
-
-def check_output(directory: str | Path, files: Sequence[str] = ADAPTER_FILES) -> Path:
-    """Make an output directory and check that files can be written there, before it is needed.
-
-    Args:
-        directory: where files will be written; it is made if needed.
-        files: names of the files.
-
-    Returns:
-        The directory.
-
-    Raises:
-        ValueError: something stands in its way, or nothing can be written there.
-    """
-    path = Path(directory)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        if path.exists() and not path.is_dir():
-            found = "a file"
-        else:
-            found = f"{type(error).__name__} ({error.strerror})"
-        raise ValueError(
-            f"output: {path} must be a directory that can be written to, got {found}; choose "
-            "another directory."
-        ) from error
-    for name in files:
-        require(
-            not (path / name).is_dir(),
-            f"output: {path / name} must be a file or new, got a directory; move it away.",
-        )
-    return path
 
 
 def train_and_save(trainer: MeZOTrainer, directory: str | Path | None) -> TrainSummary:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from mezo.results import EvalResult, EvalStatus, StepResult, StepStatus, is_lost
 
@@ -146,20 +145,3 @@ class Tally:
     def _is_many(self, count: int) -> bool:
         """Whether so many steps of a kind are a problem."""
         return count > 0 and count >= _MANY * self.num_results
-
-
-def pool(parts: Sequence[EvalResult]) -> EvalResult:
-    """Pool evaluations of several batches, weighted by their examples."""
-    n = sum(p.num_examples for p in parts)
-    is_classification = all(p.predictions is not None for p in parts)
-    is_scored = is_classification and all(p.accuracy is not None for p in parts)
-    return EvalResult(
-        loss=sum(p.loss * p.num_examples for p in parts) / n,
-        accuracy=sum((p.accuracy or 0.0) * p.num_examples for p in parts) / n
-        if is_scored
-        else None,
-        predictions=[g for p in parts for g in p.predictions or ()] if is_classification else None,
-        num_examples=n,
-        tokens=sum(p.tokens for p in parts),
-        num_nonfinite=sum(p.num_nonfinite for p in parts),
-    )

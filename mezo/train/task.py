@@ -11,11 +11,13 @@ from typing import Any
 
 from mezo import tasks
 from mezo._inputs import require
+from mezo.checkpoint.atomic import check_output
+from mezo.checkpoint.peft import ADAPTER_FILES
 from mezo.config import MezoConfig
 from mezo.data.batch import Batch
 from mezo.run import Run, attach
 from mezo.tasks import Example, Task, assets
-from mezo.train.saving import check_output, closing, train_and_save
+from mezo.train.saving import closing, train_and_save
 from mezo.train.task_files import TaskLog, can_plot, closing_words, leave_files, record_of
 from mezo.train.trainer import MeZOTrainer
 
@@ -98,8 +100,8 @@ def train_task(settings: TaskSettings) -> dict[str, Any]:
             the exception has a `PartialTraining` as ``partial_training``.
     """
     task = tasks.get(settings.task)
-    check_output(settings.output, files=("summary.json", "steps.jsonl", "loss.png"))
-    check_output(settings.output / "adapter")
+    check_output(settings.output, ("summary.json", "steps.jsonl", "loss.png"))
+    check_output(settings.output / "adapter", ADAPTER_FILES)
     has_plots = can_plot()
     model = settings.model or str(assets.model_dir())
     splits = task.load(settings.data)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from mezo.checkpoint.records import JsonLines, write_json
 from mezo.results import EvalResult
 from mezo.tasks import Task
-from mezo.train.report import EvalPoint, ProgressBar, StepPoint, plain, plot_losses, write_json
-from mezo.train.trainer import MeZOTrainer, Progress
+from mezo.train.callbacks import Progress
+from mezo.train.plots import EvalPoint, StepPoint, plot_losses
+from mezo.train.progress import ProgressBar
+from mezo.train.trainer import MeZOTrainer
 
 if TYPE_CHECKING:
     from mezo.train.task import TaskSettings
@@ -46,7 +48,7 @@ class TaskLog:
         self._can_plot = can_plot
         self.has_plot = False
         self._bar = ProgressBar(settings.num_steps)
-        self._file: TextIO | None = (settings.output / "steps.jsonl").open("w", encoding="utf-8")
+        self._lines = JsonLines(settings.output / "steps.jsonl")
         self._steps: list[StepPoint] = []
         self.evaluations: list[EvalPoint] = []
         self.problems: list[str] = []
@@ -61,9 +63,7 @@ class TaskLog:
 
     def __exit__(self, *exc: object) -> None:
         self._bar.__exit__(*exc)
-        if self._file is not None:
-            with suppress(OSError):  # every line was flushed
-                self._file.close()
+        self._lines.close()
 
     def __call__(self, progress: Progress) -> None:
         """Take note of a step or an evaluation."""
@@ -89,17 +89,11 @@ class TaskLog:
 
     def _write(self, record: dict[str, Any]) -> None:
         """Add a line to steps.jsonl; a disk that is full ends the log, not the training."""
-        if self._file is None:
-            return
         try:
-            self._file.write(json.dumps(plain(record), allow_nan=False) + "\n")
-            self._file.flush()
+            self._lines.write(record)
         except OSError as error:
             self.problems.append(f"steps.jsonl ends at step {record['step']}: {error}.")
             self._bar.write(self.problems[-1])
-            file, self._file = self._file, None
-            with suppress(OSError):
-                file.close()
 
     def plot(self) -> None:
         """Draw loss.png if that is possible."""

@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from mezo._arguments import check_trainer, checked_config, checked_path
-from mezo.config import MezoConfig, require
+from mezo._arguments import check_trainer
+from mezo._inputs import require
 from mezo.data.batch import Batch, EncodedBatch
 from mezo.optim.estimate import learning_rate
-from mezo.results import EvalResult, StepResult
-from mezo.run import Run, attach, checked_run
-from mezo.train.saving import check_output, closing, partial_training_of, train_and_save
-from mezo.train.summary import Tally, TrainSummary, pool
+from mezo.results import EvalResult
+from mezo.run import Run, checked_run
+from mezo.train.callbacks import Callback, Progress
+from mezo.train.evaluate import evaluate
+from mezo.train.summary import Tally, TrainSummary
 
 logger = logging.getLogger(__name__)
 _END = object()
-
-# Called after every step and every evaluation; None is what did not happen.
-Callback = Callable[["Progress"], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """What a callback sees.
-
-    Args:
-        step: steps taken so far.
-        num_steps: steps of the whole run.
-        seconds: since training began, without evaluations.
-        result: the step's result, or None after an evaluation.
-        evaluation: the evaluation, or None after a step.
-    """
-
-    step: int
-    num_steps: int
-    seconds: float
-    result: StepResult | None = None
-    evaluation: EvalResult | None = None
 
 
 class MeZOTrainer:
@@ -179,8 +156,7 @@ class MeZOTrainer:
         """Score the held-out batches, pooled over their examples; None without any."""
         if not self.held_out:
             return None
-        parts = [self.run.evaluate(batch) for batch in self.held_out]
-        pooled = pool(parts)
+        pooled = evaluate(self.run, self.held_out)
         self._call(Progress(step, self.num_steps, seconds, evaluation=pooled))
         return pooled
 
@@ -237,81 +213,3 @@ def _encoded(run: Run, what: str, batches: Sequence[Batch | EncodedBatch]) -> li
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"MeZOTrainer: {what}[{i}] is bad: {error}") from error
     return encoded
-
-
-def finetune(
-    engine: Any,
-    batches: Iterable[Batch | EncodedBatch],
-    *,
-    num_steps: int,
-    config: MezoConfig | None = None,
-    tokenizer: Any = None,
-    output: str | Path | None = None,
-    schedule: str = "constant",
-    held_out: Sequence[Batch | EncodedBatch] = (),
-    eval_every: int | None = None,
-    callbacks: Sequence[Callback] = (),
-) -> TrainSummary:
-    """Attach a fresh adapter, train it, save it as a PEFT adapter and take it out again.
-
-    Args:
-        engine: as in `mezo.attach`, or the path of a model: then an SGLang engine is started for
-            the time of the call.
-        batches: the training batches, one a step.
-        num_steps: steps to take.
-        config: the adapter and the estimator.
-        tokenizer: see `mezo.attach`.
-        output: directory for the adapter, or None to save nothing.
-        schedule: see `MeZOTrainer`, like the following ones.
-        held_out: batches to evaluate on.
-        eval_every: steps between evaluations.
-        callbacks: called after each step and evaluation.
-
-    Returns:
-        The summary; look at its ``problems``.
-
-    Raises:
-        ValueError: ``output`` cannot be written to, or what `mezo.attach` and `MeZOTrainer` refuse;
-            no step has been taken then.
-        BaseException: whatever stopped the training, Ctrl-C included. The adapter with the steps
-            taken until then is saved (a log line says where), or kept in
-            ``error.partial_training.weights`` if there is no ``output``.
-    """
-    config = checked_config("finetune", config)
-    check_loop(batches, num_steps, schedule, eval_every, held_out, callbacks)
-    if output is not None:
-        check_output(checked_path("finetune: output", output))
-    if isinstance(engine, (str, Path)):
-        from mezo.engines.sglang.launch import launch_engine
-
-        started = launch_engine(str(engine), config)
-        with closing(started.shutdown):
-            return finetune(
-                started,
-                batches,
-                num_steps=num_steps,
-                config=config,
-                tokenizer=tokenizer,
-                output=output,
-                schedule=schedule,
-                held_out=held_out,
-                eval_every=eval_every,
-                callbacks=callbacks,
-            )
-    run = attach(engine, config, tokenizer=tokenizer)
-    with closing(run.close):
-        trainer = MeZOTrainer(
-            run,
-            batches,
-            num_steps=num_steps,
-            schedule=schedule,
-            held_out=held_out,
-            eval_every=eval_every,
-            callbacks=callbacks,
-        )
-        try:
-            return train_and_save(trainer, output)
-        except BaseException as error:
-            if partial := partial_training_of(error):
-                logger.warning("finetune: %s", partial.sentence)
-            raise

@@ -17,8 +17,8 @@ import mezo
 from mezo import tasks
 from mezo.cli import app
 from mezo.engines import available
+from mezo.train.evaluate import pool
 from mezo.train.task import TaskSettings, batches
-from mezo.train.trainer import pool
 from tests.support.independent import load_peft
 from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch
 
