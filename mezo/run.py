@@ -28,6 +28,7 @@ from mezo.core.step import StepReply, StepRequest
 from mezo.data.batch import BASE, THETA, Batch, EncodedBatch
 from mezo.data.encode import encode, encode_invocation
 from mezo.diagnostics.selftest import require_passed
+from mezo.engines import open_session
 from mezo.results import EvalResult, StepResult, StepWatch, evaluation, raise_for, step_status
 
 if TYPE_CHECKING:
@@ -334,20 +335,7 @@ def attach(
         selftest is None or isinstance(selftest, bool),
         f"attach: selftest must be None, True or False, got {shown(selftest)}; leave it out.",
     )
-    session: Session
-    if isinstance(engine, torch.nn.Module):
-        from mezo.engines.transformers import TransformersSession
-
-        session = TransformersSession(engine, config, tokenizer)
-    elif hasattr(engine, "collective_rpc") and hasattr(engine, "server_args"):
-        from mezo.engines.sglang.session import SglangSession
-
-        session = SglangSession(engine, config, tokenizer)
-    else:
-        raise TypeError(
-            "attach: engine must be an sglang.Engine or a Hugging Face causal language model, "
-            f"got {type(engine).__name__}; make one with mezo.launch_engine(model_path, config)."
-        )
+    session = open_session(engine, config, tokenizer)
     try:
         run = Run(session, config)
         if selftest is not False:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from mezo._arguments import checked_config, checked_path
+from mezo._closing import closing
 from mezo.checkpoint.atomic import check_output
 from mezo.checkpoint.peft import ADAPTER_FILES
 from mezo.config import MezoConfig
 from mezo.data.batch import Batch, EncodedBatch
+from mezo.engines import ENGINES
 from mezo.run import attach
 from mezo.train.callbacks import Callback
-from mezo.train.saving import closing, partial_training_of, train_and_save
+from mezo.train.saving import partial_training_of, train_and_save
 from mezo.train.summary import TrainSummary
 from mezo.train.trainer import MeZOTrainer, check_loop
 
@@ -64,10 +66,7 @@ def finetune(
     if output is not None:
         check_output(checked_path("finetune: output", output), ADAPTER_FILES)
     if isinstance(engine, (str, Path)):
-        from mezo.engines.sglang.launch import launch_engine
-
-        started = launch_engine(str(engine), config)
-        with closing(started.shutdown):
+        with ENGINES["sglang"].launch(str(engine), config) as started:
             return finetune(
                 started,
                 batches,

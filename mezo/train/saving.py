@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -72,18 +71,6 @@ def partial_training_of(error: BaseException) -> PartialTraining | None:
             return partial
         cause = cause.__context__
     return None
-
-
-@contextmanager
-def closing(close: Callable[[], Any]) -> Iterator[None]:
-    """Call ``close`` at the end; what the block raised is not hidden by a failure of it."""
-    try:
-        yield
-    except BaseException:
-        with suppress(Exception):
-            close()
-        raise
-    close()
 
 
 def _keep(

@@ -5,23 +5,23 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mezo import tasks
+from mezo._closing import closing
 from mezo._inputs import require
 from mezo.checkpoint.atomic import check_output
 from mezo.checkpoint.peft import ADAPTER_FILES
 from mezo.config import MezoConfig
 from mezo.data.batch import Batch
+from mezo.engines import ENGINES
 from mezo.run import Run, attach
 from mezo.tasks import Example, Task, assets
-from mezo.train.saving import closing, train_and_save
+from mezo.train.saving import train_and_save
 from mezo.train.task_files import TaskLog, can_plot, closing_words, leave_files, record_of
 from mezo.train.trainer import MeZOTrainer
 
-ENGINES = ("sglang", "transformers")
 _EVAL_BATCH = 50
 
 
@@ -67,10 +67,7 @@ class TaskSettings:
 
     def __post_init__(self) -> None:
         tasks.get(self.task)
-        require(
-            self.engine in ENGINES,
-            f"train: engine must be one of {ENGINES}, got {self.engine!r}; take 'sglang'.",
-        )
+        ENGINES.check(self.engine, "train: ")
         for name in ("num_steps", "batch_size", "train_examples", "eval_examples", "threads"):
             value = getattr(self, name)
             require(
@@ -106,8 +103,9 @@ def train_task(settings: TaskSettings) -> dict[str, Any]:
     model = settings.model or str(assets.model_dir())
     splits = task.load(settings.data)
     print(f"Starting the {settings.engine} engine with {Path(model).name} ...", flush=True)
-    with _engine(settings, model) as (engine, tokenizer):
-        run = attach(engine, settings.config, tokenizer=tokenizer)
+    engine = ENGINES[settings.engine]
+    with engine.launch(model, settings.config, threads=settings.threads) as handle:
+        run = attach(handle, settings.config, tokenizer=engine.tokenizer(model))
         with closing(run.close):
             train = _short_enough(splits.train, task, run, settings.max_prompt_tokens)[
                 : settings.train_examples
@@ -190,24 +188,3 @@ def _check_rows(examples: Sequence[Example], task: Task, run: Run) -> None:
                     f"train: every training example must fit the engine, got {error} The text "
                     f"begins {example.text[:40]!r}; set max_prompt_tokens."
                 ) from error
-
-
-@contextmanager
-def _engine(settings: TaskSettings, model: str) -> Iterator[tuple[Any, Any]]:
-    """The engine and, for transformers, the tokenizer."""
-    if settings.engine == "sglang":
-        from mezo.engines.sglang.launch import launch_engine
-
-        engine = launch_engine(model, settings.config, threads=settings.threads)
-        with closing(engine.shutdown):
-            yield engine, None
-        return
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    hf_model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-    yield hf_model.to(device), AutoTokenizer.from_pretrained(model)

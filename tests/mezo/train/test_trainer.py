@@ -162,7 +162,7 @@ def test_train_command_writes_everything(tiny_model_dir, reviews, tmp_path):
     ("arguments", "message"),
     [
         ("--task imdb", "task must be one of: rotten_tomatoes; got 'imdb'"),
-        ("--engine vllm", "engine must be one of .* got 'vllm'"),
+        ("--engine vllm", "engine must be one of: .* got 'vllm'"),
         ("--eps 0", "eps must be a finite number > 0"),
         ("--steps 0", "num_steps must be at least 1, got 0"),
         ("--train-examples 3", "there must be a batch of 4 training examples, got 3"),
@@ -197,14 +197,14 @@ def test_doctor_says_what_is_usable_and_why_not():
 def test_a_missing_or_foreign_sglang_is_said_in_one_sentence(monkeypatch):
     import importlib.util
 
-    import mezo.engines as engines
+    from mezo.engines.sglang import engine
 
-    monkeypatch.setattr(engines, "version", lambda name: "0.5.9")
+    monkeypatch.setattr(engine, "version", lambda name: "0.5.9")
     if importlib.util.find_spec("sglang"):
         assert "must be 0.5.17 to 0.5.23, got 0.5.9" in available()["sglang"]
-        monkeypatch.setattr(engines, "version", lambda name: "0.5.23.post1")
+        monkeypatch.setattr(engine, "version", lambda name: "0.5.23.post1")
         assert available()["sglang"] is None
-        monkeypatch.setattr(engines, "entry_points", lambda group: [])
+        monkeypatch.setattr(engine, "entry_points", lambda group: [])
         assert "does not see the mezo plugin" in available()["sglang"]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "SGLang is not installed" in available()["sglang"]
