@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from mezo._inputs import require
 from mezo.checkpoint.atomic import check_output
 from mezo.checkpoint.peft import ADAPTER_FILES
 from mezo.config import MezoConfig
-from mezo.data.batch import Batch
+from mezo.data.sampling import batches
 from mezo.engines import ENGINES
 from mezo.run import Run, attach
 from mezo.tasks import Example, Task, assets
@@ -120,7 +119,7 @@ def train_task(settings: TaskSettings) -> dict[str, Any]:
             log = TaskLog(settings, task, model, can_plot=has_plots)
             trainer = MeZOTrainer(
                 run,
-                batches(task, train, settings.batch_size, settings.config.seed),
+                map(task.batch, batches(train, settings.batch_size, settings.config.seed)),
                 num_steps=settings.num_steps,
                 schedule=settings.schedule,
                 held_out=[
@@ -153,16 +152,6 @@ def _train(
             leave()
         raise
     return leave()
-
-
-def batches(task: Task, examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[Batch]:
-    """Yield batches without end, reshuffled each epoch; the order is a function of the seed."""
-    rng = random.Random(seed)
-    while True:
-        order = list(examples)
-        rng.shuffle(order)
-        for i in range(0, len(order) - batch_size + 1, batch_size):
-            yield task.batch(order[i : i + batch_size])
 
 
 def _short_enough(

@@ -14,11 +14,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import mezo
-from mezo import tasks
 from mezo.cli import app
 from mezo.engines import available
 from mezo.train.evaluate import pool
-from mezo.train.task import TaskSettings, batches
+from mezo.train.task import TaskSettings
 from tests.support.independent import load_peft
 from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch
 
@@ -112,18 +111,6 @@ def test_finetune_in_one_call(tiny_model_dir, tmp_path):
     assert summary.before is None
     load_peft(directory, tmp_path)
     assert not any("LoraLinear" in type(m).__name__ for m in model.modules())
-
-
-def test_batches_are_a_function_of_the_seed():
-    task = tasks.get("rotten_tomatoes")
-    examples = [tasks.Example(f"text {i}", i % 2) for i in range(10)]
-
-    def first(seed):
-        return [b.prompts for b in itertools.islice(batches(task, examples, 4, seed), 5)]
-
-    assert first(0) == first(0) != first(1)
-    epoch = [p for prompts in first(0)[:2] for p in prompts]
-    assert len(set(epoch)) == 8  # no example twice within an epoch
 
 
 def test_train_command_writes_everything(tiny_model_dir, reviews, tmp_path):
