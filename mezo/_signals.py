@@ -41,3 +41,23 @@ def leave_interrupts_to_the_parent() -> None:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def sigterm_interrupts(arrived: list[int]) -> Iterator[None]:
+    """Let SIGTERM (a batch system's, `docker stop`) end a training as Ctrl-C does: saved."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        arrived.append(signum)
+        if not callable(signal.getsignal(signal.SIGINT)):  # ignored: started in the background
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # where Ctrl-C is put off, so is this
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mezo.config import MezoConfig
+import torch
+
+import mezo_kernels
+from mezo.config import MezoConfig, TrainConfig
 from mezo.diagnostics.comparison import compare
 from mezo.diagnostics.selftest import Check, quick
-from mezo.engines import ENGINES
+from mezo.engines import ENGINES, available
 from mezo.engines.linears import ModelLinears, leaf, linears_of
 from mezo.run import attach
 
@@ -19,10 +23,25 @@ _USUAL = (
 )
 
 
+def inventory() -> list[str]:
+    """Return lines that say what is installed, and what is usable here or why not."""
+    from mezo import __version__
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    lines = [
+        f"mezo-sglang {__version__}, Python {platform.python_version()}",
+        f"torch {torch.__version__}, GPU {gpu}",
+    ]
+    for title, table in (("engine", available()), ("backend", mezo_kernels.backends())):
+        for name, reason in table.items():
+            lines.append(f"{title} {name}: {'usable' if reason is None else reason}")
+    return lines
+
+
 def diagnose(
     model: str,
     *,
-    engine: str = "sglang",
+    engine: str = TrainConfig.engine,
     target_modules: Sequence[str] | None = None,
     echo: Callable[[str], Any] = print,
 ) -> bool:

@@ -46,28 +46,3 @@ def update_coefficient(value: float, lr: float, num_directions: int) -> float:
     Source: Malladi et al. 2023 (arXiv 2305.17333), Algorithms 1 and 2.
     """
     return -lr * value / num_directions
-
-
-def learning_rate(base: float, step: int, num_steps: int, schedule: str) -> float:
-    """Return the learning rate of ``step`` (0-based) in a run of ``num_steps``.
-
-    Args:
-        base: the rate of step 0.
-        step: 0 .. num_steps - 1.
-        num_steps: length of the run.
-        schedule: "constant", "linear" (to 0) or "cosine" (to 0).
-
-    Raises:
-        ValueError: an unknown schedule.
-    """
-    progress = step / num_steps
-    if schedule == "constant":
-        return base
-    if schedule == "linear":
-        return base * (1.0 - progress)
-    if schedule == "cosine":
-        return base * 0.5 * (1.0 + math.cos(math.pi * progress))
-    raise ValueError(
-        "learning_rate: schedule must be 'constant', 'linear' or 'cosine', "
-        f"got {schedule!r}; take 'constant'."
-    )

@@ -11,7 +11,7 @@ from mezo._arguments import checked_config, checked_path
 from mezo._closing import closing
 from mezo.checkpoint.atomic import check_output
 from mezo.checkpoint.peft import ADAPTER_FILES
-from mezo.config import MezoConfig
+from mezo.config import MezoConfig, TrainConfig
 from mezo.data.batch import Batch, EncodedBatch
 from mezo.engines import ENGINES
 from mezo.run import attach
@@ -31,9 +31,9 @@ def finetune(
     config: MezoConfig | None = None,
     tokenizer: Any = None,
     output: str | Path | None = None,
-    schedule: str = "constant",
+    schedule: str = TrainConfig.schedule,
     held_out: Sequence[Batch | EncodedBatch] = (),
-    eval_every: int | None = None,
+    eval_every: int | None = TrainConfig.eval_every,
     callbacks: Sequence[Callback] = (),
 ) -> TrainSummary:
     """Attach a fresh adapter, train it, save it as a PEFT adapter and take it out again.

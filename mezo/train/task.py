@@ -12,7 +12,7 @@ from mezo._closing import closing
 from mezo._inputs import require
 from mezo.checkpoint.atomic import check_output
 from mezo.checkpoint.peft import ADAPTER_FILES
-from mezo.config import MezoConfig
+from mezo.config import MezoConfig, TrainConfig
 from mezo.data.sampling import batches
 from mezo.engines import ENGINES
 from mezo.run import Run, attach
@@ -24,87 +24,60 @@ from mezo.train.trainer import MeZOTrainer
 _EVAL_BATCH = 50
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskSettings:
-    """A training run on a task.
+def settings_of(**given: Any) -> tuple[TrainConfig, MezoConfig]:
+    """Return the settings of a training: what is given, else the task's preset, else the default.
 
     Args:
-        task: name of the task (see `mezo.tasks`).
-        output: directory for adapter/, summary.json, steps.jsonl and loss.png.
-        config: the adapter and the estimator.
-        engine: "sglang" or "transformers".
-        model: directory or name of the model; None takes SmolLM2-135M-Instruct from the cache.
-        data: file with the task's data; None takes the cache's.
-        num_steps: steps to take.
-        batch_size: examples a step.
-        schedule: learning rate: "constant", "linear" or "cosine".
-        train_examples: examples to train on, the first of the split; None takes all. With prefix
-            "activated" a set whose prompts fit into the engine's cache is computed only once.
-        max_prompt_tokens: training examples with longer prompts are left out; None keeps all.
-        eval_examples: held-out examples (of any length) to evaluate on.
-        eval_every: steps between evaluations, or None for before and after only.
-        threads: CPU hosts: threads of the engine; None: see `launch_engine`.
+        given: fields of `TrainConfig` and `MezoConfig`; `output` is needed. Modules may be given as
+            one text with commas.
 
     Raises:
-        ValueError: an unknown task or engine, or a number below 1.
+        ValueError: an unknown task, or what the two classes refuse.
     """
-
-    task: str
-    output: Path
-    config: MezoConfig
-    engine: str = "sglang"
-    model: str | None = None
-    data: Path | None = None
-    num_steps: int = 400
-    batch_size: int = 16
-    schedule: str = "linear"
-    train_examples: int | None = None
-    max_prompt_tokens: int | None = None
-    eval_examples: int = 200
-    eval_every: int | None = None
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        tasks.get(self.task)
-        ENGINES.check(self.engine, "train: ")
-        for name in ("num_steps", "batch_size", "train_examples", "eval_examples", "threads"):
-            value = getattr(self, name)
-            require(
-                value is None or value >= 1,
-                f"train: {name} must be at least 1, got {value}; raise it.",
-            )
+    task = given.get("task", TrainConfig.task)
+    values: dict[str, Any] = {
+        "name": task,
+        "invocation": tasks.get(task).invocation,
+        **tasks.get(task).preset,
+    }
+    values |= given
+    if isinstance(modules := values.get("target_modules"), str):
+        values["target_modules"] = tuple(name.strip() for name in modules.split(","))
+    loop = {f.name for f in dataclasses.fields(TrainConfig)}
+    settings = TrainConfig(**{name: values[name] for name in values if name in loop})
+    return settings, MezoConfig(**{name: values[name] for name in values if name not in loop})
 
 
-def train_task(settings: TaskSettings) -> dict[str, Any]:
+def train_task(settings: TrainConfig, config: MezoConfig) -> dict[str, Any]:
     """Train, evaluate before and after, save the adapter, the log, the plot and the summary.
 
     The adapter is written first, and whatever ends the training, Ctrl-C included: then with the
     steps taken until then. Nothing that fails afterwards takes it away.
 
     Args:
-        settings: what to do.
+        settings: the training.
+        config: the adapter and the estimator, with the task's invocation.
 
     Returns:
         The content of summary.json; look at its "problems".
 
     Raises:
-        ValueError: output cannot be written to, no training example is short enough, or one is too
-            long for the engine.
+        ValueError: an unknown task or engine, output cannot be written to, no training example is
+            short enough, or one is too long for the engine.
         AssetError: the model or the data cannot be fetched.
         ImportError: the engine is not installed.
         BaseException: whatever stopped the training; if a step was taken, the files are there and
             the exception has a `PartialTraining` as ``partial_training``.
     """
-    task = tasks.get(settings.task)
+    task, engine = tasks.get(settings.task), ENGINES[settings.engine]
     check_output(settings.output, ("summary.json", "steps.jsonl", "loss.png"))
     check_output(settings.output / "adapter", ADAPTER_FILES)
     has_plots = can_plot()
     model = settings.model or str(assets.model_dir())
     splits = task.load(settings.data)
     print(f"Starting the {settings.engine} engine with {Path(model).name} ...", flush=True)
-    engine = ENGINES[settings.engine]
-    with engine.launch(model, settings.config, threads=settings.threads) as handle:
-        run = attach(handle, settings.config, tokenizer=engine.tokenizer(model))
+    with engine.launch(model, config, threads=settings.threads) as handle:
+        run = attach(handle, config, tokenizer=engine.tokenizer(model))
         with closing(run.close):
             train = _short_enough(splits.train, task, run, settings.max_prompt_tokens)[
                 : settings.train_examples
@@ -116,10 +89,10 @@ def train_task(settings: TaskSettings) -> dict[str, Any]:
             )
             _check_rows(train, task, run)
             held_out = splits.test[: settings.eval_examples]
-            log = TaskLog(settings, task, model, can_plot=has_plots)
+            log = TaskLog(settings, config, model, can_plot=has_plots)
             trainer = MeZOTrainer(
                 run,
-                map(task.batch, batches(train, settings.batch_size, settings.config.seed)),
+                map(task.batch, batches(train, settings.batch_size, config.seed)),
                 num_steps=settings.num_steps,
                 schedule=settings.schedule,
                 held_out=[
@@ -135,7 +108,12 @@ def train_task(settings: TaskSettings) -> dict[str, Any]:
 
 
 def _train(
-    settings: TaskSettings, trainer: MeZOTrainer, log: TaskLog, *, num_train: int, model: str
+    settings: TrainConfig,
+    trainer: MeZOTrainer,
+    log: TaskLog,
+    *,
+    num_train: int,
+    model: str,
 ) -> dict[str, Any]:
     """Train and leave the files, whatever happens; the adapter comes first."""
 

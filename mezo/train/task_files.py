@@ -9,18 +9,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mezo.checkpoint.records import JsonLines, write_json
+from mezo.config import MezoConfig, TrainConfig
 from mezo.results import EvalResult
-from mezo.tasks import Task
 from mezo.train.callbacks import Progress
 from mezo.train.plots import EvalPoint, StepPoint, plot_losses
 from mezo.train.progress import ProgressBar
 from mezo.train.trainer import MeZOTrainer
-
-if TYPE_CHECKING:
-    from mezo.train.task import TaskSettings
 
 
 def can_plot() -> bool:
@@ -37,13 +34,15 @@ class TaskLog:
     """Shows progress, writes steps.jsonl and keeps the points of the plot.
 
     Args:
-        settings: of the run.
-        task: what is trained on.
+        settings: of the training.
+        config: of the run.
         model: directory or name of the model.
         can_plot: whether to draw loss.png.
     """
 
-    def __init__(self, settings: TaskSettings, task: Task, model: str, *, can_plot: bool) -> None:
+    def __init__(
+        self, settings: TrainConfig, config: MezoConfig, model: str, *, can_plot: bool
+    ) -> None:
         self._settings = settings
         self._can_plot = can_plot
         self.has_plot = False
@@ -53,8 +52,8 @@ class TaskLog:
         self.evaluations: list[EvalPoint] = []
         self.problems: list[str] = []
         self._label = (
-            f"{Path(model).name} on {task.name}, engine {settings.engine}, "
-            f"prefix {settings.config.prefix}, seed {settings.config.seed}"
+            f"{Path(model).name} on {settings.task}, engine {settings.engine}, "
+            f"prefix {config.prefix}, seed {config.seed}"
         )
 
     def __enter__(self) -> TaskLog:
@@ -119,12 +118,12 @@ def _score_words(scores: EvalResult) -> str:
 
 
 def record_of(
-    settings: TaskSettings, trainer: MeZOTrainer, log: TaskLog, *, num_train: int, model: str
+    settings: TrainConfig, trainer: MeZOTrainer, log: TaskLog, *, num_train: int, model: str
 ) -> dict[str, Any]:
     """Return what summary.json holds."""
     from mezo import __version__
 
-    summary = trainer.summary
+    summary, config = trainer.summary, trainer.run.config
 
     def scores(result: EvalResult | None) -> dict[str, Any] | None:
         if result is None:
@@ -140,7 +139,7 @@ def record_of(
         "completed": summary.steps == summary.num_steps and trainer.is_finished,
         "held_out": {"before": scores(summary.before), "after": scores(summary.after)},
         "batch_size": settings.batch_size,
-        "config": dataclasses.asdict(settings.config),
+        "config": dataclasses.asdict(config),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "engine": settings.engine,
         "evaluations": log.evaluations,
@@ -152,7 +151,7 @@ def record_of(
         "problems": [*summary.problems, *log.problems],
         "schedule": settings.schedule,
         "seconds_per_step": summary.seconds / max(summary.steps, 1),
-        "seed": settings.config.seed,
+        "seed": config.seed,
         "skipped_steps": summary.skipped,
         "statuses": summary.statuses,
         "steps": summary.steps,

@@ -10,8 +10,9 @@ from typing import Any
 
 from mezo._arguments import check_trainer
 from mezo._inputs import require
+from mezo.config import TrainConfig
 from mezo.data.batch import Batch, EncodedBatch
-from mezo.optim.estimate import learning_rate
+from mezo.optim.schedule import SCHEDULES, learning_rate
 from mezo.results import EvalResult
 from mezo.run import Run, checked_run
 from mezo.train.callbacks import Callback, Progress
@@ -50,9 +51,9 @@ class MeZOTrainer:
         batches: Iterable[Batch | EncodedBatch],
         *,
         num_steps: int,
-        schedule: str = "constant",
+        schedule: str = TrainConfig.schedule,
         held_out: Sequence[Batch | EncodedBatch] = (),
-        eval_every: int | None = None,
+        eval_every: int | None = TrainConfig.eval_every,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         checked_run("MeZOTrainer", run)
@@ -168,10 +169,10 @@ class MeZOTrainer:
 def check_loop(
     batches: Any,
     num_steps: Any,
-    schedule: str = "constant",
-    eval_every: Any = None,
-    held_out: Any = (),
-    callbacks: Any = (),
+    schedule: str,
+    eval_every: Any,
+    held_out: Any,
+    callbacks: Any,
 ) -> None:
     """Check a training loop's arguments as far as that goes without a run.
 
@@ -184,7 +185,7 @@ def check_loop(
         "MeZOTrainer: num_steps and eval_every must be at least 1, got "
         f"{num_steps} and {eval_every}; pass positive integers.",
     )
-    learning_rate(1.0, 0, num_steps, schedule)  # an unknown schedule raises here
+    SCHEDULES.check(schedule, "MeZOTrainer: ")
     length = _length(batches)
     require(
         length is None or length >= num_steps,

@@ -9,10 +9,10 @@ import torch
 
 from mezo.optim.estimate import (
     clip_projected_grad,
-    learning_rate,
     projected_grad,
     update_coefficient,
 )
+from mezo.optim.schedule import learning_rate
 from mezo_kernels import Direction, TensorSpec, sample
 
 SHAPE = (6, 10)

@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 import mezo
 from mezo.cli import app
+from mezo.config import TrainConfig
 from mezo.engines import available
 from mezo.train.evaluate import pool
-from mezo.train.task import TaskSettings
+from mezo.train.task import train_task
 from tests.support.independent import load_peft
 from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch
 
@@ -151,6 +152,7 @@ def test_train_command_writes_everything(tiny_model_dir, reviews, tmp_path):
         ("--task imdb", "task must be one of: rotten_tomatoes; got 'imdb'"),
         ("--engine vllm", "engine must be one of: .* got 'vllm'"),
         ("--eps 0", "eps must be a finite number > 0"),
+        ("--schedule sqrt", "schedule must be one of: .* got 'sqrt'"),
         ("--steps 0", "num_steps must be at least 1, got 0"),
         ("--train-examples 3", "there must be a batch of 4 training examples, got 3"),
         ("--target-modules q_proj,q_proj", "distinct module names"),
@@ -171,7 +173,7 @@ def test_bad_arguments_are_one_sentence(tiny_model_dir, reviews, tmp_path, argum
 
 def test_settings_check_their_engine(tmp_path):
     with pytest.raises(ValueError, match="engine must be one of"):
-        TaskSettings(task="rotten_tomatoes", output=tmp_path, config=CONFIG, engine="hf")
+        train_task(TrainConfig(output=tmp_path, engine="hf"), CONFIG)
 
 
 def test_doctor_says_what_is_usable_and_why_not():
