@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from mezo._host import declare_torchvision_schemas
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
     from mezo.engines.sglang.launch import launch_engine
 
 __version__ = "0.1.0"
-
-# SGLang puts the root logger's level to that of its server; warnings of ours are still to be seen.
-logging.getLogger("mezo").setLevel(logging.WARNING)
 
 __all__ = [
     "Batch",

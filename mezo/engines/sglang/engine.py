@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import TYPE_CHECKING, Any
 
 from mezo._closing import closing
+from mezo._logging import show_warnings
 from mezo.config import MezoConfig
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class SglangEngine:
             return None
         from mezo.engines.sglang.session import SglangSession
 
+        show_warnings(handle.server_args.log_level)
         return SglangSession(handle, config, tokenizer)
 
 
