@@ -19,6 +19,7 @@ from mezo._inputs import (
     require,
     shown,
 )
+from mezo.optim import ESTIMATORS, OPTIMIZERS
 from mezo.optim.schedule import SCHEDULES
 
 PREFIX_MODES = ("exact", "activated", "detached")
@@ -59,6 +60,8 @@ class MezoConfig:
         invocation: text or token ids between every prompt and its completion. Needed by
             "activated", where it begins the adapted part; elsewhere just the end of the prompt.
         name: the adapter's name in the engine; ``engine.generate(..., lora_path=name)`` serves it.
+        estimator: how losses become projected gradients (see `mezo.optim`).
+        optimizer: how projected gradients become an update (see `mezo.optim`).
 
     Raises:
         ValueError: a value is of the wrong type (numbers as text, for example) or out of range.
@@ -76,6 +79,8 @@ class MezoConfig:
     prefix: str = _option("exact", "exact, activated or detached (approximate).")
     invocation: str | tuple[int, ...] | None = None
     name: str = "mezo"
+    estimator: str = "two_sided"
+    optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
         self._set("target_modules", _module_names(self.target_modules))
@@ -107,6 +112,8 @@ class MezoConfig:
             "use 'mezo'.",
         )
         self._set("name", str(self.name))
+        ESTIMATORS.check(self.estimator, "MezoConfig: ")
+        OPTIMIZERS.check(self.optimizer, "MezoConfig: ")
         self._set("invocation", _invocation(self.invocation, is_needed=self.prefix == "activated"))
 
     def _set(self, field: str, value: object) -> None:

@@ -274,6 +274,9 @@ class Run:
             eps=self.config.eps if eps is None else eps,
             lr=lr,
             clip=self.config.clip,
+            objective=encoded.targets.objective,
+            estimator=self.config.estimator,
+            optimizer=self.config.optimizer,
         )
 
     @contextmanager

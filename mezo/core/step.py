@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mezo import objectives
+from mezo.config import MezoConfig
 from mezo.core.state import AdapterState, is_fp32
 from mezo.data.batch import THETA, Rows
-from mezo.objectives.base import Targets, batch_loss, example_losses, signal_to_noise
-from mezo.optim.estimate import clip_projected_grad, projected_grad, update_coefficient
+from mezo.objectives.base import Objective, Targets, signal_to_noise
+from mezo.optim import ESTIMATORS, OPTIMIZERS, Estimate
+from mezo.optim.estimate import clip_projected_grad
 
 
 def pair_slots(num_directions: int) -> list[str]:
@@ -56,6 +59,9 @@ class StepRequest:
         eps: perturbation scale.
         lr: learning rate, or None to measure without an update.
         clip: bound on abs(projected_grad), or None.
+        objective: name of the loss, or None (see `Targets`).
+        estimator: name of the estimator.
+        optimizer: name of the optimiser.
     """
 
     step: int
@@ -66,6 +72,9 @@ class StepRequest:
     eps: float
     lr: float | None
     clip: float | None = None
+    objective: str | None = None
+    estimator: str = MezoConfig.estimator
+    optimizer: str = MezoConfig.optimizer
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> StepRequest:
@@ -80,6 +89,7 @@ class StepRequest:
             counts=tuple(self.counts),
             num_options=None if options is None else tuple(options),
             labels=None if labels is None else tuple(labels),
+            objective=self.objective,
         )
 
 
@@ -146,18 +156,17 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
     scores = score(request.rows, slots)
     scored = time.perf_counter()
     sums = [scores.logprob_sums[slot] for slot in slots]
-    losses = [batch_loss(request.targets, values) for values in sums]
+    objective, targets = objectives.of(request.targets), request.targets
+    losses = [objective.loss(targets, values) for values in sums]
     plus, minus = losses[: state.num_directions], losses[state.num_directions :]
     is_finite = all(math.isfinite(x) for x in losses)
     grads: list[float] = []
     coefficients: list[float] = []
     if is_finite and request.eps != 0.0:
-        grads = [
-            clip_projected_grad(projected_grad(p, m, request.eps), request.clip)
-            for p, m in zip(plus, minus, strict=True)
-        ]
+        estimates = ESTIMATORS[request.estimator].projected_grads(plus, minus, request.eps)
+        grads = [clip_projected_grad(value, request.clip) for value in estimates]
     if grads and request.lr is not None:
-        coefficients = [update_coefficient(g, request.lr, len(grads)) for g in grads]
+        coefficients = _coefficients(request, request.lr, grads)
         is_finite = all(map(is_fp32, coefficients))
         if not is_finite:
             coefficients = []
@@ -166,7 +175,7 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
         losses_minus=minus,
         projected_grads=grads,
         coefficients=coefficients,
-        signal_to_noise=_signal_to_noise(request.targets, sums),
+        signal_to_noise=_signal_to_noise(objective, targets, sums),
         is_finite=is_finite,
         tokens=scores.tokens,
         forwards=scores.forwards,
@@ -182,8 +191,23 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
     return reply
 
 
-def _signal_to_noise(targets: Targets, sums: Sequence[Sequence[float]]) -> list[float | None]:
+def _coefficients(request: StepRequest, lr: float, grads: Sequence[float]) -> list[float]:
+    """The optimiser's coefficient of each direction of the step."""
+    history = [Estimate(request.step, lr, tuple(grads))]
+    update = OPTIMIZERS[request.optimizer].coefficients(request.step, history)
+    if [direction for direction, _ in update] != [(request.step, k) for k in range(len(grads))]:
+        raise NotImplementedError(
+            f"step: optimizer {request.optimizer!r} must return one coefficient for each of the "
+            f"{len(grads)} directions of step {request.step}, in order, got {len(update)} for "
+            "others; fold past directions into the coefficients of this step's."
+        )
+    return [c for _, c in update]
+
+
+def _signal_to_noise(
+    objective: Objective, targets: Targets, sums: Sequence[Sequence[float]]
+) -> list[float | None]:
     """Of each direction, from the sums of all plus slots, then all minus slots."""
-    terms = [example_losses(targets, values) for values in sums]
+    terms = [objective.example_losses(targets, values) for values in sums]
     half = len(terms) // 2
     return [signal_to_noise(p, m) for p, m in zip(terms[:half], terms[half:], strict=True)]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mezo import objectives
 from mezo.data.batch import BASE, THETA, Batch, EncodedBatch, MadeFor, Rows
 from mezo.data.checks import Text
 from mezo.data.texts import Texts, Tokens, tokenise, tokens_in_context
@@ -138,13 +139,14 @@ def encode(
         counts=tuple(len(row.tokens) - row.prompt_len for row in rows),
         num_options=batch.num_options(),
         labels=labels,
+        objective=batch.objective,
     )
     return EncodedBatch(
         Rows(
             tuple(row.tokens for row in rows),
             tuple(row.prefix_len for row in rows),
             tuple(row.prompt_len for row in rows),
-            _is_normalised(targets),
+            objectives.of(targets).is_normalised(targets),
             middle.prefix_adapter,
         ),
         targets,
@@ -265,17 +267,6 @@ def _notes(rows: Sequence[_Row], texts: Texts) -> dict[str, str]:
             "add_eos_token=False"
         )
     return notes
-
-
-def _is_normalised(targets: Targets) -> tuple[bool, ...]:
-    """Whether each row's log-likelihood has to be one, see `Rows`."""
-    if targets.num_options is None:
-        return (True,) * len(targets.counts)
-    flags: list[bool] = []
-    for size in targets.num_options:
-        counts = targets.counts[len(flags) : len(flags) + size]
-        flags += [max(counts) > 1] * size
-    return tuple(flags)
 
 
 def _check_row(

@@ -1,8 +1,37 @@
-"""The estimator on scalars: two losses in, one coefficient out."""
+"""Estimators: losses of perturbed weights in, one number per direction out."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Estimator(Protocol):
+    """Estimates directional derivatives from losses; scalars only."""
+
+    def projected_grads(
+        self, losses_plus: Sequence[float], losses_minus: Sequence[float], eps: float
+    ) -> list[float]:
+        """Return the estimate along each of n directions, before it is clipped.
+
+        Args:
+            losses_plus: n losses L(theta + eps z), nats, all finite.
+            losses_minus: n losses L(theta - eps z), nats, all finite.
+            eps: perturbation scale, not 0.
+        """
+        ...
+
+
+class TwoSided:
+    """SPSA's two-point estimate along each direction, see `projected_grad`."""
+
+    def projected_grads(
+        self, losses_plus: Sequence[float], losses_minus: Sequence[float], eps: float
+    ) -> list[float]:
+        """See `Estimator.projected_grads`."""
+        pairs = zip(losses_plus, losses_minus, strict=True)
+        return [projected_grad(plus, minus, eps) for plus, minus in pairs]
 
 
 def projected_grad(loss_plus: float, loss_minus: float, eps: float) -> float:
@@ -28,21 +57,3 @@ def clip_projected_grad(value: float, bound: float | None) -> float:
     if bound is None:
         return value
     return math.copysign(min(abs(value), bound), value)
-
-
-def update_coefficient(value: float, lr: float, num_directions: int) -> float:
-    """Return c of ``theta <- fma(c, z, theta)`` for one of ``num_directions`` averaged directions.
-
-        c = -lr * projected_grad / num_directions
-
-    Args:
-        value: the (clipped) projected_grad of the direction.
-        lr: learning rate.
-        num_directions: directions averaged in this step.
-
-    Returns:
-        The coefficient; the kernels round it to fp32 once.
-
-    Source: Malladi et al. 2023 (arXiv 2305.17333), Algorithms 1 and 2.
-    """
-    return -lr * value / num_directions
