@@ -10,7 +10,7 @@ import torch
 
 import mezo
 from bench.shapes import MODELS
-from mezo.data.batch import THETA
+from mezo.core.rows import THETA
 from mezo.engines.transformers import TransformersSession
 from mezo.objectives.base import batch_loss
 

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from mezo.config import MezoConfig, require
+from mezo.core.messages import Check
 from mezo.diagnostics.comparison import compare
-from mezo.diagnostics.selftest import Check, quick
+from mezo.diagnostics.selftest import quick
 from mezo.engines.linears import ModelLinears, leaf, linears_of
 from mezo.run import attach
 
