@@ -11,7 +11,7 @@ import torch
 import mezo
 from bench.shapes import MODELS
 from mezo import objectives
-from mezo.data.batch import THETA
+from mezo.core.rows import THETA
 from mezo.engines.transformers import TransformersSession
 
 

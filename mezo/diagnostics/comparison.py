@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mezo.core.step import Scores
-from mezo.data.batch import BASE, EncodedBatch
-from mezo.diagnostics.selftest import Check, sample_batch
+from mezo.core.messages import Check
+from mezo.core.rows import BASE, Scores
+from mezo.data.batch import EncodedBatch
+from mezo.diagnostics.selftest import sample_batch
 from mezo.engines.linears import ModelLinears, linears_of
 
 if TYPE_CHECKING:

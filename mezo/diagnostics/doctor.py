@@ -10,8 +10,9 @@ import torch
 
 import mezo_kernels
 from mezo.config import MezoConfig, TrainConfig
+from mezo.core.messages import Check
 from mezo.diagnostics.comparison import compare
-from mezo.diagnostics.selftest import Check, quick
+from mezo.diagnostics.selftest import quick
 from mezo.engines import ENGINES, available
 from mezo.engines.linears import ModelLinears, leaf, linears_of
 from mezo.run import attach
