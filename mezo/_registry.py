@@ -54,15 +54,13 @@ class Registry(Generic[T]):
         Raises:
             ValueError: it is not; the sentence has all names and the nearest one.
         """
-        is_known = isinstance(name, str) and name in self._rows
-        if not is_known:
-            near = difflib.get_close_matches(str(name), self._rows, 1)
-            require(
-                False,
-                f"{who}{self._what} must be one of: {', '.join(self._rows)}; got {shown(name)}, "
-                f"use {(near or list(self._rows))[0]!r}.",
-            )
-        return str(name)
+        if isinstance(name, str) and name in self._rows:
+            return name
+        near = difflib.get_close_matches(name, self._rows, 1) if isinstance(name, str) else []
+        raise ValueError(
+            f"{who}{self._what} must be one of: {', '.join(self._rows)}; got {shown(name)}, "
+            f"use {(near or list(self._rows))[0]!r}."
+        )
 
     def register(self, name: str, thing: T) -> None:
         """Add a thing.

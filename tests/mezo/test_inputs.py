@@ -261,7 +261,7 @@ BAD_CALLS = {
     ),
     "trainer: schedule": (
         lambda run: mezo.MeZOTrainer(run, [BATCH], num_steps=1, schedule=None),
-        "schedule must be 'constant', 'linear' or 'cosine', got None",
+        "schedule must be one of: constant, linear, cosine; got None, use 'constant'",
     ),
     "trainer: callbacks": (
         lambda run: mezo.MeZOTrainer(run, [BATCH], num_steps=1, callbacks=print),
