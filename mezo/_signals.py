@@ -1,4 +1,4 @@
-"""Who gets Ctrl-C, and when: not in lines that must happen together, not in SGLang's processes."""
+"""Puts off Ctrl-C in lines that must happen together, and keeps it out of SGLang's processes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def leave_interrupts_to_the_parent() -> None:
     """Ignore SIGINT in this process, one of SGLang's.
 
     A terminal sends Ctrl-C to all processes in it. The caller may catch it, to save what was
-    trained; a scheduler that dies of it takes that along, and the caller. SGLang's processes end
+    trained; a scheduler that dies of it loses that, and ends the caller. SGLang's processes end
     when the caller does.
     """
     if threading.current_thread() is threading.main_thread():

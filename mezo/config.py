@@ -49,7 +49,7 @@ class MezoConfig:
             overridden step by step (`mezo.step(run, batch, lr=...)`).
         eps: perturbation scale, > 0.
         seed: 64-bit seed of every z and of lora_A's initial values.
-        num_directions: directions per step (n of n-SPSA); each takes two adapter slots.
+        num_directions: directions per step (n of n-SPSA); each needs two adapter slots.
         distribution: "gaussian" or "rademacher".
         clip: bound on ``abs(projected_grad)``, or None.
         prefix: "exact" (ordinary LoRA), or "activated" (activated LoRA: the adapter acts from the
@@ -201,7 +201,7 @@ _REMEDY = {
     "lr": "1e-4 is the paper's value for LoRA",
     "eps": "the estimator divides by 2 * eps and 1e-2 is the paper's value for LoRA; to compare "
     "both signs at eps 0 call run.pair_losses(batch, eps=0.0)",
-    "clip": "pass None to leave projected_grad alone",
+    "clip": "pass None for no bound",
 }
 
 

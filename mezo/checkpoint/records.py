@@ -1,4 +1,4 @@
-"""Records on the disk: JSON files, and logs of one JSON object a line."""
+"""Records on the disk: JSON files, and logs of one JSON object per line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write_json(path: Path, data: Any) -> Path:
 
     Args:
         path: the file; its directory is made.
-        data: what `json` takes, and besides: dataclasses, paths, and numbers that are not finite,
+        data: what `json` accepts, and also dataclasses, paths, and numbers that are not finite,
             which become null because JSON has no word for them.
 
     Returns:

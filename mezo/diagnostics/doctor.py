@@ -1,4 +1,4 @@
-"""What `mezo doctor --model M` does: start an engine, check it, say so in one line a check."""
+"""What `mezo doctor --model M` does: start an engine, check it, report one line per check."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def diagnose(
     Args:
         model: directory or hub name of the model.
         engine: name of the engine, see `mezo.engines`.
-        target_modules: layers to adapt; None takes all of the model's that are usual.
-        echo: takes each line.
+        target_modules: layers to adapt; None: all usual ones of the model.
+        echo: called with each line.
 
     Returns:
         Whether every check holds; one that cannot be made here counts as holding.

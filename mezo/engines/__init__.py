@@ -1,4 +1,4 @@
-"""The engines that a run can be attached to. Adding one: its module, and a row here."""
+"""The engines that a run can be attached to. To add one, write its module and a row here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses from log-likelihoods. Adding one: its module, and a row here."""
+"""Losses from log-likelihoods. To add one, write its module and a row here."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The method on scalars: estimators, optimisers, schedules. Adding one: its module, and a row here.
+"""The method on scalars: estimators, optimisers, schedules.
 
-Schedules have their rows in `mezo.optim.schedule`.
+To add one, write its module and a row here; schedules have their rows in `mezo.optim.schedule`.
 """
 
 from __future__ import annotations

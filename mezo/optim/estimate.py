@@ -53,7 +53,7 @@ def projected_grad(loss_plus: float, loss_minus: float, eps: float) -> float:
 
 
 def clip_projected_grad(value: float, bound: float | None) -> float:
-    """Return ``value`` limited to [-bound, bound]; ``bound=None`` leaves it alone."""
+    """Return ``value`` limited to [-bound, bound]; ``bound=None`` does not change it."""
     if bound is None:
         return value
     return math.copysign(min(abs(value), bound), value)

@@ -1,4 +1,4 @@
-"""Learning rates over a run. Adding a schedule: a function, and a row."""
+"""Learning rates over a run. To add one, write a function and a row."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class Schedule(Protocol):
 
 
 def constant(base: float, progress: float) -> float:
-    """Return ``base`` all along."""
+    """Return ``base`` at every step."""
     return base
 
 
 def linear(base: float, progress: float) -> float:
-    """Return a rate that falls on a line, to 0 at the end."""
+    """Return a rate that falls linearly to 0."""
     return base * (1.0 - progress)
 
 
 def cosine(base: float, progress: float) -> float:
-    """Return a rate that falls on half a cosine, to 0 at the end."""
+    """Return a rate that falls to 0 along half a cosine."""
     return base * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 

@@ -1,6 +1,6 @@
 """Data sets as batches: what a prompt looks like, and which words stand for the labels.
 
-Adding one: its module, and a row here.
+To add one, write its module and a row here.
 """
 
 from __future__ import annotations

@@ -36,12 +36,12 @@ def finetune(
     eval_every: int | None = TrainConfig.eval_every,
     callbacks: Sequence[Callback] = (),
 ) -> TrainSummary:
-    """Attach a fresh adapter, train it, save it as a PEFT adapter and take it out again.
+    """Attach a fresh adapter, train it, save it as a PEFT adapter and detach it.
 
     Args:
         engine: as in `mezo.attach`, or the path of a model: then an SGLang engine is started for
             the time of the call.
-        batches: the training batches, one a step.
+        batches: the training batches, one per step.
         num_steps: steps to take.
         config: the adapter and the estimator.
         tokenizer: see `mezo.attach`.

@@ -39,7 +39,7 @@ class EvalPoint:
         step: steps taken before it.
         seconds: since training began.
         loss: nats.
-        accuracy: share of right answers, or None where there is no such thing.
+        accuracy: share of right answers, or None where there are no right answers.
     """
 
     step: int

@@ -76,7 +76,7 @@ def partial_training_of(error: BaseException) -> PartialTraining | None:
 def _keep(
     trainer: MeZOTrainer, directory: str | Path | None, error: BaseException
 ) -> PartialTraining:
-    """Save what was trained, or take it out of the engine."""
+    """Save what was trained, or copy it from the engine."""
     run = trainer.run
     adapter: Path | None = None
     weights: dict[str, torch.Tensor] | None = None
@@ -86,7 +86,7 @@ def _keep(
             adapter, place = _save_somewhere(run, Path(directory))
         else:
             weights = run.weights()
-            place = "not saved for want of an output, and are error.partial_training.weights"
+            place = "not saved, because there is no output, and are error.partial_training.weights"
     except Exception as second:
         with suppress(Exception):
             weights = run.weights()

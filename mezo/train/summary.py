@@ -20,7 +20,7 @@ class TrainSummary:
         seconds: spent in steps.
         tokens: computed by the engine in steps, prompts included.
         prompt_tokens: of these, tokens of prompts that run once on the base model (activated).
-        reused_tokens: prompt tokens that rows took from the cache.
+        reused_tokens: prompt tokens that rows got from the cache.
         before: held-out scores before the first step, or None.
         after: held-out scores after the last step, or None. Of a run that was stopped they are the
             last ones taken, or None if there were none after a step.
@@ -66,11 +66,11 @@ class Tally:
         self.before: EvalResult | None = None
         self.after: EvalResult | None = None
         self.stopped_by: str | None = None
-        self.has_ended = False  # took the last batch there was
+        self.has_ended = False  # used the last batch
         self.is_finished = False  # and the last evaluation
 
     def add(self, result: StepResult, seconds: float) -> None:
-        """Take note of a step."""
+        """Note a step."""
         self.num_results += 1
         self.seconds += seconds
         self.tokens += result.tokens

@@ -51,8 +51,8 @@ def settings_of(**given: Any) -> tuple[TrainConfig, MezoConfig]:
 def train_task(settings: TrainConfig, config: MezoConfig) -> dict[str, Any]:
     """Train, evaluate before and after, save the adapter, the log, the plot and the summary.
 
-    The adapter is written first, and whatever ends the training, Ctrl-C included: then with the
-    steps taken until then. Nothing that fails afterwards takes it away.
+    The adapter is written first. Whatever ends the training, Ctrl-C included, it is
+    written with the steps taken until then. Nothing that fails afterwards removes it.
 
     Args:
         settings: the training.
@@ -144,7 +144,7 @@ def _short_enough(
 
 
 def _check_rows(examples: Sequence[Example], task: Task, run: Run) -> None:
-    """Raise for an example whose rows the engine does not take, before a step is lost to it."""
+    """Raise for an example whose rows are too long for the engine, before a step fails."""
     for example in examples:
         # A token has at least one byte, or an eighth where the tokenizer unfolds characters.
         if 8 * len(task.prompt(example.text).encode()) + 256 > run.session.max_row_tokens:

@@ -65,7 +65,7 @@ class TaskLog:
         self._lines.close()
 
     def __call__(self, progress: Progress) -> None:
-        """Take note of a step or an evaluation."""
+        """Note a step or an evaluation."""
         if progress.evaluation is not None:
             scores = progress.evaluation
             self.evaluations.append(
@@ -166,7 +166,7 @@ def record_of(
 
 
 def closing_words(record: dict[str, Any], output: Path, *, has_plot: bool) -> str:
-    """Say what was reached, where it lies, and why it is not to be trusted."""
+    """Say what was reached, where it is, and why not to trust it."""
     before, after = record["held_out"]["before"], record["held_out"]["after"]
 
     def number(value: float | None, digits: int) -> str:

@@ -32,7 +32,7 @@ class MeZOTrainer:
 
     Args:
         run: from `mezo.attach`.
-        batches: the training batches, one a step.
+        batches: the training batches, one per step.
         num_steps: steps to take. A stream that turns out to be shorter ends the training early.
         schedule: learning rate: "constant", "linear" (to 0) or "cosine" (to 0).
         held_out: batches to evaluate on, before, after and every ``eval_every`` steps.
@@ -118,7 +118,7 @@ class MeZOTrainer:
         return self.summary
 
     def _note_last(self) -> None:
-        """Take note of a step that was taken, but interrupted before that."""
+        """Note a step that was taken, but interrupted before it was noted."""
         with suppress(Exception):  # the engine may be gone
             self.run.sync()
         last, tally = self.run.last_result, self._tally

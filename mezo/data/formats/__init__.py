@@ -1,4 +1,4 @@
-"""The kinds of data files. Adding one: its module, and a row here."""
+"""The kinds of data files. To add one, write its module and a row here."""
 
 from __future__ import annotations
 
