@@ -98,13 +98,27 @@ class AdapterState:
         self._sync_theta()
 
     def slot(self, name: str) -> AdapterSlot:
-        """Return the slot of this name, holding what it should; `BASE` is the base model.
+        """Return a slot that holds what its name says.
 
-        theta's slot is up to date until the next update. A perturbed slot holds what `perturb` has
-        written last.
+        Args:
+            name: one of `run_slots`, or `BASE` for the base model.
+
+        Returns:
+            The slot. theta's is up to date until the next update; a perturbed one holds what
+            `perturb` has written last.
+
+        Raises:
+            ValueError: a run has no such slot.
+
+        Cost: one pass over the masters where theta's slot was behind them, else nothing.
         """
         if name == BASE:
             return _NO_ADAPTER
+        if name not in self._slots:
+            raise ValueError(
+                f"slot: name must be one of {[BASE, *self._slots]}, got {name!r}; score under a "
+                "slot of the run."
+            )
         if name == THETA:
             self._sync_theta()
         return self._slots[name]

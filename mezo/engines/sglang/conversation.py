@@ -2,7 +2,7 @@
 
 SGLang's RPC channel has no ids: whoever reads next gets the next reply. A call that was interrupted
 leaves its reply behind, and two threads read each other's. Here every message has an id that comes
-back with its reply, replies to others are dropped, and one lock keeps an engine's callers apart.
+back with its answer, answers to others are dropped, and one lock keeps an engine's callers apart.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ class Conversation:
         self._guard.install()
 
     def closed(self, run: str) -> None:
-        """A run was closed. Where a process has died, the guard stays: nobody says so then."""
+        """A run was closed. Where a process has died, the guard stays: no call says so then."""
         self._runs.discard(run)
         if not self._runs:
             self._guard.remove()
 
     def is_over(self) -> bool:
-        """Whether the engine was shut down or has died: nobody would answer."""
+        """Whether the engine was shut down or has died and cannot answer."""
         return self._engine.send_to_rpc is None or self.processes.death() is not None
 
     def call(self, request: Request[R]) -> R:
@@ -104,7 +104,7 @@ class Conversation:
                 logger.debug("%s: dropped an answer to another message", op)
 
     def _receive(self, op: str) -> Any:
-        """The next reply, whosever it is."""
+        """The next reply, to whichever message."""
         zmq: Any = importlib.import_module("zmq")
         socket = self._engine.send_to_rpc
         try:
@@ -116,7 +116,7 @@ class Conversation:
             raise
 
     def _check_alive(self, op: str) -> None:
-        """Raise unless somebody can answer."""
+        """Raise unless the engine can answer."""
         if death := self.processes.death():
             self._guard.notice()
             raise RuntimeError(

@@ -33,7 +33,7 @@ class TrainedAdapter:
         config: the run's configuration.
         state: the masters, bound to the slots.
         uids: {slot name: its id in SGLang}.
-        places: {slot name: its number in the pool}.
+        adapter_slots: {slot name: its number in SGLang's pool}.
         invocation: tokens from which an activated adapter acts; none for an ordinary one.
         is_served: whether requests may name it.
     """
@@ -42,7 +42,7 @@ class TrainedAdapter:
     config: MezoConfig
     state: AdapterState
     uids: dict[str, str]
-    places: dict[str, int]
+    adapter_slots: dict[str, int]
     invocation: tuple[int, ...]
     is_served: bool
 
@@ -53,7 +53,7 @@ class TrainedAdapter:
         gone = [
             slot
             for slot, uid in self.uids.items()
-            if pool.get(uid) != self.places[slot] or uid not in manager.lora_refs
+            if pool.get(uid) != self.adapter_slots[slot] or uid not in manager.lora_refs
         ]
         if gone:
             raise RuntimeError(
@@ -92,14 +92,16 @@ def load(
         for slot, uid in uids.items():
             _load_empty_adapter(manager, config, parts, slot, uid, request.invocation)
         compat.fetch_adapters(manager, set(uids.values()))
-        places = {slot: manager.memory_pool.uid_to_buffer_id[uid] for slot, uid in uids.items()}
-        state = _new_state(manager, config, parts, uids, places)
+        adapter_slots = {
+            slot: manager.memory_pool.uid_to_buffer_id[uid] for slot, uid in uids.items()
+        }
+        state = _new_state(manager, config, parts, uids, adapter_slots)
         agree()  # a rank that failed makes the others undo theirs
     except BaseException:
         _unload(manager, uids.values())
         raise
     adapter = TrainedAdapter(
-        scheduler, config, state, uids, places, request.invocation, is_served=is_served
+        scheduler, config, state, uids, adapter_slots, request.invocation, is_served=is_served
     )
     _adapters[config.name] = adapter
     return adapter
@@ -184,13 +186,13 @@ def _new_state(
     config: MezoConfig,
     parts: Sequence[Part],
     uids: dict[str, str],
-    places: dict[str, int],
+    adapter_slots: dict[str, int],
 ) -> AdapterState:
     """The adapter's masters on this rank, bound to its slots."""
     targets = [part for part in parts if part.is_target]
     slots = [
-        AdapterSlot(name, uids[name], [part.view(manager.memory_pool, place) for part in targets])
-        for name, place in places.items()
+        AdapterSlot(name, uids[name], [part.view(manager.memory_pool, index) for part in targets])
+        for name, index in adapter_slots.items()
     ]
     return AdapterState(
         [part.spec for part in targets],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import pytest
 import torch
 
 from mezo.core.rows import BASE, THETA, run_slots
@@ -62,6 +63,8 @@ def test_a_slot_holds_what_it_should_whenever_it_is_asked_for():
     assert state.slot("plus0").uid == "id of plus0"
     base = state.slot(BASE)
     assert (base.uid, base.tensors) == (None, ())
+    with pytest.raises(ValueError, match=r"one of \['base', 'theta', .*'minus0'\], got 'plus1'"):
+        state.slot("plus1")
 
 
 def test_what_a_check_shows_in_thetas_slot_stays_until_it_is_undone():
