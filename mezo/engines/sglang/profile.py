@@ -15,7 +15,7 @@ from mezo.engines.sglang.batch import logprobs
 from mezo.engines.sglang.batch.attention import PairedAttention
 from mezo.engines.sglang.batch.cpu_layers import CpuLayers
 from mezo.engines.sglang.batch.cpu_lora import LORA_CALLS, LoraCalls
-from mezo.engines.sglang.batch.patch import replaced
+from mezo.engines.sglang.batch.patch import patched
 
 
 class Stopwatch:
@@ -73,11 +73,11 @@ def watched(scheduler: Any, watch: Stopwatch) -> Iterator[None]:
     calls.append((CpuLayers, "linear", "linear"))
     for owner in (runner.lora_manager.lora_backend, LoraCalls):
         calls += [(owner, name, "lora") for name in LORA_CALLS]
-    calls.append((logprobs.Readout, "forward", "lm_head"))
+    calls.append((logprobs.LogprobProcessor, "forward", "lm_head"))
     with ExitStack() as stack:
         for owner, name, part in calls:
             timed = _timed(getattr(owner, name), watch, part)
-            stack.enter_context(replaced(owner, name, timed))
+            stack.enter_context(patched(owner, name, timed))
         yield
 
 

@@ -21,7 +21,7 @@ from mezo.engines.sglang.batch.two_pass import composed_attention
 from mezo_kernels import SharedPrefixPlan, shared_prefix_attention
 
 # Overrides the choice: a form's name, or "engine" for no sharing.
-ENVIRONMENT_VARIABLE = "MEZO_ATTENTION_FORM"
+ENVIRONMENT_VARIABLE = "MEZO_ATTENTION_KERNEL"
 ENGINE = "engine"
 DEFAULT = "triton"
 FORMS: dict[str, Callable[..., Any]] = {

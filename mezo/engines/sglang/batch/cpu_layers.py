@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mezo.engines.sglang.batch.patch import replaced
+from mezo.engines.sglang.batch.patch import patched
 from mezo_kernels import layers
 
 
@@ -35,14 +35,14 @@ def cpu_layers(runner: Any) -> Iterator[None]:
     with ExitStack() as stack:
         if torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available():
             linear = _first(CpuLayers.linear, UnquantizedLinearMethod.apply)
-            stack.enter_context(replaced(UnquantizedLinearMethod, "apply", linear))
+            stack.enter_context(patched(UnquantizedLinearMethod, "apply", linear))
         for kind, form in (
             (RMSNorm, CpuLayers.rms_norm),
             (RotaryEmbedding, CpuLayers.rotary),
             (SiluAndMul, CpuLayers.silu_and_mul),
         ):
             method = _first(form, kind.forward, truth=kind.forward_native)
-            stack.enter_context(replaced(kind, "forward", method))
+            stack.enter_context(patched(kind, "forward", method))
         yield
 
 

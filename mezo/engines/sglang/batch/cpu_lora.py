@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mezo.engines.sglang.batch.patch import replaced
+from mezo.engines.sglang.batch.patch import patched
 from mezo_kernels import SegmentedLora
 
 # The calls of SGLang's LoRA backends.
@@ -29,7 +29,7 @@ def segmented_lora(backend: Any) -> Iterator[None]:
     calls = LoraCalls(lora)
     with ExitStack() as stack:
         for name in LORA_CALLS:
-            stack.enter_context(replaced(backend, name, getattr(calls, name)))
+            stack.enter_context(patched(backend, name, getattr(calls, name)))
         yield
 
 

@@ -1,9 +1,9 @@
-"""Runs a batch and reads token log-likelihoods off its last hidden states: scalars out.
+"""Runs a batch and computes token log-likelihoods from its last hidden states: scalars out.
 
 SGLang's logits processor computes a row of logits for the last token of every request, and of every
-token whose log-likelihood is asked for. For the time of our forward a `Readout` stands in its
-place: it takes the hidden states of the loss positions alone, and of lm_head only the labels' rows
-where the loss does not need the normaliser.
+token whose log-likelihood is asked for. During our forward a `LogprobProcessor` replaces it. It
+uses only the hidden states of the loss positions, and only the labels' rows of lm_head where the
+loss does not need the normaliser.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mezo.engines.sglang import compat
 from mezo.engines.sglang.batch.attention import Grouping, PairedAttention
 from mezo.engines.sglang.batch.cpu_layers import cpu_layers
 from mezo.engines.sglang.batch.cpu_lora import segmented_lora
-from mezo.engines.sglang.batch.patch import replaced
+from mezo.engines.sglang.batch.patch import patched
 from mezo_kernels import label_logits, label_nll, label_nll_from_parts
 
 
@@ -77,26 +77,26 @@ def run(
         "soft_cap": float(processor.final_logit_softcapping or 0.0),
         "logit_scale": float(1.0 if processor.logit_scale is None else processor.logit_scale),
     }
-    readout = Readout(scheduler.tp_group, wanted or Wanted(), rule)
+    ours = LogprobProcessor(scheduler.tp_group, wanted or Wanted(), rule)
     # Prepares the LoRA backend for the batch, too.
     forward_batch = compat.forward_batch_of(scheduler, batch)
     with ExitStack() as stack:
         if grouping is not None:
             attention = PairedAttention.around(runner.attn_backend)
             stack.enter_context(attention.paired(grouping))
-            stack.enter_context(replaced(runner, "attn_backend", attention))
+            stack.enter_context(patched(runner, "attn_backend", attention))
         if getattr(runner, "prefill_cuda_graph_runner", None) is not None:
             # Its graphs were captured with the logits processor in them.
-            stack.enter_context(replaced(runner, "prefill_cuda_graph_runner", None))
+            stack.enter_context(patched(runner, "prefill_cuda_graph_runner", None))
         stack.enter_context(segmented_lora(runner.lora_manager.lora_backend))
         stack.enter_context(cpu_layers(runner))
         stack.callback(runner.model.set_submodule, path, processor)
-        runner.model.set_submodule(path, readout)
+        runner.model.set_submodule(path, ours)
         runner.forward(forward_batch)
-    return readout.values
+    return ours.values
 
 
-class Readout(torch.nn.Module):
+class LogprobProcessor(torch.nn.Module):
     """Stands in for a model's logits processor; leaves what it read in ``values``."""
 
     def __init__(self, group: Any, wanted: Wanted, rule: dict[str, Any]) -> None:

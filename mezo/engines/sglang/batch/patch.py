@@ -8,7 +8,7 @@ from typing import Any
 
 
 @contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Let ``owner.name`` be ``value`` inside; an instance's attribute hides its class's."""
     is_own = name in vars(owner)
     before = vars(owner).get(name)

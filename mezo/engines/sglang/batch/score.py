@@ -12,7 +12,7 @@ import torch
 from mezo.config import MezoConfig
 from mezo.core.step import Scores
 from mezo.data.batch import BASE, THETA, Rows
-from mezo.engines.sequences import Reading, sequences_of
+from mezo.engines.sequences import ScoredToken, sequences_of
 from mezo.engines.sglang import compat
 from mezo.engines.sglang.batch import attention, logprobs
 from mezo.engines.sglang.batch.prefix import Owned, Prefixes, own_last_pages, private, shared
@@ -29,7 +29,7 @@ class _Sequence:
     tokens: tuple[int, ...]
     prefix_len: int  # leading tokens whose KV is shared
     owner: str  # what they run under: BASE (kept in the radix cache), THETA or _OWN
-    readings: Sequence[Reading]
+    scored_tokens: Sequence[ScoredToken]
 
     @property
     def prefix(self) -> tuple[int, ...]:
@@ -125,7 +125,7 @@ def _sequences(rows: Rows) -> list[_Sequence]:
         if prefix_len == 0 and sharing[s.prompt] > 1:
             # The prompt's last token runs in each: the first completion token is read off it.
             prefix_len, owner = s.prompt_len - 1, _OWN
-        sequences.append(_Sequence(s.tokens, prefix_len, owner, s.readings))
+        sequences.append(_Sequence(s.tokens, prefix_len, owner, s.scored_tokens))
     return sequences
 
 
@@ -249,7 +249,7 @@ def _wanted(
     for slot, sequence in copies:
         begin = start - sequence.prefix_len  # hidden states of the prefix are not in the batch
         start = begin + len(sequence.tokens)
-        for reading in sequence.readings:
-            wanted.add(begin + reading.position, reading.token, reading.is_normalised)
-            readers.append((slot, reading.row))
+        for scored in sequence.scored_tokens:
+            wanted.add(begin + scored.position, scored.token, scored.is_normalised)
+            readers.append((slot, scored.row))
     return wanted, readers

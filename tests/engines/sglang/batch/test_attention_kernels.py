@@ -119,12 +119,12 @@ def test_points_are_those_of_the_device_and_the_engines_backend(
 def test_a_named_form_that_cannot_run_is_refused(forms, monkeypatch):
     caches = [torch.zeros(8, 2, 64, dtype=torch.bfloat16)] * 2
     for name in ("triton", "engine", ""):
-        monkeypatch.setenv("MEZO_ATTENTION_FORM", name)
+        monkeypatch.setenv("MEZO_ATTENTION_KERNEL", name)
         forms.check_named_form(*caches)
-    monkeypatch.setenv("MEZO_ATTENTION_FORM", "fastest")
-    with pytest.raises(ValueError, match="MEZO_ATTENTION_FORM must be one of"):
+    monkeypatch.setenv("MEZO_ATTENTION_KERNEL", "fastest")
+    with pytest.raises(ValueError, match="MEZO_ATTENTION_KERNEL must be one of"):
         forms.check_named_form(*caches)
-    monkeypatch.setenv("MEZO_ATTENTION_FORM", "flashinfer")
+    monkeypatch.setenv("MEZO_ATTENTION_KERNEL", "flashinfer")
     # On any device, the package is not there.
     monkeypatch.setitem(sys.modules, "flashinfer", None)
     reason_against = flashinfer.reason_against
@@ -146,7 +146,7 @@ def test_steps_are_those_of_base_keys_and_values_with_peft(form, tiny_model_dir,
     model_dir = tiny_model_dir("llama")
     with pytest.MonkeyPatch.context() as patch:
         # For the engine's processes, which start now.
-        patch.setenv("MEZO_ATTENTION_FORM", form)
+        patch.setenv("MEZO_ATTENTION_KERNEL", form)
         if form == "composed":
             patch.setenv("TRITON_INTERPRET", "1")
         engine = start_engine(model_dir, CONFIG, max_total_tokens=2048)
@@ -162,7 +162,7 @@ def test_steps_are_those_of_base_keys_and_values_with_peft(form, tiny_model_dir,
 def test_a_form_that_cannot_run_is_refused_at_attach(tiny_model_dir, start_engine):
     with pytest.MonkeyPatch.context() as patch:
         # FlashInfer does fp32 nowhere.
-        patch.setenv("MEZO_ATTENTION_FORM", "flashinfer")
+        patch.setenv("MEZO_ATTENTION_KERNEL", "flashinfer")
         engine = start_engine(tiny_model_dir("llama"), CONFIG)
-    with pytest.raises(ValueError, match="MEZO_ATTENTION_FORM must name a form that runs"):
+    with pytest.raises(ValueError, match="MEZO_ATTENTION_KERNEL must name a form that runs"):
         mezo.attach(engine, dataclasses.replace(CONFIG, name="other"))
