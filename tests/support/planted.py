@@ -147,11 +147,13 @@ def waiting_requests_keep_their_key(scheduler):
 
 
 def kv_enters_the_cache(scheduler):
-    from mezo.engines.sglang import compat, worker
+    from mezo.engines.sglang import worker
+    from mezo.engines.sglang.compat import Rank
 
     def score(adapter, rows, slots):
         scores = before(adapter, rows, slots)
-        compat.insert(scheduler, (7,), compat.alloc_pages(scheduler, 1).reshape(-1), 0)
+        rank = Rank(scheduler)
+        rank.insert((7,), rank.alloc_pages(1).reshape(-1), 0)
         return scores
 
     before = _replace(worker._Adapter, "score", score)

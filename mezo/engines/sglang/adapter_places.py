@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from mezo.engines.linears import STACKED
 from mezo.engines.sglang.lora_slots import piece_sizes
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.linear import LinearBase
+    from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 # What may stand before "layers.N." in a language model's module names. SGLang reads only what
 # comes after it, so that a vision tower's tensors would land in the language model.
@@ -35,7 +39,7 @@ class Place:
     d_in: int
     d_out: int
     neighbours: dict[str, int] = field(default_factory=dict)
-    base: Any = None
+    base: LinearBase | VocabParallelEmbedding = None
 
     def equals_base(self, tensor: torch.Tensor) -> bool:
         """Whether an embedding's or lm_head's weights are the engine's, on this rank."""
@@ -75,7 +79,7 @@ class Places:
         leaf = path.rpartition(".")[2]
         if leaf in ("embed_tokens", "lm_head"):
             return self._embedding(path, leaf)
-        for module, pieces in _readings(leaf):
+        for module, pieces in _stacks(leaf):
             name = path.removesuffix(leaf) + module
             trunk, tail = _split(name)
             if trunk <= _TRUNKS and tail in self._by_tail:
@@ -108,7 +112,7 @@ class Places:
         return layer is not None and _is_missing(self._modules.get(layer[1]))
 
 
-def _is_missing(module: Any) -> bool:
+def _is_missing(module: torch.nn.Module | None) -> bool:
     return type(module).__name__ == "PPMissingLayer"
 
 
@@ -120,7 +124,7 @@ def _split(name: str) -> tuple[frozenset[str], str]:
     return frozenset(filter(None, match[1].split("."))), match[2]
 
 
-def _readings(leaf: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _stacks(leaf: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """SGLang's modules that may hold a layer, and the layers that each is fused of."""
     yield leaf, (leaf,)
     for module, pieces in STACKED.items():
@@ -128,7 +132,7 @@ def _readings(leaf: str) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield module, pieces
 
 
-def _linear(path: str, module: str, pieces: tuple[str, ...], base: Any) -> Place:
+def _linear(path: str, module: str, pieces: tuple[str, ...], base: LinearBase) -> Place:
     """A (fused) linear layer."""
     try:
         if pieces == (module,) and module in STACKED:

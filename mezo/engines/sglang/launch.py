@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import importlib
 import multiprocessing
 import os
 import signal
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mezo._arguments import checked_config
 from mezo._inputs import checked_integer
@@ -32,8 +31,13 @@ from mezo.engines.sglang.sizing import (
     slots_needed,
 )
 
+if TYPE_CHECKING:
+    from sglang.srt.entrypoints.engine import Engine
+    from zmq.sugar.context import Context
+    from zmq.sugar.socket import Socket
+
 # The settings under which SGLang runs on a CPU without AMX; every one may be overridden.
-_CPU_ARGS: dict[str, Any] = {
+_CPU_ARGS: dict[str, object] = {
     "device": "cpu",
     "dtype": "float32",
     "attention_backend": "torch_native",
@@ -57,7 +61,7 @@ def launch_engine(
     *,
     threads: int | None = None,
     **server_args: Any,
-) -> Any:
+) -> Engine:
     """Start an `sglang.Engine` in which ``config`` can be attached, on a GPU or a CPU host.
 
     On a CPU host the limits on memory, requests and tokens follow from the checkpoint's size, the
@@ -121,7 +125,7 @@ def launch_engine(
         return _start(engine_class, args)
 
 
-def _engine_class() -> Any:
+def _engine_class() -> type[Engine]:
     """SGLang's engine with our process entry points (see `mezo.engines.sglang.cpu_host.spawn`)."""
     prepare_import()
     with warnings.catch_warnings():
@@ -134,7 +138,7 @@ def _engine_class() -> Any:
         run_scheduler_process_func = staticmethod(spawn.run_scheduler_process)
         run_detokenizer_process_func = staticmethod(spawn.run_detokenizer_process)
 
-        def __init__(self, **kwargs: Any) -> None:
+        def __init__(self, **kwargs: object) -> None:
             try:
                 super().__init__(**kwargs)
             except BaseException:
@@ -162,7 +166,7 @@ def _cpu_environment(args: Mapping[str, Any], threads: int | None) -> dict[str, 
     return variables
 
 
-def _start(engine_class: Any, args: dict[str, Any]) -> Any:
+def _start(engine_class: type[Engine], args: dict[str, Any]) -> Engine:
     """Start an engine; one that cannot start takes its processes along and raises the reason.
 
     Raises:
@@ -220,10 +224,11 @@ class _Before:
             signal.signal(signal.SIGQUIT, self._handler)
 
 
-def _zmq_contexts() -> list[Any]:
+def _zmq_contexts() -> list[Context[Socket[bytes]]]:
     """All contexts of this process that are open; SGLang keeps them out of reach."""
-    zmq: Any = importlib.import_module("zmq")
-    found = [o for o in gc.get_objects() if issubclass(type(o), zmq.Context)]
+    from zmq.sugar.context import Context
+
+    found = [o for o in gc.get_objects() if issubclass(type(o), Context)]
     return [context for context in found if not context.closed]
 
 

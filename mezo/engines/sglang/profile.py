@@ -6,16 +6,19 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
 
-from mezo.engines.sglang import compat
 from mezo.engines.sglang.batch import logprobs
 from mezo.engines.sglang.batch.attention import PairedAttention
 from mezo.engines.sglang.batch.cpu_layers import CpuLayers
 from mezo.engines.sglang.batch.cpu_lora import LORA_CALLS, LoraCalls
 from mezo.engines.sglang.batch.patch import patched
+from mezo.engines.sglang.compat import Rank
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Stopwatch:
@@ -54,20 +57,20 @@ class Stopwatch:
 
 
 @contextmanager
-def watched(scheduler: Any, watch: Stopwatch) -> Iterator[None]:
+def watched(rank: Rank, watch: Stopwatch) -> Iterator[None]:
     """Count the time of attention, linear layers, LoRA, lm_head and the rest of the model.
 
     "layers" is what is left of the model's own forward: norms, rotary embedding, activations,
     embedding, and Python between them.
     """
-    runner = compat.model_runner(scheduler)
+    runner = rank.runner
     linears = {
         type(method)
-        for module in runner.model.modules()
+        for module in rank.model.modules()
         if (method := getattr(module, "quant_method", None)) is not None
         and hasattr(module, "output_size")
     }
-    calls: list[tuple[Any, str, str]] = [(runner.model, "forward", "layers")]
+    calls: list[tuple[object, str, str]] = [(rank.model, "forward", "layers")]
     calls += [(owner, "forward", "attention") for owner in (runner.attn_backend, PairedAttention)]
     calls += [(kind, "apply", "linear") for kind in linears]
     calls.append((CpuLayers, "linear", "linear"))
@@ -81,10 +84,10 @@ def watched(scheduler: Any, watch: Stopwatch) -> Iterator[None]:
         yield
 
 
-def _timed(call: Callable[..., Any], watch: Stopwatch, part: str) -> Callable[..., Any]:
+def _timed(call: Callable[P, T], watch: Stopwatch, part: str) -> Callable[P, T]:
     """The call, with its time counted."""
 
-    def timed(*args: Any, **kwargs: Any) -> Any:
+    def timed(*args: P.args, **kwargs: P.kwargs) -> T:
         with watch.part(part):
             return call(*args, **kwargs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import os
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 from mezo._inputs import checked_integer, checked_number, require, shown
 from mezo.engines.sglang.cpu_host.host import has_sgl_kernel
+from mezo.engines.sglang.eras import ERA
 from mezo.engines.sglang.model_checkpoint import Checkpoint
 
 _DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
@@ -27,12 +27,11 @@ _COUNTS = (
 )
 
 
-def check_args(args: Mapping[str, Any]) -> None:
+def check_args(args: Mapping[str, object]) -> None:
     """Raise ValueError for a name that SGLang's ServerArgs do not have."""
     from sglang.srt.server_args import ServerArgs
 
-    fields = getattr(ServerArgs, "__struct_fields__", None)  # msgspec's, in newer versions
-    names = fields or [field.name for field in dataclasses.fields(ServerArgs)]
+    names = ERA.argument_names(ServerArgs)
     for name in args:
         near = difflib.get_close_matches(name, names, n=1)
         require(

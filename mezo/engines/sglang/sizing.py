@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from mezo._inputs import require
 from mezo.config import MezoConfig
 from mezo.engines.sglang.model_checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
 
 # What an engine on a CPU host has at least, whatever the run.
 MIN_TOKENS = 32768
@@ -28,7 +32,7 @@ def slots_needed(config: MezoConfig) -> int:
     return 2 + 2 * config.num_directions
 
 
-def check_server(who: str, args: Any, config: MezoConfig) -> None:
+def check_server(who: str, args: ServerArgs | SimpleNamespace, config: MezoConfig) -> None:
     """Raise where an engine with these server arguments could not hold a run.
 
     Args:
@@ -119,7 +123,7 @@ def check_one_row(
 
 def cpu_sizes(
     config: MezoConfig, checkpoint: Checkpoint | None, args: Mapping[str, Any], free: int
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Choose a CPU engine's limits on requests, tokens and memory.
 
     Args:
@@ -140,7 +144,7 @@ def cpu_sizes(
     if checkpoint is not None:
         longest = min(longest, checkpoint.max_row_tokens or longest)
     tokens = max(MIN_TOKENS, copies * longest)
-    sizes: dict[str, Any] = {"max_running_requests": requests, "max_total_tokens": tokens}
+    sizes: dict[str, float] = {"max_running_requests": requests, "max_total_tokens": tokens}
     if copies * longest > _PREFILL_TOKENS:
         sizes["max_prefill_tokens"] = copies * longest
     fraction = _UNKNOWN_FRACTION

@@ -24,9 +24,10 @@ from mezo.core.state import AdapterState
 from mezo.core.step import Scores, StepRequest, pair_slots, run_step
 from mezo.data.batch import BASE, THETA, Rows
 from mezo.diagnostics.selftest import GROUP, Check
-from mezo.engines.sglang import compat, selftest, serve_alora
+from mezo.engines.sglang import selftest, serve_alora
 from mezo.engines.sglang.batch import attention, logprobs, prefix
 from mezo.engines.sglang.batch.score import check_budget, is_busy, score_rows
+from mezo.engines.sglang.compat import Rank
 from mezo.engines.sglang.lora_slots import Part, check_peft_names, parts_of
 from mezo.engines.sglang.profile import Stopwatch, watched
 
@@ -80,7 +81,7 @@ class _Adapter:
 
     def check_loaded(self) -> None:
         """Raise when somebody has unloaded the adapter: its slots may be another's by now."""
-        manager = compat.model_runner(self.scheduler).lora_manager
+        manager = Rank(self.scheduler).lora_manager
         pool = manager.memory_pool.uid_to_buffer_id
         gone = [
             slot
@@ -96,7 +97,7 @@ class _Adapter:
 
     def score(self, rows: Rows, slots: Sequence[str]) -> Scores:
         uids = {slot: None if slot == BASE else self.uids[slot] for slot in slots}
-        return score_rows(self.scheduler, rows, uids, theta=self.uids[THETA])
+        return score_rows(Rank(self.scheduler), rows, uids, theta=self.uids[THETA])
 
 
 def handle(scheduler: Any, request: Any) -> Any:
@@ -144,7 +145,7 @@ def _hello(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[st
     """Say what is here."""
     from importlib.metadata import version
 
-    runner = compat.model_runner(scheduler)
+    runner = Rank(scheduler).runner
     model_config = runner.model_config
     is_fp32_on_cpu = runner.device == "cpu" and runner.dtype == torch.float32
     return {
@@ -161,28 +162,28 @@ def _hello(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[st
 def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Load the run's slots, pinned, and bind the adapter's state to them."""
     config = MezoConfig(**payload["config"])
-    manager = compat.model_runner(scheduler).lora_manager
+    manager = Rank(scheduler).lora_manager
     _check_pool(manager, config)
-    check_budget(scheduler, config)
-    logprobs.check_lm_head(scheduler)
-    attention.check_named_form(scheduler)
+    check_budget(Rank(scheduler), config)
+    logprobs.check_lm_head(Rank(scheduler))
+    attention.check_named_kernel(Rank(scheduler))
     if config.prefix == "activated":
-        prefix.check_cache(scheduler)
+        prefix.check_cache(Rank(scheduler))
     parts = parts_of(manager, config.target_modules, config.rank)
-    unnamed = check_peft_names(compat.model_runner(scheduler).model_config, parts, config.rank)
+    unnamed = check_peft_names(Rank(scheduler).runner.model_config, parts, config.rank)
     uids: dict[str, str] = payload["uids"]
     invocation: list[int] = payload["invocation"]
     try:
         for slot, uid in uids.items():
             _load_empty_adapter(manager, config, parts, slot, uid, invocation)
-        compat.fetch_adapters(manager, set(uids.values()))
+        Rank(scheduler).load_adapters(uids.values())
         places = {slot: manager.memory_pool.uid_to_buffer_id[uid] for slot, uid in uids.items()}
         state = _new_state(manager, config, parts, places)
         agree()  # a rank that failed makes the others undo theirs
     except BaseException:
         _unload(manager, uids.values())
         raise
-    why_not = serve_alora.why_not_servable(scheduler) if invocation else None
+    why_not = serve_alora.why_not_servable(Rank(scheduler)) if invocation else None
     _adapters[config.name] = _Adapter(
         scheduler, config, state, uids, places, is_served=why_not is None
     )
@@ -307,8 +308,8 @@ def _step(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str
 
 def _breakdown(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Take a step under a stopwatch; seconds of each part of it, on rank 0."""
-    watch = Stopwatch(compat.model_runner(scheduler).device)
-    with watched(scheduler, watch), watch.part("engine"):
+    watch = Stopwatch(Rank(scheduler).device)
+    with watched(Rank(scheduler), watch), watch.part("engine"):
         reply = _step(scheduler, payload, agree)
     seconds = dict(watch.seconds)
     seconds["engine"] -= reply["weights_s"]
@@ -332,10 +333,10 @@ def _selftest(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict
         return scores
 
     rows, invocation = Rows(**payload["rows"]), payload["invocation"]
-    if is_busy(scheduler, rows, 2 + min(2 * adapter.state.num_directions, GROUP)):
+    if is_busy(Rank(scheduler), rows, 2 + min(2 * adapter.state.num_directions, GROUP)):
         reason = "the engine has no room for its rows now, as other requests run"
         return {"checks": [dataclasses.asdict(Check("engine", True, reason, is_skipped=True))]}
-    found = selftest.checks(scheduler, adapter, rows, invocation, score)
+    found = selftest.checks(Rank(scheduler), adapter, rows, invocation, score)
     return {"checks": selftest.merged(gathered(found, scheduler.tp_group.cpu_group))}
 
 
@@ -372,7 +373,7 @@ def _detach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     """Take the run's slots out of the pool; what is not there any more is passed over."""
     adapter = _adapters.get(payload["name"])
     if adapter is not None and adapter.uids == payload["uids"]:
-        _unload(compat.model_runner(scheduler).lora_manager, adapter.uids.values())
+        _unload(Rank(scheduler).lora_manager, adapter.uids.values())
         del _adapters[payload["name"]]
     return {}
 
@@ -388,22 +389,19 @@ def _unload(manager: Any, uids: Iterable[str]) -> None:
 
 def _memory(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Free KV tokens and request slots, and adapters SGLang knows, for leak checks."""
-    adapters = len(compat.model_runner(scheduler).lora_manager.configs)
-    return {**compat.free_memory(scheduler), "adapters": adapters}
+    adapters = len(Rank(scheduler).lora_manager.configs)
+    return {**Rank(scheduler).free_memory(), "adapters": adapters}
 
 
 def _fingerprint(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Digest the base weights and every slot of the pool on rank 0, to tell what changed."""
-    manager = compat.model_runner(scheduler).lora_manager
-    pool = manager.memory_pool
-    buffers = [t for b in (pool.A_buffer, pool.B_buffer) for name in sorted(b) for t in b[name]]
-    names = {uid: ref.lora_name for uid, ref in manager.lora_refs.items()}
+    rank = Rank(scheduler)
+    names = rank.lora_names
     slots = {
-        str(names.get(uid, uid)): _digest(tensor[slot] for tensor in buffers)
-        for uid, slot in pool.uid_to_buffer_id.items()
+        str(names.get(uid, uid)): _digest(rank.slot_tensors(slot))
+        for uid, slot in rank.lora_pool.uid_to_buffer_id.items()
     }
-    parameters = compat.model_runner(scheduler).model.parameters()
-    return {"base": _digest(parameters), "slots": slots}
+    return {"base": _digest(rank.model.parameters()), "slots": slots}
 
 
 def _digest(tensors: Iterable[torch.Tensor]) -> str:
