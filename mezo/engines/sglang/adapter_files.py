@@ -1,12 +1,12 @@
-"""Adapters on their way into SGLang: PEFT's output, or refused before the pool gets them.
+"""Checks of adapters that SGLang loads: what it would serve unlike PEFT is refused before.
 
 SGLang reads r, lora_alpha, target_modules and use_dora of an adapter's config, and of its tensors
-what their names contain. The rest is read over, or stops the engine at the first request. Hooks
-around its loading check every field (`mezo.checkpoint.peft_fields`) and every tensor, and bring
-what is left into the form that SGLang serves right: one scaling, one rank, whole fused projections.
+what their names contain. It ignores the rest, or the rest stops the engine at the first request.
+Hooks around its loading check every field (`mezo.checkpoint.peft_fields`) and every tensor. They
+change what is left so that SGLang serves it right: one scaling, one rank, whole fused projections.
 
-`MEZO_CHECK_ADAPTERS=0` leaves ordinary adapters to SGLang alone. Activated ones are ours, so they
-are always checked.
+`MEZO_CHECK_ADAPTERS=0` leaves ordinary adapters unchecked. Activated ones are ours, so they are
+always checked.
 """
 
 from __future__ import annotations
@@ -305,13 +305,13 @@ def _check_pairs(check: _Check) -> None:
     for name, (place, _) in check.found.items():
         parent, _, leaf = place.path.rpartition(".")
         if leaf != place.module and f"{parent}.{place.module}" in factors:
-            raise check.refuse(name, f"must not stand beside {place.module}, got both; keep one")
+            raise check.refuse(name, f"must not be beside {place.module}, got both; keep one")
     for pair in factors.values():
         if len(pair) < 2:
             (factor,) = pair
             raise check.refuse(
                 pair[factor],
-                f"must come with its lora_{'B' if factor == 'A' else 'A'}, got it alone; save the "
+                f"must come with its lora_{'B' if factor == 'A' else 'A'}, got only one; save the "
                 "adapter again with PEFT",
             )
 

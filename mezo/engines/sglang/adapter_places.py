@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sglang.srt.layers.linear import LinearBase
     from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-# What may stand before "layers.N." in a language model's module names. SGLang reads only what
+# What may come before "layers.N." in a language model's module names. SGLang reads only what
 # comes after it, so that a vision tower's tensors would land in the language model.
 _TRUNKS = frozenset({"model", "language_model", "text_model", "decoder", "transformer"})
 
@@ -59,7 +59,7 @@ class Places:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        # A LoRA layer stands where its base layer stood.
+        # A LoRA layer replaces its base layer in the model.
         self._modules = {
             name: getattr(module, "base_layer", module) for name, module in model.named_modules()
         }
@@ -117,7 +117,7 @@ def _is_missing(module: torch.nn.Module | None) -> bool:
 
 
 def _split(name: str) -> tuple[frozenset[str], str]:
-    """What stands before "layers.N." in a name, and the name from there on."""
+    """What comes before "layers.N." in a name, and the name from there on."""
     match = re.match(r"(.*?)\b(layers\.\d+\..*)", name)
     if match is None:
         return frozenset(), ""

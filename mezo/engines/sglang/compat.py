@@ -128,7 +128,7 @@ class Rank:
         try:
             batch.prepare_for_extend()
         except BaseException:
-            # Request slots come first, and stay taken when there is no KV for them.
+            # SGLang allocates request slots first, and keeps them when there is no KV for them.
             for request in requests:
                 if has_kv(request):
                     self.free_req_slot(request)
@@ -281,9 +281,9 @@ class _NamedSlots:
 
 
 def scoring_request(rid: str, tokens: Sequence[int], lora_id: str | None) -> Req:
-    """Return a request that runs tokens and asks for nothing; what it is for is read elsewhere."""
+    """Return a request that runs tokens and asks for nothing; its scores are read elsewhere."""
     request = _request(rid, tokens, None)
-    request.lora_id = lora_id  # set late: what we do to requests from outside is not for ours
+    request.lora_id = lora_id  # set after `Req.__init__`, whose hooks are for requests from outside
     request.full_untruncated_fill_ids = request.origin_input_ids
     request.logprob_start_len = len(tokens)
     ERA.run_from(request, 0)

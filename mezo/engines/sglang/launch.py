@@ -50,7 +50,7 @@ _CPU_ARGS: dict[str, object] = {
 # Each layer makes and frees tensors of megabytes. glibc would return their pages to the kernel and
 # fault them in again, which took 13 % of an exact step of SmolLM2-135M.
 _KEEP_PAGES = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the largest that glibc takes
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the largest that glibc accepts
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
 }
 
@@ -72,7 +72,7 @@ def launch_engine(
         config: the run it has to hold; sizes the LoRA pool. Default ``MezoConfig()``.
         threads: CPU hosts: threads of each tensor-parallel rank. Default the environment's
             OMP_NUM_THREADS, else 1.
-        server_args: any argument of `sglang.Engine`; they go before what is chosen here.
+        server_args: any argument of `sglang.Engine`; they override what is chosen here.
 
     Returns:
         The engine. Call ``engine.shutdown()`` when done.
@@ -81,14 +81,14 @@ def launch_engine(
         ImportError: SGLang is missing here, of another version, or does not see our plugin.
         TypeError: ``config`` is no `MezoConfig`.
         ValueError: no model at ``model_path``, an argument that SGLang does not have, or an engine
-            that would not fit into this host's memory or could not hold one row of a step.
+            that would not fit into this host's memory or could not hold one row of any step.
         NotImplementedError: what SGLang does not have on CPU hosts (quantised weights, say).
         EngineError: SGLang cannot start, with the reason; its processes are gone by then.
     """
     has_run = config is not None
     config = checked_config("launch_engine", config)
     if threads is not None:
-        expected, remedy = "an integer >= 1", "take 1, or leave it out"
+        expected, remedy = "an integer >= 1", "use 1, or leave it out"
         threads = checked_integer("launch_engine: threads", threads, 1, None, expected, remedy)
     if reason := available()["sglang"]:
         raise ImportError(f"launch_engine: {reason}")
@@ -167,7 +167,7 @@ def _cpu_environment(args: Mapping[str, Any], threads: int | None) -> dict[str, 
 
 
 def _start(engine_class: type[Engine], args: dict[str, Any]) -> Engine:
-    """Start an engine; one that cannot start takes its processes along and raises the reason.
+    """Start an engine; where it cannot start, end its processes and raise the reason.
 
     Raises:
         EngineError: SGLang's own refusal, or what a process of it left in its report.
@@ -203,7 +203,7 @@ def _start(engine_class: type[Engine], args: dict[str, Any]) -> Engine:
 
 
 class _Before:
-    """What this process had before an engine was started, to take away what a failure leaves."""
+    """What this process had before an engine was started, to remove what a failure leaves."""
 
     def __init__(self) -> None:
         self._children = set(multiprocessing.active_children())

@@ -1,4 +1,4 @@
-"""The entry point of group `sglang.srt.plugins`: puts our worker into every scheduler process."""
+"""The entry point of group `sglang.srt.plugins`: it registers our hooks in SGLang's processes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def register() -> None:
     HookRegistry.register(f"{request}.__init__", _after_req_init, HookType.AFTER)
     HookRegistry.register(f"{request}.init_next_round_input", _before_match, HookType.BEFORE)
     HookRegistry.register(f"{request}._compute_max_prefix_len", _after_limit, HookType.AFTER)
-    # Only the caller's process makes replies; to import the module elsewhere takes long.
+    # Only the caller's process makes replies; the import of that module is slow elsewhere.
     if ERA.tells_meta_info and "sglang.srt.managers.tokenizer_manager" in sys.modules:
         HookRegistry.register(
             "sglang.srt.managers.tokenizer_manager.TokenizerManager.update_request_meta_info",

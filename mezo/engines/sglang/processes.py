@@ -75,7 +75,7 @@ class CrashGuard:
         self._theirs = getattr(self._manager, "signal_handler_class", None)
 
     def install(self) -> None:
-        """Put our handler in the place of SGLang's; only the main thread can."""
+        """Replace SGLang's handler by ours; only the main thread can."""
         if self._is_installed or not self._can_handle():
             return
         guard = self

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a stopwatch around SGLang's own parts, for benchmarks."""
+"""A step's time by part: a stopwatch around SGLang's own parts, for benchmarks."""
 
 from __future__ import annotations
 

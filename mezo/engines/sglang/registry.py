@@ -80,8 +80,8 @@ def _finish(engine: Engine, make: Callable[[], Coroutine[object, None, None]], o
     if engine.loop.is_running() and running is not engine.loop:
         _finish_in_another_thread(engine.loop, make())
         return
-    # Free locks of asyncio are taken without a loop, so that nobody who runs it meanwhile is in
-    # the way. One that is held could only come free in a loop.
+    # A free lock of asyncio can be acquired without a loop, whoever runs it meanwhile. One that is
+    # held can only be released in a loop.
     work = make()
     try:
         work.send(None)

@@ -79,7 +79,7 @@ def _same_memory(before: dict[str, int], after: dict[str, int]) -> Check:
 
 
 def _other_slots(rank: Rank, adapter: Adapter) -> dict[str, int]:
-    """A digest of each adapter in the pool that is not the run's, taken on the device."""
+    """A digest of each adapter in the pool that is not the run's, computed on the device."""
     own, names = set(adapter.uids.values()), rank.lora_names
     return {
         names.get(uid, uid): digest(rank.slot_tensors(slot))

@@ -4,7 +4,7 @@ An activated adapter (arXiv 2504.12397; PEFT's `alora_invocation_tokens`) acts f
 occurrence of its invocation in the prompt on. Everything before runs on the base model, and its KV
 lies in the radix cache under the base model's key. A request for such an adapter
 
-- takes its first tokens from there, and nothing behind the invocation's beginning;
+- uses the KV of its first tokens from there, and of nothing behind the invocation's beginning;
 - has the missing part of them computed on the base model when it is about to be scheduled;
 - never puts KV of its own into the cache;
 - is a base-model request when its prompt holds no invocation, as in PEFT; its reply says so in

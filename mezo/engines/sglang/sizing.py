@@ -1,4 +1,4 @@
-"""How much memory, and how many requests and tokens, an engine needs to take a run's steps."""
+"""How much memory, and how many requests and tokens, an engine needs for a run's steps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OTHER_BYTES = 1 << 30  # activations, and the process itself
 
 
 def slots_needed(config: MezoConfig) -> int:
-    """Adapter slots a run takes, with the base model's: base, theta and a pair a direction."""
+    """Adapter slots that a run needs: base, theta and a pair for each direction."""
     return 2 + 2 * config.num_directions
 
 
@@ -129,8 +129,8 @@ def cpu_sizes(
     Args:
         config: the run that is to fit.
         checkpoint: the model's sizes, or None where they are not known.
-        args: the engine's arguments so far; what they fix is taken as it is.
-        free: bytes that may be taken on this host.
+        args: the engine's arguments so far; what they fix stays as it is.
+        free: bytes that may still be allocated on this host.
 
     Returns:
         Arguments to add to ``args``.
@@ -166,7 +166,7 @@ def cpu_sizes(
 
 
 class _Need:
-    """Bytes that an engine takes: ``fixed`` ones, and ``token`` for each token of its cache."""
+    """Bytes that an engine needs: ``fixed`` ones, and ``token`` for each token of its cache."""
 
     def __init__(self, checkpoint: Checkpoint, config: MezoConfig, args: Mapping[str, Any]) -> None:
         self._config = config

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,11 @@ from mezo.engines.sglang.batch.score import check_budget, is_busy, score_rows
 from mezo.engines.sglang.compat import Rank
 from mezo.engines.sglang.lora_slots import Part, check_peft_names, parts_of
 from mezo.engines.sglang.profile import Stopwatch, watched
+
+if TYPE_CHECKING:
+    from sglang.srt.lora.lora_manager import LoRAManager
+    from sglang.srt.managers.io_struct import RpcReqInput, RpcReqOutput
+    from sglang.srt.managers.scheduler import Scheduler
 
 METHOD = "mezo"
 # Part of every reply to "hello"; the caller refuses a plugin that speaks another one.
@@ -72,7 +77,7 @@ class RankError(RuntimeError):
 class _Adapter:
     """An adapter being trained, on this rank."""
 
-    scheduler: Any
+    scheduler: Scheduler
     config: MezoConfig
     state: AdapterState
     uids: dict[str, str]
@@ -100,7 +105,7 @@ class _Adapter:
         return score_rows(Rank(self.scheduler), rows, uids, theta=self.uids[THETA])
 
 
-def handle(scheduler: Any, request: Any) -> Any:
+def handle(scheduler: Scheduler, request: RpcReqInput) -> RpcReqOutput:
     """Answer one message (`Scheduler.handle_rpc_request`)."""
     from sglang.srt.managers.io_struct import RpcReqOutput
 
@@ -141,7 +146,7 @@ def publish_served(lora_ids: Sequence[str | None]) -> None:
             adapter.state.publish()
 
 
-def _hello(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+def _hello(scheduler: Scheduler, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Say what is here."""
     from importlib.metadata import version
 
@@ -159,7 +164,7 @@ def _hello(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[st
     }
 
 
-def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+def _attach(scheduler: Scheduler, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Load the run's slots, pinned, and bind the adapter's state to them."""
     config = MezoConfig(**payload["config"])
     manager = Rank(scheduler).lora_manager
@@ -196,7 +201,7 @@ def _attach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
 
 
 def _new_state(
-    manager: Any, config: MezoConfig, parts: Sequence[Part], places: dict[str, int]
+    manager: LoRAManager, config: MezoConfig, parts: Sequence[Part], places: dict[str, int]
 ) -> AdapterState:
     """The adapter's masters on this rank, bound to its slots."""
     targets = [part for part in parts if part.is_target]
@@ -216,7 +221,7 @@ def _new_state(
     return state
 
 
-def _check_pool(manager: Any, config: MezoConfig) -> None:
+def _check_pool(manager: LoRAManager, config: MezoConfig) -> None:
     """Raise unless the pool can take the run's slots."""
     pool = manager.memory_pool
     if config.name in _adapters or any(
@@ -244,7 +249,7 @@ def _check_pool(manager: Any, config: MezoConfig) -> None:
 
 
 def _load_empty_adapter(
-    manager: Any,
+    manager: LoRAManager,
     config: MezoConfig,
     parts: Sequence[Part],
     slot: str,
@@ -294,7 +299,7 @@ def _adapter(payload: dict[str, Any], *, is_loaded: bool = True) -> _Adapter:
     return _adapters[name]
 
 
-def _step(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+def _step(scheduler: Scheduler, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Take one step; every rank computes its update from rank 0's losses."""
     adapter = _adapter(payload)
 
@@ -306,7 +311,7 @@ def _step(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str
     return dataclasses.asdict(run_step(adapter.state, score, request))
 
 
-def _breakdown(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+def _breakdown(scheduler: Scheduler, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Take a step under a stopwatch; seconds of each part of it, on rank 0."""
     watch = Stopwatch(Rank(scheduler).device)
     with watched(Rank(scheduler), watch), watch.part("engine"):
@@ -316,7 +321,7 @@ def _breakdown(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dic
     return {**seconds, "weights": reply["weights_s"]}
 
 
-def _score(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+def _score(scheduler: Scheduler, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Score rows under theta or the base model."""
     adapter, slot = _adapter(payload), payload["slot"]
     if slot == THETA:
@@ -324,7 +329,7 @@ def _score(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[st
     return dataclasses.asdict(adapter.score(Rows(**payload["rows"]), [slot]))
 
 
-def _selftest(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+def _selftest(scheduler: Scheduler, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Check the engine with the run's own slots; see `mezo.engines.sglang.selftest`."""
     adapter = _adapter(payload)
 
@@ -340,20 +345,22 @@ def _selftest(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict
     return {"checks": selftest.merged(gathered(found, scheduler.tp_group.cpu_group))}
 
 
-def _apply_update(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+def _apply_update(
+    scheduler: Scheduler, payload: dict[str, Any], agree: Agreement
+) -> dict[str, Any]:
     """Take a step whose coefficients are known."""
     _adapter(payload).state.take_step(payload["step"], payload["coefficients"])
     return {}
 
 
-def _progress(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+def _progress(scheduler: Scheduler, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Say how many steps were taken, and what was replied to the last one."""
     state = _adapter(payload, is_loaded=False).state
     last = state.last_reply
     return {"steps": state.steps, "last": None if last is None else dataclasses.asdict(last)}
 
 
-def _export(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+def _export(scheduler: Scheduler, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Gather the fp32 masters of all ranks; rank 0 writes them to a file and says what they are."""
     from safetensors.torch import save_file
 
@@ -369,7 +376,7 @@ def _export(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     }
 
 
-def _detach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+def _detach(scheduler: Scheduler, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Take the run's slots out of the pool; what is not there any more is passed over."""
     adapter = _adapters.get(payload["name"])
     if adapter is not None and adapter.uids == payload["uids"]:
@@ -378,7 +385,7 @@ def _detach(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[s
     return {}
 
 
-def _unload(manager: Any, uids: Iterable[str]) -> None:
+def _unload(manager: LoRAManager, uids: Iterable[str]) -> None:
     """Take adapters out of SGLang, with what a failed load has left of one."""
     for uid in uids:
         if uid in manager.lora_refs:
@@ -387,13 +394,13 @@ def _unload(manager: Any, uids: Iterable[str]) -> None:
         manager.loras.pop(uid, None)
 
 
-def _memory(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+def _memory(scheduler: Scheduler, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Free KV tokens and request slots, and adapters SGLang knows, for leak checks."""
     adapters = len(Rank(scheduler).lora_manager.configs)
     return {**Rank(scheduler).free_memory(), "adapters": adapters}
 
 
-def _fingerprint(scheduler: Any, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
+def _fingerprint(scheduler: Scheduler, payload: dict[str, Any], agree: Agreement) -> dict[str, Any]:
     """Digest the base weights and every slot of the pool on rank 0, to tell what changed."""
     rank = Rank(scheduler)
     names = rank.lora_names

@@ -235,7 +235,7 @@ def resolve_name(server_args: ServerArgs) -> None:
     for field in ("prefill_attention_backend", "decode_attention_backend"):
         if getattr(server_args, field, None) == NAME:
             raise ValueError(
-                f"{field}: {NAME!r} must be named as attention_backend, which takes both kinds of "
+                f"{field}: {NAME!r} must be named as attention_backend, which is for both kinds of "
                 f"batches, got it as {field}; pass attention_backend={NAME!r}."
             )
     if server_args.attention_backend == NAME:

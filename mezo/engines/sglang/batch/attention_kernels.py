@@ -125,7 +125,7 @@ def check_named(k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
         return
     k, v = k_cache[:0], v_cache[:0]
     try:
-        # Of no tokens: what a step's call would check is checked, nothing is computed.
+        # A call without tokens makes the checks of a step's call and computes nothing.
         KERNELS[chosen](k, k, v, k, v, plan=SharedPrefixPlan([0], [0], [0], []), scale=1.0)
     except RuntimeError as error:
         raise ValueError(

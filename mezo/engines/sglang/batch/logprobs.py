@@ -200,7 +200,7 @@ def _logits_processor(model: torch.nn.Module) -> str:
     """Path of the model's logits processor."""
     from sglang.srt.layers.logits_processor import LogitsProcessor
 
-    # It is mostly the model's own child; to walk through all layers takes a millisecond.
+    # It is mostly the model's own child; a walk through all layers would cost a millisecond.
     modules = itertools.chain(model.named_children(), model.named_modules())
     path: str = next(name for name, module in modules if isinstance(module, LogitsProcessor))
     return path

@@ -49,7 +49,7 @@ def prepare_import() -> None:
 
 
 def free_memory() -> int:
-    """Bytes that may still be taken here: of the host, and of this process's control group."""
+    """Bytes that may still be allocated here: of the host, and of this process's control group."""
     import psutil  # type: ignore[import-untyped]
 
     free = int(psutil.virtual_memory().available)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 prepare_import()
 
-REPORT = "MEZO_LAUNCH_REPORT"  # environment variable: the file that takes the sentence
+REPORT = "MEZO_LAUNCH_REPORT"  # environment variable: the file for the sentence
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def run_detokenizer_process(*args: object, **kwargs: object) -> None:
 
 
 def _report_failures(cls: type[Scheduler | DetokenizerManager], pipes: list[Connection]) -> None:
-    """Let a failure to make a ``cls`` end this process alone, with a report to who started it."""
+    """Let a failure to make a ``cls`` end only this process, with a report to who started it."""
     original = cls.__init__
 
     @functools.wraps(original)
