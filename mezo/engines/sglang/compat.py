@@ -15,7 +15,6 @@ from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.mem_cache.base_prefix_cache import InsertParams, MatchPrefixParams
 from sglang.srt.mem_cache.common import evict_from_tree_cache
 from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey
-from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.sampling.sampling_params import SamplingParams
 
@@ -187,7 +186,8 @@ class Rank:
         """
         params = InsertParams(key=_key(tokens), value=kv_slots, prev_prefix_len=num_cached)
         known = int(self.tree.insert(params).prefix_len)
-        if not isinstance(self.tree, UnifiedRadixCache):  # which frees duplicates itself
+        # A `UnifiedRadixCache` frees duplicates itself; an engine may have another kind of cache.
+        if not hasattr(self.tree, "tree_core"):
             self.free_kv_slots(kv_slots[num_cached:known])
 
     # KV slots.
