@@ -11,7 +11,7 @@ from itertools import accumulate
 
 import torch
 
-from bench.gpu_roofline import copy_bandwidth
+from bench.gpu.roofline import copy_bandwidth
 from bench.paired_cases import (
     COPIES_LIMIT,
     GPU_LABELS,

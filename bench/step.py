@@ -19,7 +19,7 @@ from statistics import median
 import torch
 
 import mezo
-from bench.e2e_parts import PaperLoop
+from bench.decoders import PaperLoop
 from bench.timing import Timing, environment, interleave
 from mezo import tasks
 from mezo.tasks import assets

@@ -14,15 +14,15 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def gpu_cases(monkeypatch):
+def directions_cases(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    from bench import gpu_cases
+    from bench import directions_cases
 
-    return gpu_cases
+    return directions_cases
 
 
 def test_dry_run_prints_the_cases():
-    command = [sys.executable, "-m", "bench.gpu_directions", "--dry-run"]
+    command = [sys.executable, "-m", "bench.gpu.directions", "--dry-run"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     # 100 M elements, 12 bytes each; 40 layers of q and v, 8 x 5120 twice.
@@ -31,11 +31,13 @@ def test_dry_run_prints_the_cases():
 
 
 @pytest.mark.parametrize("what", ["pair", "step", "update", "replay"])
-def test_the_timed_calls_have_the_bits_of_the_cpu_backend(gpu_cases, on_host, native, bits, what):
-    case = gpu_cases.Case(what, "smollm2-135m", num_directions=3 if what == "replay" else 1)
+def test_the_timed_calls_have_the_bits_of_the_cpu_backend(
+    directions_cases, on_host, native, bits, what
+):
+    case = directions_cases.Case(what, "smollm2-135m", num_directions=3 if what == "replay" else 1)
     specs = case.specs[:4]
-    ours = gpu_cases.Buffers(case, "cpu", specs)
-    theirs = gpu_cases.Buffers(case, "cpu", specs)
+    ours = directions_cases.Buffers(case, "cpu", specs)
+    theirs = directions_cases.Buffers(case, "cpu", specs)
     before = [master.clone() for master in ours.masters]
     ours.ours("cuda")()
     theirs.on_cpu()
@@ -45,7 +47,7 @@ def test_the_timed_calls_have_the_bits_of_the_cpu_backend(gpu_cases, on_host, na
     assert changed == (what != "pair")
 
 
-def test_shapes_are_those_of_the_models(gpu_cases):
+def test_shapes_are_those_of_the_models(directions_cases):
     from bench.shapes import MODELS, lora_specs
 
     for model, wanted in (("llama-3.1-8b", 20_971_520), ("smollm2-135m", 2_442_240)):
@@ -58,7 +60,7 @@ def test_shapes_are_those_of_the_models(gpu_cases):
 
 def test_a_case_that_fails_or_has_no_time_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(ROOT))
-    from bench import gpu_main
+    from bench import runner
 
     cases = [SimpleNamespace(name=name) for name in ("a r8", "b r8", "c r16")]
     rows = []
@@ -69,13 +71,13 @@ def test_a_case_that_fails_or_has_no_time_is_named(monkeypatch, tmp_path, capsys
         rows.append({"case": case.name})
         return [f"{case.name}: said"]
 
-    notes = gpu_main.measure_all(cases, measure, budget_s=60, only="r8")
+    notes = runner.measure_all(cases, measure, budget_s=60, only="r8")
     assert notes == ["a r8: said", "FAIL b r8: RuntimeError: out of memory"]
-    assert gpu_main.write(tmp_path / "new", "x", "# text", {"rows": rows, "notes": notes}) == 1
-    assert gpu_main.write(tmp_path, "x", "# text", {"rows": rows, "notes": notes[:1]}) == 0
-    assert gpu_main.write(tmp_path, "x", "# text", {"rows": [], "notes": []}) == 1
+    assert runner.write(tmp_path / "new", "x", "# text", {"rows": rows, "notes": notes}) == 1
+    assert runner.write(tmp_path, "x", "# text", {"rows": rows, "notes": notes[:1]}) == 0
+    assert runner.write(tmp_path, "x", "# text", {"rows": [], "notes": []}) == 1
     assert (tmp_path / "new" / "x.md").read_text() == "# text"
     assert json.loads((tmp_path / "new" / "x.json").read_text()) == {"rows": rows, "notes": notes}
-    assert gpu_main.measure_all(cases[:1], measure, budget_s=-1, only="") == [
+    assert runner.measure_all(cases[:1], measure, budget_s=-1, only="") == [
         "FAIL a r8: left out, -1 s were over"
     ]

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import mezo_kernels as mk
-from bench import gpu_main
+from bench import runner
 from bench.experiments.lora.call import LoraCall
 from bench.shapes import MODELS
 from bench.timing import Timing, as_graph, gpu_environment, interleave_on_gpu
@@ -232,10 +232,10 @@ def run(out: Path, rounds: int, budget_s: float, only: str) -> int:
 
     notes = [f"{name}: {reason}" for name, reason in reasons.items() if reason is not None]
     found = cases() if backends else []
-    notes += gpu_main.measure_all(found, measure_one, budget_s=budget_s, only=only)
+    notes += runner.measure_all(found, measure_one, budget_s=budget_s, only=only)
     facts = {**where, "notes": notes, "rows": rows}
-    return gpu_main.write(out, "perturbed_lora", report(rows, where, notes), facts)
+    return runner.write(out, "perturbed_lora", report(rows, where, notes), facts)
 
 
 if __name__ == "__main__":
-    sys.exit(gpu_main.main("perturbed_lora", __doc__, cases, plan_of, run, rounds=20))
+    sys.exit(runner.main("perturbed_lora", __doc__, cases, plan_of, run, rounds=20))

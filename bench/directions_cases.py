@@ -1,4 +1,4 @@
-"""What bench/gpu_directions.py times: the cases, their byte and instruction models, their calls."""
+"""What bench/gpu/directions.py times: the cases, their byte and instruction models, their calls."""
 
 from __future__ import annotations
 

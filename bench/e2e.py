@@ -1,6 +1,6 @@
 """A MeZO step end to end on a GPU: the SGLang engine against plain loops, same weights' shapes.
 
-`bench/gpu_e2e.sh WHEELS [OUT]` installs SGLang on a bare box and runs this. First the engine's
+`bench/gpu/e2e.sh WHEELS [OUT]` installs SGLang on a bare box and runs this. First the engine's
 losses and projected gradients are held against a float32 forward of the same small model, for both
 LoRA backends; then, for each shape, four candidates take turns in one run: the paper's loop, the
 `transformers` engine, `sglang` exact and `sglang` activated. Cases that the time does not allow are
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import mezo
-from bench.e2e_parts import AGREEMENT_SHAPE, PlainLoop, Shape, make_batch, make_config, shapes
+from bench.decoders import AGREEMENT_SHAPE, PlainLoop, Shape, make_batch, make_config, shapes
 from bench.step import PARTS, breakdown
 from bench.timing import environment, gpu_environment, interleave
 

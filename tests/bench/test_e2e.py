@@ -20,14 +20,14 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def parts(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    from bench import e2e_parts
+    from bench import decoders
 
-    return e2e_parts
+    return decoders
 
 
 def test_dry_run_prints_the_cases():
     result = subprocess.run(
-        ["bench/gpu_e2e.sh", "--dry-run"],
+        ["bench/gpu/e2e.sh", "--dry-run"],
         cwd=ROOT,
         env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"},
         capture_output=True,

@@ -1,6 +1,6 @@
 """Directions on a GPU: the device backends against what a user would run without them.
 
-`python -m bench.gpu_directions --out DIR` writes DIR/gpu_directions.{json,md} and prints the table;
+`python -m bench.gpu.directions --out DIR` writes DIR/gpu_directions.{json,md} and prints the table;
 --dry-run prints the cases with their models and needs no GPU.
 """
 
@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mezo_kernels as mk
-from bench import gpu_main, gpu_roofline
-from bench.gpu_baselines import BASELINES
-from bench.gpu_cases import MEANING, Buffers, Case, cases, has_bits_of_cpu
+from bench import runner
+from bench.baselines import BASELINES
+from bench.directions_cases import MEANING, Buffers, Case, cases, has_bits_of_cpu
+from bench.gpu import roofline as gpu_roofline
 from bench.timing import Timing, as_graph, gpu_environment, interleave_on_gpu, num_sets
 
 BACKENDS = ("cuda", "triton")
@@ -153,10 +154,10 @@ def run(out: Path, rounds: int, budget_s: float, only: str) -> int:
         return said
 
     notes = [f"{b}: {reason}" for b in BACKENDS if (reason := mk.backends()[b]) is not None]
-    notes += gpu_main.measure_all(cases(), measure, budget_s=budget_s, only=only)
+    notes += runner.measure_all(cases(), measure, budget_s=budget_s, only=only)
     facts = {**where, "roofline": vars(roofline), "notes": notes, "rows": rows}
-    return gpu_main.write(out, "gpu_directions", report(rows, roofline, where, notes), facts)
+    return runner.write(out, "gpu_directions", report(rows, roofline, where, notes), facts)
 
 
 if __name__ == "__main__":
-    sys.exit(gpu_main.main("gpu_directions", __doc__, cases, plan_of, run, rounds=30))
+    sys.exit(runner.main("gpu_directions", __doc__, cases, plan_of, run, rounds=30))

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Everything a GPU has to show, in one command and under ten minutes: builds the module, runs the
-# tests that need a GPU, compute-sanitizer, bench.gpu_directions, bench.paired and the benchmark of
+# tests that need a GPU, compute-sanitizer, bench.gpu.directions, bench.paired and the benchmark of
 # perturbed_lora. Needs no network, no SGLang and no package of mezo/. Exits with 1 when any part
 # failed.
 #
-#   bench/gpu_suite.sh [OUT]    OUT, else $OUT, else bench/results/<device>; PYTHON overrides
+#   bench/gpu/suite.sh [OUT]    OUT, else $OUT, else bench/results/<device>; PYTHON overrides
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 python=${PYTHON:-python3}
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
@@ -76,7 +76,7 @@ if command -v compute-sanitizer >/dev/null; then
 else
   echo "gpu_suite: compute-sanitizer is not on PATH; memcheck and racecheck are left out."
 fi
-part bench 130 $python -m bench.gpu_directions --out "$out" --budget 110
+part bench 130 $python -m bench.gpu.directions --out "$out" --budget 110
 # Without SGLang and FlashInfer their attention kernels are left out, which the table says.
 part paired 100 $python -m bench.paired --out "$out" --budget 75
 left=$((limit_s - SECONDS - 30))

@@ -1,4 +1,4 @@
-"""What a user would run without our kernels, for each case of bench/gpu_cases.py.
+"""What a user would run without our kernels, for each case of bench/directions_cases.py.
 
 None of them computes our bits; each does the same work on the same tensors. All draw a fresh z per
 pass, since that is what MeZO pays for not storing it; none reseeds, which a CUDA graph forbids and
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from bench.gpu_cases import EPS, LR, Buffers
+from bench.directions_cases import EPS, LR, Buffers
 
 SCALES = {
     "pair": (EPS, -2 * EPS),
@@ -69,7 +69,7 @@ def triton_randn(buffers: Buffers) -> Callable[[], object]:
     """A kernel around `tl.randn`, in place: stock Triton. One tensor and an update only."""
     if len(buffers.masters) != 1 or buffers.case.what != "update":
         raise NotImplementedError("written for the flat update alone")
-    from bench.gpu_triton import add_randn
+    from bench.gpu.triton_randn import add_randn
 
     return lambda: add_randn(buffers.masters[0], LR)
 
