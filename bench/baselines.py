@@ -1,36 +1,49 @@
-"""What a user would run without our kernels, for each case of bench/directions_cases.py.
+"""What a user would run without our kernels.
 
-None of them computes our bits; each does the same work on the same tensors. All draw a fresh z per
-pass, since that is what MeZO pays for not storing it; none reseeds, which a CUDA graph forbids and
-which would only slow them down.
+None of the loops computes our bits; each does the same work on the same tensors and draws a fresh z
+per pass, since that is what MeZO pays for not storing it.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 
-from bench.directions_cases import EPS, LR, Buffers
+from bench.directions_cases import EPS, LR, Buffers, Case
+from bench.timing import Call
 
 SCALES = {
     "pair": (EPS, -2 * EPS),
     "step": (EPS, -2 * EPS, EPS, LR),
     "update": (LR,),
 }
+LOOP = "torch.normal loop"
 
 
-def torch_loop(buffers: Buffers) -> Callable[[], object]:
-    """MeZO's `zo_perturb_parameters`: for each tensor draw z, add it in place, pass by pass."""
+def perturb(tensors: Sequence[torch.Tensor], scale: float, seed: int | None = None) -> None:
+    """MeZO's `zo_perturb_parameters`: reseed, then for each tensor draw z and add it in place.
+
+    ``seed`` is None in a CUDA graph, which forbids reseeding; that would only slow it down.
+    """
+    if seed is not None:
+        torch.manual_seed(seed)
+    for tensor in tensors:
+        z = torch.normal(0.0, 1.0, tensor.shape, device=tensor.device, dtype=tensor.dtype)
+        tensor.add_(z, alpha=scale)
+
+
+def torch_loop(what: str, tensors: Sequence[torch.Tensor], seed: int | None = None) -> Call:
+    """The passes of MeZO's loop for a case: a step has both signs, restore and update."""
 
     def run() -> None:
-        for scale in SCALES[buffers.case.what]:
-            for tensor in buffers.masters:
-                z = torch.normal(0.0, 1.0, tensor.shape, device=tensor.device, dtype=tensor.dtype)
-                tensor.add_(z, alpha=scale)
+        for scale in SCALES[what]:
+            perturb(tensors, scale, seed)
 
     return run
 
 
-def torch_foreach(buffers: Buffers) -> Callable[[], object]:
+def torch_foreach(buffers: Buffers) -> Call:
     """One draw for all tensors and one multi-tensor add, pass by pass."""
     sizes = [master.numel() for master in buffers.masters]
 
@@ -46,10 +59,8 @@ def torch_foreach(buffers: Buffers) -> Callable[[], object]:
     return run
 
 
-def torch_compiled(buffers: Buffers) -> Callable[[], object]:
-    """The formula of our call, compiled: z drawn and used in one kernel. One tensor only."""
-    if len(buffers.masters) != 1:
-        raise NotImplementedError("compiled for the flat case alone")
+def torch_compiled(buffers: Buffers) -> Call:
+    """The formula of our call on one tensor, compiled: z drawn and used in one kernel."""
 
     def formula(master: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs = []
@@ -65,18 +76,23 @@ def torch_compiled(buffers: Buffers) -> Callable[[], object]:
     return lambda: compiled(buffers.masters[0])
 
 
-def triton_randn(buffers: Buffers) -> Callable[[], object]:
-    """A kernel around `tl.randn`, in place: stock Triton. One tensor and an update only."""
-    if len(buffers.masters) != 1 or buffers.case.what != "update":
-        raise NotImplementedError("written for the flat update alone")
+def triton_randn(buffers: Buffers) -> Call:
+    """A kernel around `tl.randn` on one tensor, in place: stock Triton."""
     from bench.gpu.triton_randn import add_randn
 
     return lambda: add_randn(buffers.masters[0], LR)
 
 
-BASELINES = {
-    "torch.normal loop": torch_loop,
-    "torch._foreach": torch_foreach,
-    "torch.compile": torch_compiled,
-    "tl.randn": triton_randn,
-}
+def gpu_baselines(case: Case) -> dict[str, Callable[[Buffers], Call]]:
+    """The baselines that do the work of a case; a replay has none."""
+    if case.what == "replay":
+        return {}
+    found = {
+        LOOP: lambda buffers: torch_loop(case.what, buffers.masters),
+        "torch._foreach": torch_foreach,
+    }
+    if len(case.specs) == 1:
+        found["torch.compile"] = torch_compiled
+        if case.what == "update":
+            found["tl.randn"] = triton_randn
+    return found

@@ -18,7 +18,7 @@ if [ "${1:-}" = --dry-run ]; then
 fi
 wheels=${1:?usage: bench/gpu/e2e.sh WHEELS [OUT] [arguments ...]}
 device=$("$python" -c 'import torch; print(torch.cuda.get_device_name(0).lower().replace(" ", "-"))') || {
-  echo "gpu_e2e: needs a CUDA device that torch sees, found none; try --dry-run." >&2
+  echo "e2e: needs a CUDA device that torch sees, found none; try --dry-run." >&2
   exit 2
 }
 out=${2:-${OUT:-bench/results/$device}}
@@ -46,6 +46,6 @@ if [ "$left" -ge 60 ]; then
   timeout --kill-after=5 "$left" "$python" -m bench.paired --out "$out" --name paired_sglang \
     --budget $((left - 30)) || status=$?
 else
-  echo "gpu_e2e: $left s are left; bench.paired needs 60 and is left out."
+  echo "e2e: $left s are left; bench.paired needs 60 and is left out."
 fi
 exit "$status"
