@@ -227,7 +227,7 @@ def gpu_candidates(case: Case, sets: list[Buffers]) -> Iterable[Candidate]:
             return buffers.on_device(backend)
 
         wrong = complaint_of_gpu(case, backend)
-        forms = (
+        ways = (
             {backend: True}
             if case.what == "replay"
             else {
@@ -235,7 +235,7 @@ def gpu_candidates(case: Case, sets: list[Buffers]) -> Iterable[Candidate]:
                 f"{backend} without a graph": False,
             }
         )
-        for name, is_graph in forms.items():
+        for name, is_graph in ways.items():
             yield Candidate(
                 name, variants(ours, is_graph=is_graph), lambda _, wrong=wrong: wrong, is_ours=True
             )

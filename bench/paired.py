@@ -48,11 +48,11 @@ GPU_METHOD = (
     "process. The baseline of attention is the fastest kernel that reads the prefix for each row, "
     "of those that run here; of label losses the first path. bf16, CUDA graphs between events "
     "(Liger's loss without a graph, under no_grad), L2 cold: twice its size is read before each "
-    "call. `% of copy`: the time of a copy of the bytes that must move (prefix once a group, "
-    "suffix, q, result) over the time measured; few queries a prefix are bound by it, many by "
+    "call. `% of copy`: the time of a copy of the bytes that must move (prefix once per group, "
+    "suffix, q, result) over the time measured; few queries per prefix are bound by it, many by "
     "arithmetic. `peak MiB`: what a call allocates at most."
 )
-WHAT = {AttentionCase: "attention, a layer", LabelCase: "label loss", LoraCase: "LoRA of a pair"}
+WHAT = {AttentionCase: "attention, per layer", LabelCase: "label loss", LoraCase: "LoRA of a pair"}
 # bf16 rounds weights, values and results by 2**-9 each; logits of bf16 are off by up to 2**-9 of
 # their size, about 10.
 ATTENTION_LIMIT = {"cpu": 1e-5, "cuda": 0.02}

@@ -39,7 +39,7 @@ class AttentionCase:
 
     @property
     def name(self) -> str:
-        return f"attention, a layer: {self}"
+        return f"attention, per layer: {self}"
 
     @property
     def gqa(self) -> int:
@@ -48,7 +48,7 @@ class AttentionCase:
 
     @property
     def nbytes(self) -> int:
-        """16-bit bytes that must move: a prefix once a group, the suffix, q in, the result out."""
+        """16-bit bytes that must move: a prefix per group, the suffix, q, the result."""
         tokens = self.num_groups * self.num_rows * self.suffix
         keys = self.num_groups * self.prefix[0] + tokens
         return 2 * self.dim * (2 * keys * self.kv_heads + 2 * tokens * self.heads)
@@ -220,7 +220,7 @@ def label_calls(case: LabelCase, dtype: torch.dtype, device: str) -> Calls:
 
     calls: Calls = {
         "linear + log_softmax": baseline,
-        "linear alone": lambda: F.linear(hidden, lm_head),
+        "linear only": lambda: F.linear(hidden, lm_head),
     }
     if device != "cpu":
         calls[LIGER] = lambda: liger_nll(hidden, lm_head, targets)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A MeZO step end to end on a bare, offline GPU box: installs SGLang from a folder of wheels, builds
-# the module and runs bench.e2e, then, in the time that is left, bench.paired with SGLang's forms
-# of the attention (paired_sglang.*). Ends inside ten minutes; what there was no time for is named.
+# the module and runs bench.e2e, then, in the time that is left, bench.paired with SGLang's kernels
+# for attention (paired_sglang.*). Ends inside ten minutes; what there was no time for is named.
 #
 #   bench/gpu/e2e.sh WHEELS [OUT] [arguments of bench.e2e ...]
 #   bench/gpu/e2e.sh --dry-run          the cases, on any host

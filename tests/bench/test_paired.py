@@ -42,12 +42,12 @@ def broken(one):
 def test_dry_run_lists_the_cases(capsys):
     assert runner.main(paired.QUESTION, ["--device", "cuda", "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    lines = [line for line in printed.splitlines() if line.startswith("attention, a layer: ")]
+    lines = [line for line in printed.splitlines() if line.startswith("attention, per layer: ")]
     assert len(lines) == 4 * 4 * 3 * 3
     # 8 prefixes of 256 and 16 tokens, keys and values of 8 heads x 128; q and result of 32 heads.
     nbytes = 2 * 128 * (2 * 8 * (8 * 256 + 16) + 2 * 32 * 16)
     shape = "8 groups x 2 rows, prefix 256, suffix 1, heads 32/8 x 128"
-    assert lines[0] == f"attention, a layer: {shape}, {nbytes} bytes"
+    assert lines[0] == f"attention, per layer: {shape}, {nbytes} bytes"
     assert "label loss: T 512, V 131072, D_in 4096" in printed
     assert runner.main(paired.QUESTION, ["--device", "cpu", "--dry-run"]) == 0
     assert "LoRA of a pair: T 96, r 8" in capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_a_small_run_on_the_cpu(monkeypatch, tmp_path):
     assert runner.main(paired.QUESTION, arguments) == 0
     facts = json.loads((tmp_path / "small.json").read_text())
     assert [row["what"] for row in facts["rows"]] == [
-        *["attention, a layer"] * 4,
+        *["attention, per layer"] * 4,
         *["label loss"] * 3,
         *["LoRA of a pair"] * 2,
     ]
@@ -120,7 +120,7 @@ def test_kernels_that_fail_or_err_are_left_out(monkeypatch):
 
     for _ in range(2):
         assert usable() == ["sdpa", "triton"]
-        assert bench.notes[-1].startswith("FAIL attention, a layer, 2 groups x 3 rows")
+        assert bench.notes[-1].startswith("FAIL attention, per layer, 2 groups x 3 rows")
     assert len(tried) == 1
     monkeypatch.setattr(attention_kernels, "COPIES_LIMIT", 0)
     assert usable() == ["triton"]
@@ -179,7 +179,7 @@ def test_liger_is_left_out_where_it_is_missing(monkeypatch):
     paired.measure(LabelCase(4, 50, 16), bench)
     assert [row["path"] for row in bench.rows] == [
         "linear + log_softmax",
-        "linear alone",
+        "linear only",
         "label_nll",
     ]
     assert bench.notes == [f"{paired.LIGER}: left out. ImportError: No module named 'elsewhere'"]

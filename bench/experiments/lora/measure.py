@@ -230,11 +230,11 @@ def table(rows: list[Row]) -> str:
 def report(facts: Facts) -> str:
     return (
         "# Perturbed LoRA on a GPU\n\n"
-        f"Microseconds a layer, bf16, +eps and -eps with T rows each, added to y. `{SLOTS}`: "
+        f"Microseconds per layer, bf16, +eps and -eps with T rows each, added to y. `{SLOTS}`: "
         "perturb_into of the module's slots in all layers in one launch, then two library products "
-        f"a copy and layer; `{PRODUCTS}`: without the launch, a bound for slots that many batches "
-        "share. The backends make z inside of the products. Each candidate is a CUDA graph of all "
-        f"layers, interleaved; the ratio is over `{SLOTS}`, median of the rounds.\n\n"
+        f"per copy and layer; `{PRODUCTS}`: without the launch, a bound for slots that many "
+        "batches share. The backends make z inside of the products. Each candidate is a CUDA "
+        f"graph of all layers, interleaved; the ratio is over `{SLOTS}`, median of the rounds.\n\n"
         f"{table(facts['rows'])}\n\n{runner.notes_list(facts['notes'])}{facts_line(facts)}\n"
     )
 
