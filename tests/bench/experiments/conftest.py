@@ -4,13 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.experiments import lora
+from bench.experiments import device_step, lora
 from bench.experiments.lora import cuda
 
 
 @pytest.fixture
 def on_host(on_host, cuda_on_host_module, monkeypatch):
-    """backend="cuda" of perturbed_lora runs on the host, as that of the directions does."""
+    """backend="cuda" of the experiments runs on the host, too."""
     monkeypatch.setattr(cuda, "_native", SimpleNamespace(module=lambda: cuda_on_host_module))
-    monkeypatch.setattr(lora, "resolve", lambda op, name, device_type: name or "cpu")
+    for module in (device_step, lora):
+        monkeypatch.setattr(module, "resolve", lambda op, name, device_type: name or "cpu")
     return on_host
