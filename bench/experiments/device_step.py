@@ -54,9 +54,9 @@ class DeviceStep:
     Raises:
         ValueError: a plan with another number of slots, or a value outside its range.
 
-    Numerics: losses to coefficients in float64, the operations of mezo/optim/estimate.py in their order, then
-    one rounding to fp32; the same bits on every backend. A step whose losses are not all finite, or
-    whose coefficients are not all finite in fp32, leaves no update.
+    Numerics: losses to coefficients in float64, the operations of `mezo.optim` in their order,
+    then one rounding to fp32; the same bits on every backend. A step whose losses are not all
+    finite, or whose coefficients are not all finite in fp32, leaves no update.
     Graph-safe: yes, after one call outside of a capture. Cost: one launch of one block per step.
     Source: Malladi et al. 2023 (arXiv 2305.17333), Algorithms 1 and 2.
     """
