@@ -135,52 +135,21 @@ def cpu_line(facts: runner.Facts, name: str) -> str:
     )
 
 
-def detached() -> str:
-    """How far detached gradients are from exact ones."""
-    facts = results("prefix_bias")
-    found = {(row["targets"], bool(row["moved"])): row for row in facts["rows"]}
-    some = facts["rows"][0]
-
-    def pair(key: str, has_moved: bool) -> str:
-        return (
-            f"{found['q, v', has_moved][key]:.2f} (q, v) and "
-            f"{found['all linears', has_moved][key]:.2f} (all linears)"
-        )
-
-    moved = next(row["moved"] for row in facts["rows"] if row["moved"])
-    return wrapped(
-        f"On SmolLM2-135M ({some['directions']} directions, batch {some['batch_size']}, sentences "
-        "detached; `bench/results/cpu/prefix_bias.json`) its gradients correlate with the exact "
-        f"ones by {pair('correlation', False)} at B = 0, relative error "
-        f"{pair('relative_error', False)}; by {pair('correlation', True)}, relative error "
-        f"{pair('relative_error', True)}, once the weights have moved by {moved:g}.",
-        indent="  ",
-    )
-
-
 def training_runs() -> str:
     return training.text(results("training"))
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
-    "detached": detached,
     "step": step,
     "directions": directions,
     "training": training_runs,
 }
 
 
-def wrapped(text: str, indent: str = "") -> str:
+def wrapped(text: str) -> str:
     """A paragraph in lines of the width of the documents."""
-    return textwrap.fill(
-        text,
-        100,
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def rendered(text: str) -> str:

@@ -133,9 +133,11 @@ def test_an_engine_above_the_gate_stops_the_run(monkeypatch):
 @pytest.mark.sglang
 @pytest.mark.usefixtures("no_engine_noise")
 def test_a_small_step_on_the_cpu(tiny_model_dir):
-    batch = mezo.Batch(prompts=["a b c d", "b c a"], options=[" a", " b"], labels=[0, 1])
+    batch = mezo.Batch(
+        prompts=["w11 w12 w13 w14", "w15 w16"], options=[" bad", " good"], labels=[0, 1]
+    )
     config = mezo.MezoConfig(
-        rank=4, target_modules=["q_proj", "v_proj"], lr=1e-3, eps=1e-2, invocation=" c d"
+        rank=4, target_modules=["q_proj", "v_proj"], lr=1e-3, eps=1e-2, invocation=" w20 w21"
     )
     bench = bench_of(step.QUESTION, "--rounds", "2")
     step.measure(step.Demo(tiny_model_dir("llama"), batch, config), bench)
