@@ -10,7 +10,7 @@ import torch
 
 import mezo_kernels as mk
 from bench.shapes import FLAT, lora_specs
-from mezo_kernels import directions
+from mezo_kernels.backends import load
 from mezo_kernels.directions.scalars import Scalars, scalars_of
 
 EPS, LR = 1e-3, -1e-6
@@ -113,7 +113,7 @@ class Buffers:
 
     def ours(self, backend: str) -> Callable[[], object]:
         """The call on a device backend, with scalars that lie there already."""
-        module = directions._on_device(backend)
+        module = load("perturb_into", backend)
         run = module.perturb_scalars if self.slots else module.add_scalars_
         return lambda: run(self.plan, self.scalars)
 

@@ -6,7 +6,6 @@ the table; --dry-run prints the cases and needs no GPU.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from bench import gpu_main
 from bench.experiments.lora.call import LoraCall
 from bench.shapes import MODELS
 from bench.timing import Timing, as_graph, gpu_environment, interleave_on_gpu
-from mezo_kernels import directions
+from mezo_kernels.backends import load
 from mezo_kernels.directions.scalars import scalars_of
 
 EPS, SCALING = 1e-3, 2.0
@@ -122,13 +121,13 @@ class Buffers:
 
     def inside(self, backend: str) -> None:
         """All layers with z inside of the products."""
-        module = importlib.import_module(f"bench.experiments.lora.{backend}")
+        module = load("perturbed_lora", backend)
         for sent in self.sent:
             module.run(sent)
 
     def write_slots(self, backend: str) -> None:
         """The slots of all layers, in one launch."""
-        directions.perturb_scalars(self.plan, self.scalars, backend)
+        load("perturb_into", backend).perturb_scalars(self.plan, self.scalars)
 
     def products(self) -> None:
         """All layers from their slots."""
