@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo.core.messages import Attach
 from mezo.core.rows import THETA, Rows, Scores, run_slots
 from mezo.core.state import AdapterSlot, AdapterState
@@ -39,7 +39,7 @@ class TrainedAdapter:
     """
 
     scheduler: Any
-    config: MezoConfig
+    config: MeZOConfig
     state: AdapterState
     uids: dict[str, str]
     adapter_slots: dict[str, int]
@@ -150,7 +150,7 @@ def sync(lora_ids: Iterable[str | None]) -> None:
         adapter.state.sync(uids)
 
 
-def check_pool(manager: Any, config: MezoConfig) -> None:
+def check_pool(manager: Any, config: MeZOConfig) -> None:
     """Raise unless the pool has room for the run's slots.
 
     Raises:
@@ -162,7 +162,7 @@ def check_pool(manager: Any, config: MezoConfig) -> None:
     ):
         raise ValueError(
             f"attach: name must be new in the engine, got {config.name!r}, which is loaded; "
-            "close that run or choose another MezoConfig.name."
+            "close that run or choose another MeZOConfig.name."
         )
     if config.rank > pool.max_lora_rank:
         raise ValueError(
@@ -183,7 +183,7 @@ def check_pool(manager: Any, config: MezoConfig) -> None:
 
 def _new_state(
     manager: Any,
-    config: MezoConfig,
+    config: MeZOConfig,
     parts: Sequence[Part],
     uids: dict[str, str],
     adapter_slots: dict[str, int],
@@ -205,7 +205,7 @@ def _new_state(
 
 def _load_empty_adapter(
     manager: Any,
-    config: MezoConfig,
+    config: MeZOConfig,
     parts: Sequence[Part],
     slot: str,
     uid: str,
@@ -238,7 +238,7 @@ def _load_empty_adapter(
     if not result.success:
         raise ValueError(
             f"attach: SGLang must accept the adapter's shape, got: {result.error_message}; "
-            "start the engine with a pool that fits the MezoConfig."
+            "start the engine with a pool that fits the MeZOConfig."
         )
 
 

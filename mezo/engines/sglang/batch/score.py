@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo.core.rows import BASE, THETA, Rows, Scores
 from mezo.engines.sequences import Reading, sequences_of
 from mezo.engines.sglang import compat
@@ -94,7 +94,7 @@ def budget(scheduler: Any) -> tuple[int, int]:
     return min(free["kv_tokens"] + free["evictable_tokens"], limit), free["request_slots"]
 
 
-def check_budget(scheduler: Any, config: MezoConfig) -> None:
+def check_budget(scheduler: Any, config: MeZOConfig) -> None:
     """Raise ValueError where an engine of the user's own is too small for any step of a run."""
     limits = (scheduler.max_total_num_tokens, scheduler.server_args.max_prefill_tokens)
     requests = int(scheduler.req_to_token_pool.size)
