@@ -115,9 +115,9 @@ def shapes() -> dict[str, Shape]:
 AGREEMENT_SHAPE = Shape("agreement", "llama", 8, 256, 512, 4, 2, 1024)
 
 
-def make_config(**changes: Any) -> mezo.MezoConfig:
+def make_config(**changes: Any) -> mezo.MeZOConfig:
     """LoRA r 8 on q, v, with an invocation of three tokens."""
-    return mezo.MezoConfig(rank=8, alpha=16, invocation=(11, 12, 13), **changes)
+    return mezo.MeZOConfig(rank=8, alpha=16, invocation=(11, 12, 13), **changes)
 
 
 def make_batch(

@@ -56,7 +56,7 @@ def measure(case: Case, bench: Bench) -> None:
 
     model_dir = str(assets.model_dir())
     found, invocation = batches()
-    config = mezo.MezoConfig(
+    config = mezo.MeZOConfig(
         rank=8,
         target_modules=TARGETS[case.name],
         lr=1e-4,

@@ -35,7 +35,7 @@ class Demo:
 
     model_dir: str
     batch: mezo.Batch
-    config: mezo.MezoConfig
+    config: mezo.MeZOConfig
     name: str = "rotten tomatoes"
 
 
@@ -102,7 +102,7 @@ def cases(options: runner.Options) -> list[Demo]:
         raise SystemExit(
             "bench.step: is a question for a CPU; pass --device cpu, or use bench.e2e."
         )
-    config = mezo.MezoConfig(**demo_settings())
+    config = mezo.MeZOConfig(**demo_settings())
     return [Demo(options.model or str(assets.model_dir()), mezo.Batch(**demo_batch()), config)]
 
 

@@ -27,7 +27,7 @@ class PaperLoop:
     A subclass says what ``loss()`` is.
     """
 
-    def __init__(self, parameters: Sequence[torch.Tensor], config: mezo.MezoConfig) -> None:
+    def __init__(self, parameters: Sequence[torch.Tensor], config: mezo.MeZOConfig) -> None:
         self.parameters = [parameter.data for parameter in parameters]
         self.config = config
         self.seed = 0

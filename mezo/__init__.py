@@ -11,7 +11,7 @@ declare_torchvision_schemas()
 
 from mezo.run import Run, attach, step
 from mezo.diagnostics.prefix_bias import PrefixBias, prefix_bias
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo.data.batch import Batch
 from mezo.results import (
     EvalResult,
@@ -35,8 +35,8 @@ __all__ = [
     "Batch",
     "EvalResult",
     "EvalStatus",
+    "MeZOConfig",
     "MeZOTrainer",
-    "MezoConfig",
     "NonfiniteLossError",
     "PartialTraining",
     "PrefixBias",

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from mezo._inputs import as_list, checked_integer, checked_number, number, require, shown
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo.data.batch import Batch, EncodedBatch
 
 
-def checked_config(what: str, config: Any) -> MezoConfig:
+def checked_config(what: str, config: Any) -> MeZOConfig:
     """Return the config, or the default one for None; TypeError for anything else."""
     if config is None:
-        return MezoConfig()
-    if not isinstance(config, MezoConfig):
+        return MeZOConfig()
+    if not isinstance(config, MeZOConfig):
         raise TypeError(
-            f"{what}: config must be a mezo.MezoConfig, got {shown(config)}; "
-            "pass mezo.MezoConfig(rank=..., lr=...)."
+            f"{what}: config must be a mezo.MeZOConfig, got {shown(config)}; "
+            "pass mezo.MeZOConfig(rank=..., lr=...)."
         )
     return config
 

@@ -1,4 +1,4 @@
-"""Every setting of a training, with its default and its range: `MezoConfig` and `TrainConfig`.
+"""Every setting of a training, with its default and its range: `MeZOConfig` and `TrainConfig`.
 
 The command line reads them here. A task's preset may put another default in the place of one.
 """
@@ -36,7 +36,7 @@ def _option(default: T, text: str, name: str | None = None) -> T:
 
 
 @dataclass(frozen=True)
-class MezoConfig:
+class MeZOConfig:
     """The adapter and the estimator of one run; every value is stored as plain Python.
 
     Numbers may be NumPy scalars and 0-d tensors, lists may be tuples, arrays and tensors.
@@ -86,7 +86,7 @@ class MezoConfig:
         self._set("target_modules", _module_names(self.target_modules))
         for field, (low, high, expected) in _INTEGERS.items():
             value = getattr(self, field)
-            what = f"MezoConfig: {field}"
+            what = f"MeZOConfig: {field}"
             self._set(field, checked_integer(what, value, low, high, expected, _REMEDY[field]))
         for field, expected in _NUMBERS.items():
             value = getattr(self, field)
@@ -96,7 +96,7 @@ class MezoConfig:
             self._set(
                 field,
                 checked_number(
-                    f"MezoConfig: {field}",
+                    f"MeZOConfig: {field}",
                     value,
                     lambda x, may_be_0=may_be_0: x > 0 or (may_be_0 and x == 0),  # type: ignore[misc]
                     expected,
@@ -104,16 +104,16 @@ class MezoConfig:
                 ),
             )
         for field, choices in (("distribution", DISTRIBUTIONS), ("prefix", PREFIX_MODES)):
-            what, remedy = f"MezoConfig: {field}", f"use {choices[0]!r}"
+            what, remedy = f"MeZOConfig: {field}", f"use {choices[0]!r}"
             self._set(field, checked_choice(what, getattr(self, field), choices, remedy))
         require(
             isinstance(self.name, str) and bool(self.name) and "/" not in self.name,
-            f"MezoConfig: name must be a non-empty string without '/', got {shown(self.name)}; "
+            f"MeZOConfig: name must be a non-empty string without '/', got {shown(self.name)}; "
             "use 'mezo'.",
         )
         self._set("name", str(self.name))
-        ESTIMATORS.check(self.estimator, "MezoConfig: ")
-        OPTIMIZERS.check(self.optimizer, "MezoConfig: ")
+        ESTIMATORS.check(self.estimator, "MeZOConfig: ")
+        OPTIMIZERS.check(self.optimizer, "MeZOConfig: ")
         self._set("invocation", _invocation(self.invocation, is_needed=self.prefix == "activated"))
 
     def _set(self, field: str, value: object) -> None:
@@ -231,7 +231,7 @@ def _module_names(names: Any) -> tuple[str, ...]:
         and not is_shorthand
         and all(isinstance(name, str) and name for name in modules)
         and len(set(modules)) == len(modules),
-        "MezoConfig: target_modules must be a non-empty list of distinct module names, "
+        "MeZOConfig: target_modules must be a non-empty list of distinct module names, "
         f"got {shown(names)}; {remedy}.",
     )
     return tuple(str(name) for name in modules)
@@ -247,7 +247,7 @@ def _invocation(value: Any, *, is_needed: bool) -> str | tuple[int, ...] | None:
     found = [number(i) for i in ids]
     require(
         bool(ids) and all(isinstance(i, int) and i >= 0 for i in found),
-        "MezoConfig: invocation must be a non-empty text or token ids (integers >= 0)"
+        "MeZOConfig: invocation must be a non-empty text or token ids (integers >= 0)"
         f"{' with prefix activated' if is_needed else ''}, got {shown(value)}; "
         "pass the words between prompt and answer, as ' The movie was'.",
     )

@@ -10,7 +10,7 @@ import torch
 
 from mezo.checkpoint.atomic import replace_file
 from mezo.checkpoint.peft_fields import FIELDS
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo_kernels import TensorSpec
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -79,7 +79,7 @@ def assemble(
 
 def save_peft(
     weights: Mapping[str, torch.Tensor],
-    config: MezoConfig,
+    config: MeZOConfig,
     directory: str | Path,
     *,
     base_model: str | None = None,

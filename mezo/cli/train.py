@@ -8,14 +8,14 @@ import typer
 
 from mezo._signals import sigterm_interrupts
 from mezo.cli.options import with_options
-from mezo.config import MezoConfig, TrainConfig
+from mezo.config import MeZOConfig, TrainConfig
 from mezo.engines import EngineError
 from mezo.tasks.assets import AssetError
 from mezo.train.saving import PartialTraining, partial_training_of
 from mezo.train.task import settings_of, train_task
 
 
-@with_options(TrainConfig, MezoConfig)
+@with_options(TrainConfig, MeZOConfig)
 def train(context: typer.Context, **options: Any) -> None:
     """Train an adapter on a task, and evaluate it before and after."""
     sources = {name: context.get_parameter_source(name) for name in options}
@@ -28,7 +28,7 @@ def train(context: typer.Context, **options: Any) -> None:
     _run(settings, config)
 
 
-def _run(settings: TrainConfig, config: MezoConfig) -> None:
+def _run(settings: TrainConfig, config: MeZOConfig) -> None:
     """Train; ends the process with 0, or 1 (problems), 2 (arguments), 130 or 143 (signals)."""
     terminated: list[int] = []
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo.core.rows import Rows, Scores
 from mezo.objectives.base import Targets
 from mezo_kernels import TensorSpec
@@ -41,8 +41,8 @@ class StepRequest:
     eps: float
     lr: float | None
     clip: float | None = None
-    estimator: str = MezoConfig.estimator
-    optimizer: str = MezoConfig.optimizer
+    estimator: str = MeZOConfig.estimator
+    optimizer: str = MeZOConfig.optimizer
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class Attach(Request[AttachReply]):
 
     operation = "attach"
     reply = AttachReply
-    config: MezoConfig
+    config: MeZOConfig
     uids: dict[str, str]
     invocation: tuple[int, ...]
 

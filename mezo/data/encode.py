@@ -52,7 +52,7 @@ class Invocation:
 def encode_invocation(
     invocation: str | Sequence[int] | None, tokenizer: Any, *, prefix_mode: str = "exact"
 ) -> Invocation:
-    """Turn `MezoConfig.invocation` into token ids; a session does so once per run.
+    """Turn `MeZOConfig.invocation` into token ids; a session does so once per run.
 
     They are the ids that the text has behind a prompt: serving looks for them there.
 
@@ -74,20 +74,20 @@ def encode_invocation(
         return Invocation(None, tuple(invocation), prefix_mode)
     if tokenizer is None:
         raise ValueError(
-            "MezoConfig: invocation must be token ids where there is no tokenizer, got text; "
+            "MeZOConfig: invocation must be token ids where there is no tokenizer, got text; "
             "pass token ids, or attach with tokenizer=..."
         )
     found = tokens_in_context(tokenizer, invocation)
     if prefix_mode == "activated" and len(found) != 1:
         raise ValueError(
-            "MezoConfig: invocation must have the same tokens behind every prompt, got "
+            "MeZOConfig: invocation must have the same tokens behind every prompt, got "
             f"{invocation!r}, which {'has several' if found else 'merges with what stands before'}"
             "; begin it with a blank or with a special token of the tokenizer."
         )
     tokens = found[0] if found else tokenise(tokenizer, [invocation])[0].ids
     if not tokens:
         raise ValueError(
-            f"MezoConfig: invocation must have at least one token, got {invocation!r} with none; "
+            f"MeZOConfig: invocation must have at least one token, got {invocation!r} with none; "
             "choose words that the tokenizer knows."
         )
     return Invocation(invocation, tokens, prefix_mode)

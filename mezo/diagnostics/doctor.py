@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import mezo_kernels
-from mezo.config import MezoConfig, TrainConfig
+from mezo.config import MeZOConfig, TrainConfig
 from mezo.core.messages import Check
 from mezo.diagnostics.comparison import compare
 from mezo.diagnostics.selftest import quick
@@ -62,7 +62,7 @@ def diagnose(
         ImportError: the engine is not installed.
     """
     ENGINES.check(engine, "doctor: ")
-    config = MezoConfig(target_modules=tuple(target_modules or _targets(model)), name="doctor")
+    config = MeZOConfig(target_modules=tuple(target_modules or _targets(model)), name="doctor")
     echo(f"model {model}, engine {engine}, adapter on {', '.join(config.target_modules)}")
     checks = []
     with ENGINES[engine].launch(model, config) as handle:
@@ -97,7 +97,7 @@ def _targets(model: str) -> list[str]:
             "own --target-modules too."
         ) from error
     linears = linears_of(config)
-    default = list(MezoConfig().target_modules)
+    default = list(MeZOConfig().target_modules)
     if not isinstance(linears, ModelLinears):
         return default
     names = [leaf(name) for name in linears.shapes]

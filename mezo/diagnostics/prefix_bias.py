@@ -60,7 +60,7 @@ def prefix_bias(run: Run, batches: Iterable[Batch]) -> PrefixBias:
     if run.config.prefix != "detached":
         raise ValueError(
             f"prefix_bias: run must have prefix 'detached', got {run.config.prefix!r}; "
-            "attach one with MezoConfig(prefix='detached')."
+            "attach one with MeZOConfig(prefix='detached')."
         )
     detached: list[float] = []
     exact: list[float] = []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mezo._registry import Registry
 
 if TYPE_CHECKING:
-    from mezo.config import MezoConfig
+    from mezo.config import MeZOConfig
     from mezo.engines.base import Engine, Session
 
 # Nothing is imported until an engine is asked for.
@@ -32,7 +32,7 @@ def available() -> dict[str, str | None]:
     return {name: ENGINES[name].why_not() for name in ENGINES}
 
 
-def open_session(handle: Any, config: MezoConfig, tokenizer: Any = None) -> Session:
+def open_session(handle: Any, config: MeZOConfig, tokenizer: Any = None) -> Session:
     """Attach an adapter to an engine's handle.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo.core.messages import Check, ProgressReply, StepReply, StepRequest
 from mezo.core.rows import Rows, Scores
 from mezo.data.encode import Invocation
@@ -22,7 +22,7 @@ class Engine(Protocol):
         ...
 
     def launch(
-        self, model: str, config: MezoConfig, *, threads: int | None = None
+        self, model: str, config: MeZOConfig, *, threads: int | None = None
     ) -> AbstractContextManager[Any]:
         """Start it with a model, sized for a run, and end it when the context ends.
 
@@ -44,7 +44,7 @@ class Engine(Protocol):
         """Return the tokenizer to open a launched engine with; None where it has its own."""
         ...
 
-    def open(self, handle: Any, config: MezoConfig, tokenizer: Any) -> Session | None:
+    def open(self, handle: Any, config: MeZOConfig, tokenizer: Any) -> Session | None:
         """Attach an adapter to a handle; None if the handle is not of this kind."""
         ...
 

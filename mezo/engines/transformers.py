@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from mezo._host import fp32_products, warn_of_products
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo.core.messages import Check, ProgressReply, StepReply, StepRequest
 from mezo.core.rows import THETA, Rows, Scores, run_slots
 from mezo.core.state import AdapterSlot, AdapterState
@@ -32,7 +32,7 @@ _locks: WeakKeyDictionary[Any, AbstractContextManager[Any]] = WeakKeyDictionary(
 class _LoraLinear(torch.nn.Module):
     """A linear layer with one adapter slot switched on at a time (or none: the base model)."""
 
-    def __init__(self, base: torch.nn.Linear, config: MezoConfig, slots: Sequence[str]) -> None:
+    def __init__(self, base: torch.nn.Linear, config: MeZOConfig, slots: Sequence[str]) -> None:
         super().__init__()
         self.base = base
         self.scaling = config.scaling
@@ -83,7 +83,7 @@ class TransformersSession:
 
     engine_name = "transformers"
 
-    def __init__(self, model: Any, config: MezoConfig, tokenizer: Any = None) -> None:
+    def __init__(self, model: Any, config: MeZOConfig, tokenizer: Any = None) -> None:
         import transformers
 
         self.versions = {
@@ -111,7 +111,7 @@ class TransformersSession:
             self.close()
             raise
 
-    def _new_state(self, config: MezoConfig, slots: Sequence[str]) -> AdapterState:
+    def _new_state(self, config: MeZOConfig, slots: Sequence[str]) -> AdapterState:
         """The adapter's masters, bound to the slots of the wrapped layers."""
         specs, views = [], {slot: [] for slot in slots}  # type: ignore[var-annotated]
         for name, layer in self._layers.items():
@@ -255,7 +255,7 @@ def _partners(
     return partners
 
 
-def _wrap(model: Any, config: MezoConfig, slots: Sequence[str]) -> dict[str, _LoraLinear]:
+def _wrap(model: Any, config: MeZOConfig, slots: Sequence[str]) -> dict[str, _LoraLinear]:
     """Replace the target modules by adapted ones; returns them in the model's order."""
     found = {
         name: module
@@ -300,7 +300,7 @@ class TransformersEngine:
 
     @contextmanager
     def launch(
-        self, model: str, config: MezoConfig, *, threads: int | None = None
+        self, model: str, config: MeZOConfig, *, threads: int | None = None
     ) -> Iterator[Any]:
         """Load a model onto the GPU in bf16, or without one into memory in fp32.
 
@@ -321,7 +321,7 @@ class TransformersEngine:
 
         return AutoTokenizer.from_pretrained(model)
 
-    def open(self, handle: Any, config: MezoConfig, tokenizer: Any) -> TransformersSession | None:
+    def open(self, handle: Any, config: MeZOConfig, tokenizer: Any) -> TransformersSession | None:
         """Attach an adapter to a Hugging Face causal language model."""
         if not isinstance(handle, torch.nn.Module):
             return None

@@ -42,7 +42,7 @@ class Task(Protocol):
 
     @property
     def preset(self) -> Mapping[str, Any]:
-        """{field of `MezoConfig` or `TrainConfig`: its default for this task}."""
+        """{field of `MeZOConfig` or `TrainConfig`: its default for this task}."""
         ...
 
     def load(self, path: Path | None, /) -> Splits:
@@ -68,7 +68,7 @@ class OptionTask:
         prompt: text of an example -> prompt, without a trailing space.
         invocation: the words behind every prompt, with their leading space.
         options: the word of each label, as it continues the invocation: with its leading space.
-        preset: {field of `MezoConfig` or `TrainConfig`: its default for this task}.
+        preset: {field of `MeZOConfig` or `TrainConfig`: its default for this task}.
     """
 
     name: str

@@ -11,7 +11,7 @@ from mezo._arguments import checked_config, checked_path
 from mezo._closing import closing
 from mezo.checkpoint.atomic import check_output
 from mezo.checkpoint.peft import ADAPTER_FILES
-from mezo.config import MezoConfig, TrainConfig
+from mezo.config import MeZOConfig, TrainConfig
 from mezo.data.batch import Batch, EncodedBatch
 from mezo.engines import ENGINES
 from mezo.run import attach
@@ -28,7 +28,7 @@ def finetune(
     batches: Iterable[Batch | EncodedBatch],
     *,
     num_steps: int,
-    config: MezoConfig | None = None,
+    config: MeZOConfig | None = None,
     tokenizer: Any = None,
     output: str | Path | None = None,
     schedule: str = TrainConfig.schedule,

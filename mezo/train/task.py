@@ -12,7 +12,7 @@ from mezo._closing import closing
 from mezo._inputs import require
 from mezo.checkpoint.atomic import check_output
 from mezo.checkpoint.peft import ADAPTER_FILES
-from mezo.config import MezoConfig, TrainConfig
+from mezo.config import MeZOConfig, TrainConfig
 from mezo.data.sampling import batches
 from mezo.engines import ENGINES
 from mezo.run import Run, attach
@@ -24,11 +24,11 @@ from mezo.train.trainer import MeZOTrainer
 _EVAL_BATCH = 50
 
 
-def settings_of(**given: Any) -> tuple[TrainConfig, MezoConfig]:
+def settings_of(**given: Any) -> tuple[TrainConfig, MeZOConfig]:
     """Return the settings of a training: what is given, else the task's preset, else the default.
 
     Args:
-        given: fields of `TrainConfig` and `MezoConfig`; `output` is needed. Modules may be given as
+        given: fields of `TrainConfig` and `MeZOConfig`; `output` is needed. Modules may be given as
             one text with commas.
 
     Raises:
@@ -45,10 +45,10 @@ def settings_of(**given: Any) -> tuple[TrainConfig, MezoConfig]:
         values["target_modules"] = tuple(name.strip() for name in modules.split(","))
     loop = {f.name for f in dataclasses.fields(TrainConfig)}
     settings = TrainConfig(**{name: values[name] for name in values if name in loop})
-    return settings, MezoConfig(**{name: values[name] for name in values if name not in loop})
+    return settings, MeZOConfig(**{name: values[name] for name in values if name not in loop})
 
 
-def train_task(settings: TrainConfig, config: MezoConfig) -> dict[str, Any]:
+def train_task(settings: TrainConfig, config: MeZOConfig) -> dict[str, Any]:
     """Train, evaluate before and after, save the adapter, the log, the plot and the summary.
 
     The adapter is written first. Whatever ends the training, Ctrl-C included, it is

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mezo.checkpoint.records import JsonLines, write_json
-from mezo.config import MezoConfig, TrainConfig
+from mezo.config import MeZOConfig, TrainConfig
 from mezo.results import EvalResult
 from mezo.train.callbacks import Progress
 from mezo.train.plots import EvalPoint, StepPoint, plot_losses
@@ -41,7 +41,7 @@ class TaskLog:
     """
 
     def __init__(
-        self, settings: TrainConfig, config: MezoConfig, model: str, *, can_plot: bool
+        self, settings: TrainConfig, config: MeZOConfig, model: str, *, can_plot: bool
     ) -> None:
         self._settings = settings
         self._can_plot = can_plot

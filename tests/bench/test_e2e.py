@@ -136,7 +136,7 @@ def test_a_small_step_on_the_cpu(tiny_model_dir):
     batch = mezo.Batch(
         prompts=["w11 w12 w13 w14", "w15 w16"], options=[" bad", " good"], labels=[0, 1]
     )
-    config = mezo.MezoConfig(
+    config = mezo.MeZOConfig(
         rank=4, target_modules=["q_proj", "v_proj"], lr=1e-3, eps=1e-2, invocation=" w20 w21"
     )
     bench = bench_of(step.QUESTION, "--rounds", "2")

@@ -98,7 +98,7 @@ def test_what_peft_would_not_find_is_refused():
 
 def test_the_transformers_engine_trains_fused_layers_under_pefts_names(tiny_model_dir, tmp_path):
     model_dir = tiny_model_dir("phi3")
-    config = mezo.MezoConfig(rank=4, alpha=8, target_modules=FUSED, lr=1e-3, seed=21)
+    config = mezo.MeZOConfig(rank=4, alpha=8, target_modules=FUSED, lr=1e-3, seed=21)
     rng = random.Random(0)
     with mezo.attach(load_model(model_dir), config) as run:
         check_against_algorithm_1(run, model_dir, [random_batch(rng) for _ in range(3)])
@@ -116,6 +116,6 @@ def test_layers_that_the_transformers_engine_cannot_train_are_named(tiny_model_d
         transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=8)
     )
     with pytest.raises(ValueError, match=r"c_attn must be a torch.nn.Linear, got Conv1D \(GPT-2's"):
-        mezo.attach(gpt2, mezo.MezoConfig(target_modules=("c_attn",)))
+        mezo.attach(gpt2, mezo.MeZOConfig(target_modules=("c_attn",)))
     with pytest.raises(ValueError, match=r"got \['gate_proj', 'k_proj', .*\]; it has \['down_proj"):
-        mezo.attach(load_model(tiny_model_dir("phi3")), mezo.MezoConfig(target_modules=LINEARS))
+        mezo.attach(load_model(tiny_model_dir("phi3")), mezo.MeZOConfig(target_modules=LINEARS))

@@ -25,7 +25,7 @@ from tests.support.independent import (
 )
 from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch
 
-CONFIG = mezo.MezoConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=3)
+CONFIG = mezo.MeZOConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=3)
 INVOCATION = (77, 8)
 MODES = [
     ("exact", None),

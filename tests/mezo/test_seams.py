@@ -41,7 +41,7 @@ def model(tiny_model_dir):
 
 def attached(model, **changes):
     settings = {"rank": 2, "target_modules": LINEARS, "lr": 1e-4, "seed": 1, **changes}
-    return mezo.attach(model, mezo.MezoConfig(**settings))
+    return mezo.attach(model, mezo.MeZOConfig(**settings))
 
 
 class Margin:
@@ -235,5 +235,5 @@ def test_the_examples_are_gone_again():
 
 @pytest.mark.parametrize("field", ["estimator", "optimizer"])
 def test_an_unknown_name_is_refused_when_the_run_is_configured(field):
-    with pytest.raises(ValueError, match=f"MezoConfig: {field} must be one of: .* got 'adam'"):
-        mezo.MezoConfig(**{field: "adam"})
+    with pytest.raises(ValueError, match=f"MeZOConfig: {field} must be one of: .* got 'adam'"):
+        mezo.MeZOConfig(**{field: "adam"})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mezo._closing import closing
 from mezo._logging import show_warnings
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 
 if TYPE_CHECKING:
     from mezo.engines.base import Session
@@ -27,7 +27,7 @@ class SglangEngine:
 
     @contextmanager
     def launch(
-        self, model: str, config: MezoConfig, *, threads: int | None = None
+        self, model: str, config: MeZOConfig, *, threads: int | None = None
     ) -> Iterator[Any]:
         """Start an engine with `mezo.launch_engine`."""
         from mezo.engines.sglang.launch import launch_engine
@@ -39,7 +39,7 @@ class SglangEngine:
     def tokenizer(self, model: str) -> None:
         """Return None: the engine has its own."""
 
-    def open(self, handle: Any, config: MezoConfig, tokenizer: Any) -> Session | None:
+    def open(self, handle: Any, config: MeZOConfig, tokenizer: Any) -> Session | None:
         """Attach an adapter to an ``sglang.Engine``."""
         if not (hasattr(handle, "collective_rpc") and hasattr(handle, "server_args")):
             return None

@@ -14,11 +14,11 @@ import typer
 import mezo
 from mezo import tasks
 from mezo.cli import app
-from mezo.config import MezoConfig, TrainConfig
+from mezo.config import MeZOConfig, TrainConfig
 from mezo.train.task import settings_of
 
 ROOT = Path(__file__).parents[3]
-FIELDS = {f.name: f for cls in (TrainConfig, MezoConfig) for f in dataclasses.fields(cls)}
+FIELDS = {f.name: f for cls in (TrainConfig, MeZOConfig) for f in dataclasses.fields(cls)}
 OPTIONS = {p.name: p for p in typer.main.get_command(app).commands["train"].params}
 PRESET = tasks.get("rotten_tomatoes").preset
 

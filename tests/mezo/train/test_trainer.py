@@ -22,7 +22,7 @@ from mezo.train.task import train_task
 from tests.support.independent import load_peft
 from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch
 
-CONFIG = mezo.MezoConfig(rank=2, target_modules=LINEARS, lr=1e-3, seed=1)
+CONFIG = mezo.MeZOConfig(rank=2, target_modules=LINEARS, lr=1e-3, seed=1)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_steps_schedule_and_evaluations(run):
 
 def test_training_lowers_the_loss_of_a_batch(tiny_model_dir):
     batch = random_batch(random.Random(1), size=2)
-    config = mezo.MezoConfig(rank=2, target_modules=LINEARS, lr=3e-4, seed=1)
+    config = mezo.MeZOConfig(rank=2, target_modules=LINEARS, lr=3e-4, seed=1)
     with mezo.attach(load_model(tiny_model_dir("llama")), config) as run:
         summary = mezo.MeZOTrainer(
             run, itertools.repeat(batch), num_steps=150, held_out=[batch]
