@@ -174,6 +174,13 @@ def test_mezo_uses_public_names_of_the_kernels(path):
     assert used <= public
 
 
+@files("mezo")
+def test_only_the_state_writes_adapter_slots(path):
+    writers = ("mezo_kernels.perturb_into", "mezo_kernels.add_directions_")
+    is_state = relative(path) == "mezo/core/state.py"
+    assert is_state or not [f.name for f in imports_of(path) if f.name in writers]
+
+
 @files("mezo/cli")
 def test_the_command_line_imports_typer_and_mezo_only(path):
     others = {found.root for found in imports_of(path)} - set(sys.stdlib_module_names)
