@@ -22,9 +22,10 @@ SGLANG = f"{ENGINES}/sglang"
 # What a room may not import, wherever in a file, and why.
 FORBIDDEN = {
     "mezo_kernels": (
-        ["mezo", "sglang", "transformers", "peft"],
+        ["mezo", "sglang", "transformers", "peft", "bench", "tests", "examples"],
         "the kernels serve any code on tensors",
     ),
+    "mezo": (["bench", "tests", "examples"], "they use the product, not the other way round"),
     "mezo/core": (
         ["transformers", "sglang", "typer", "safetensors"]
         + [
@@ -197,6 +198,26 @@ def test_checkpoint_is_the_only_room_that_writes_to_the_disk(path):
         assert found, f"{relative(path)} writes nothing any more; take it off the list"
     else:
         assert not found
+
+
+@files("mezo_kernels")
+def test_the_kernels_need_torch_and_triton_only(path):
+    others = {found.root for found in imports_of(path)} - set(sys.stdlib_module_names)
+    assert others <= {"torch", "triton", "mezo_kernels"}
+
+
+@pytest.mark.parametrize("package", ["mezo", "mezo_kernels"])
+def test_no_modules_import_one_another(package):
+    """At module level; a room's `__init__` counts as a module of its own."""
+    imported = {}
+    for path in python_files(package):
+        targets = [module_path(found.name) for found in by_name(path) if not found.is_late]
+        imported[relative(path)] = {target for target in targets if target} - {relative(path)}
+    # Take away what imports nothing that is left; a circle stays.
+    while free := [file for file, targets in imported.items() if not targets & imported.keys()]:
+        for file in free:
+            del imported[file]
+    assert not imported
 
 
 def test_every_room_is_there():
