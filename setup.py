@@ -1,6 +1,7 @@
-"""Native build of mezo_kernels._C: setuptools drives CMake and ninja; CMake owns the sources.
+"""Native build of mezo_kernels._C: setuptools drives CMake and ninja; csrc/sources.txt lists what.
 
 MEZO_SKIP_CUDA_BUILD=1 leaves the CUDA kernels out; MEZO_CUDA_ARCHS="80;90" chooses their targets.
+MEZO_BUILD_EXPERIMENTS=1 also builds bench.experiments._C.
 """
 
 import os
@@ -17,9 +18,14 @@ ROOT = Path(__file__).resolve().parent
 DEFAULT_CUDA_ARCHS = "80;90"
 
 
+def is_set(variable: str) -> bool:
+    """Whether an environment variable switches something on."""
+    return os.environ.get(variable, "0") not in ("", "0")
+
+
 def find_nvcc() -> str | None:
     """Return the nvcc to use, or None where there is none or the CUDA build is switched off."""
-    if os.environ.get("MEZO_SKIP_CUDA_BUILD", "0") not in ("", "0"):
+    if is_set("MEZO_SKIP_CUDA_BUILD"):
         return None
     cuda_home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     return shutil.which("nvcc") or shutil.which("nvcc", path=str(Path(cuda_home) / "bin"))
@@ -57,6 +63,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DMEZO_BUILD_CUDA={'ON' if nvcc else 'OFF'}",
+            f"-DMEZO_BUILD_EXPERIMENTS={'ON' if is_set('MEZO_BUILD_EXPERIMENTS') else 'OFF'}",
         ]
         if nvcc:
             archs = os.environ.get("MEZO_CUDA_ARCHS") or DEFAULT_CUDA_ARCHS
@@ -72,7 +79,7 @@ def run(command: list[str], nvcc: str | None) -> None:
         return
     hint = (
         f" If the CUDA part is what fails (nvcc: {nvcc}), set MEZO_SKIP_CUDA_BUILD=1 to build the "
-        "CPU kernels alone, or CUDA_HOME and PATH to a working toolkit."
+        "CPU kernels only, or CUDA_HOME and PATH to a working toolkit."
         if nvcc
         else ""
     )

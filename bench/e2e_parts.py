@@ -10,9 +10,9 @@ import torch
 
 import mezo
 from bench.shapes import MODELS
-from mezo.data.batch import THETA
+from mezo import objectives
+from mezo.core.rows import THETA
 from mezo.engines.transformers import TransformersSession
-from mezo.objectives.base import batch_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,4 +182,5 @@ class PlainLoop(PaperLoop):
 
     def loss(self) -> float:
         scores = self.session._score(self.encoded.rows, [THETA])
-        return batch_loss(self.encoded.targets, scores.logprob_sums[THETA])
+        targets = self.encoded.targets
+        return objectives.of(targets).loss(targets, scores.logprob_sums[THETA])

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything a GPU has to show, in one command and under ten minutes: builds the module, runs the
-# tests that need a GPU, compute-sanitizer, bench.paired, bench.perturbed_lora, bench.gpu_directions. Needs no network, no SGLang and
-# no package of mezo/. Exits with 1 when any part failed.
+# tests that need a GPU, compute-sanitizer, bench.gpu_directions, bench.paired and the benchmark of
+# perturbed_lora. Needs no network, no SGLang and no package of mezo/. Exits with 1 when any part
+# failed.
 #
 #   bench/gpu_suite.sh [OUT]    OUT, else $OUT, else bench/results/<device>; PYTHON overrides
 set -uo pipefail
@@ -38,17 +39,20 @@ part() { # name, seconds, command ...
 build() {
   if command -v cmake >/dev/null && command -v ninja >/dev/null &&
     $python -c 'import pybind11, setuptools' 2>/dev/null; then
-    $python setup.py -q build_ext --inplace && return
-    echo "setup.py failed; building with nvcc and g++ alone"
+    MEZO_BUILD_EXPERIMENTS=1 $python setup.py -q build_ext --inplace && return
+    echo "setup.py failed; building with nvcc and g++ only"
   fi
-  PYTHON=$python bench/build_plain.sh
+  PYTHON=$python bench/build_plain.sh --experiments
 }
 
-# tests/conftest.py imports mezo and so transformers: only the conftest of the kernels is read.
-tests=($python -m pytest -q -p no:cacheprovider --confcutdir=tests/kernels -W default
+# tests/conftest.py imports mezo and so transformers: only conftests below the confcutdir are read.
+tests=($python -m pytest -q -p no:cacheprovider -W default
   -o "addopts=-ra --strict-markers --import-mode=importlib")
-small="not host and not triton and (test_slots_of_sglang or test_steps_on_each_device_backend or
-  several_directions)"
+of_kernels=(--confcutdir=tests/kernels tests/kernels)
+of_experiments=(--confcutdir=tests/bench tests/bench/experiments)
+# pytest wants the expression on one line.
+small="not on_host and not triton and (test_slots_of_sglang or test_steps_on_each_device_backend"
+small+=" or several_directions)"
 
 export -f build
 export python
@@ -56,23 +60,27 @@ part build 200 bash -c build
 # Without it every test would be skipped, and a suite of skipped tests would pass.
 part usable 60 $python -c '
 import mezo_kernels
+from bench.experiments import _native
 reasons = mezo_kernels.backends()
 print(reasons)
-raise SystemExit(reasons["cpu"] or reasons["cuda"])'
-part tests 220 "${tests[@]}" -m gpu tests/kernels
+raise SystemExit(reasons["cpu"] or reasons["cuda"] or _native.reason_against_cuda())'
+part tests 180 "${tests[@]}" -m gpu "${of_kernels[@]}"
+part experiments 60 "${tests[@]}" -m "gpu and not sglang" "${of_experiments[@]}"
 if command -v compute-sanitizer >/dev/null; then
-  sanitized=("${tests[@]}" -m "gpu and not slow" -k "$small" tests/kernels/test_cuda.py
-    tests/kernels/test_device_step.py tests/kernels/test_perturbed_lora.py)
-  part memcheck 70 compute-sanitizer --tool memcheck --error-exitcode 9 "${sanitized[@]}"
-  part racecheck 50 compute-sanitizer --tool racecheck --error-exitcode 9 "${sanitized[@]}"
+  sanitized=("${tests[@]}" -m "gpu and not slow and not sglang" -k "$small")
+  for tool in memcheck racecheck; do
+    checked=(compute-sanitizer --tool "$tool" --error-exitcode 9 "${sanitized[@]}")
+    part "$tool" 40 "${checked[@]}" --confcutdir=tests/kernels tests/kernels/directions/test_cuda.py
+    part "${tool}_experiments" 20 "${checked[@]}" "${of_experiments[@]}"
+  done
 else
   echo "gpu_suite: compute-sanitizer is not on PATH; memcheck and racecheck are left out."
 fi
 part bench 130 $python -m bench.gpu_directions --out "$out" --budget 110
-# Without SGLang and FlashInfer their forms are left out, which the table says.
+# Without SGLang and FlashInfer their attention kernels are left out, which the table says.
 part paired 100 $python -m bench.paired --out "$out" --budget 75
 left=$((limit_s - SECONDS - 30))
-part perturbed_lora $((left + 20)) $python -m bench.perturbed_lora --rounds 10 --out "$out" \
+part perturbed_lora $((left + 20)) $python -m bench.experiments.lora.measure --rounds 10 --out "$out" \
   --budget "$left"
 
 $python - "$out" <<'PY'

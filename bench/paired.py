@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-import mezo_kernels as mk
 from bench.paired_cases import (
     CPU_ATTENTION,
     CPU_LABELS,
@@ -27,6 +26,7 @@ from bench.paired_cases import (
 )
 from bench.paired_gpu import gpu_rows, row_of
 from bench.timing import environment, gpu_environment, interleave
+from mezo_kernels.cpu import SegmentedLora
 
 RESULTS = Path(__file__).parent / "results"
 # V and D_in of the lm_head of SmolLM2-135M, the model of the demo.
@@ -91,7 +91,7 @@ def cpu_rows(rounds: int) -> list[dict]:
 def lora_calls(num_tokens: int) -> tuple[Calls, list[torch.Tensor]]:
     """All linear modules of a layer of SmolLM2-135M for two adapters, by each path."""
     segments = [0, num_tokens // 2, num_tokens]
-    lora = mk.SegmentedLora(segments, [2, 3], [2.0, 2.0], RANK)
+    lora = SegmentedLora(segments, [2, 3], [2.0, 2.0], RANK)
     modules = []
     for depth, widths in MODULES:
         offsets = [sum(widths[:i]) for i in range(len(widths) + 1)]

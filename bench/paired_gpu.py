@@ -29,7 +29,7 @@ LABELS = {
     "sglang_triton": "SGLang triton, prefix per row",
     "flashinfer_per_row": "FlashInfer, prefix per row",
     "sdpa": "SDPA, prefix per row",
-    "composed": "composed (SGLang triton, merge_state)",
+    "two_pass": "two passes (SGLang triton, merge_state)",
     "flashinfer": "flashinfer (paged + ragged, merge_state)",
     "triton": "triton (ours)",
 }
@@ -44,22 +44,28 @@ Timer = Callable[[Calls, int], dict[str, Timing]]
 
 
 def sglang_triton(one: Attention) -> Call:
-    from mezo.engines.sglang.batch.two_pass import prefix_per_row
+    from bench.experiments.attention.two_pass import prefix_per_row
 
     options = {"plan": one.plan, "scale": one.scale, "out": one.out}
     return lambda: prefix_per_row(*one.tensors, **options)
 
 
-def composed(one: Attention) -> Call:
-    from mezo.engines.sglang.batch.two_pass import composed_attention
+def two_pass(one: Attention) -> Call:
+    from bench.experiments.attention.two_pass import two_pass_attention
 
     options = {"plan": one.plan, "scale": one.scale, "out": one.out}
-    return lambda: composed_attention(*one.tensors, **options)
+    return lambda: two_pass_attention(*one.tensors, **options)
+
+
+def flashinfer_attention(one: Attention) -> Call:
+    from bench.experiments.attention import flashinfer as backend
+
+    return lambda: one.ours(backend)
 
 
 def flashinfer_per_row(one: Attention) -> Call:
     """FlashInfer's paged prefill over a cache that holds the rows' own tokens, too."""
-    from mezo_kernels.attention import flashinfer as backend
+    from bench.experiments.attention import flashinfer as backend
 
     reason = backend.reason_against(one.q.device.type)
     if reason is not None:
@@ -100,8 +106,8 @@ FORMS: dict[str, Callable[[Attention], Call]] = {
     "sglang_triton": sglang_triton,
     "flashinfer_per_row": flashinfer_per_row,
     "sdpa": sdpa,
-    "composed": composed,
-    "flashinfer": lambda one: lambda: one.ours("flashinfer"),
+    "two_pass": two_pass,
+    "flashinfer": flashinfer_attention,
     "triton": lambda one: lambda: one.ours("triton"),
 }
 

@@ -22,6 +22,7 @@ import mezo
 from bench.e2e_parts import PaperLoop
 from bench.timing import Timing, environment, interleave
 from mezo import tasks
+from mezo.core.messages import Profile
 from mezo.tasks import assets
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -104,10 +105,10 @@ def measure(rounds: int) -> tuple[list[dict[str, object]], dict[str, dict[str, f
 def breakdown(run: mezo.Run, batch: mezo.Batch, rounds: int) -> dict[str, float]:
     """Median seconds of each part of a step, under a stopwatch in the engine."""
     samples: dict[str, list[float]] = defaultdict(list)
-    request = dataclasses.asdict(run.request(batch))
+    request = Profile(run.name, run.request(batch))
     for _ in range(rounds):
         started = time.perf_counter()
-        seconds = run.session.call("breakdown", name=run.name, request=request)
+        seconds = run.session.call(request).seconds
         seconds["messages"] = time.perf_counter() - started - sum(seconds.values())
         for part, value in seconds.items():
             samples[part].append(value)

@@ -83,7 +83,7 @@ struct Stream {
 MEZO_HD float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 MEZO_HD float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 MEZO_HD float add_rn(float a, float b) { return __fadd_rn(a, b); }
-// The path that nvcc takes for __fsqrt_rn from 2^-101 up, without the range check and the branch
+// The path that nvcc uses for __fsqrt_rn from 2^-101 up, without the range check and the branch
 // around it: radius() asks for roots of [2^-33, 46] only.
 MEZO_HD float sqrt_rn(float a) {
   float reciprocal;

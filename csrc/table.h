@@ -1,5 +1,5 @@
-// Rows of the static tables that Python builds (mezo_kernels/plan.py) and every backend reads.
-// All fields are 64 bits wide, so that a row is a row of an int64 tensor.
+// Rows of the static tables that Python builds (mezo_kernels/directions/plan.py) and every backend
+// reads. All fields are 64 bits wide, so that a row is a row of an int64 tensor.
 #pragma once
 
 #include <stdint.h>
@@ -27,7 +27,7 @@ struct OutputRow {
   int64_t dtype;
 };
 
-// Elements of an entry of the work list of a GPU, and of what one of its threads takes at once.
+// Elements of an entry of the work list of a GPU, and of what one of its threads handles at once.
 constexpr int kWorkBlock = 2048;
 constexpr int kVector = 8;
 
@@ -66,12 +66,6 @@ MEZO_HD Lines lines_of(const TensorRow& t) {
   return {length == 0 ? 0 : count, length, t.row0 * t.global_cols + t.col0, t.global_cols};
 }
 
-// Two copies of an adapter with one direction: rows first[i] .. last[i] - 1 of x take copy i, which
-// has scale scales[i]. No direction (-1): both are the master itself. No rows: there is no copy 1.
-struct alignas(16) LoraPair {
-  int32_t direction, scales[2], first[2], last[2], reserved;
-};
-
 // A list of directions with one factor each: coefficients of a sum.
 struct Combination {
   const DirectionRow* directions;
@@ -80,7 +74,7 @@ struct Combination {
 };
 
 // Slots to write from the masters: slot k = master + scales[k] * z(directions[indices[k]]), or the
-// master alone where the index is negative. outputs has num_slots x num_tensors rows.
+// plain master where the index is negative. outputs has num_slots x num_tensors rows.
 struct FanOut {
   const DirectionRow* directions;
   int64_t num_directions;

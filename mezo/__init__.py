@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from mezo._host import declare_torchvision_schemas
@@ -22,17 +21,15 @@ from mezo.results import (
     StepResult,
     StepStatus,
 )
+from mezo.train.finetune import finetune
 from mezo.train.saving import PartialTraining
 from mezo.train.summary import TrainSummary
-from mezo.train.trainer import MeZOTrainer, finetune
+from mezo.train.trainer import MeZOTrainer
 
 if TYPE_CHECKING:
     from mezo.engines.sglang.launch import launch_engine
 
 __version__ = "0.1.0"
-
-# SGLang puts the root logger's level to that of its server; warnings of ours are still to be seen.
-logging.getLogger("mezo").setLevel(logging.WARNING)
 
 __all__ = [
     "Batch",

@@ -84,7 +84,7 @@ def checked_eps(eps: Any) -> float:
 
 def checked_offset(offset: Any, steps: int) -> int:
     """Steps from the next one, whose number must be one; or ValueError."""
-    expected, remedy = f"an integer of at least {-steps}", "take 0 for the next step's directions"
+    expected, remedy = f"an integer of at least {-steps}", "use 0 for the next step's directions"
     return checked_integer("measure: offset", offset, -steps, 2**32 - steps, expected, remedy)
 
 

@@ -8,8 +8,10 @@ import logging
 import math
 from collections.abc import Sequence
 
+from mezo import objectives
+from mezo.core.messages import StepReply
 from mezo.core.rounding import LOST_LIMIT
-from mezo.objectives.base import Targets, batch_loss, predictions
+from mezo.objectives.base import Targets
 
 logger = logging.getLogger(__name__)
 _MANY_IN_A_ROW = 10
@@ -61,7 +63,7 @@ class StepResult:
         status: how the step ended.
         tokens: tokens the engine computed, by its own count, prompts included.
         prompt_tokens: of ``tokens``, those of prompts that run once on the base model (activated).
-        reused_tokens: prompt tokens that rows took from the cache instead of computing them.
+        reused_tokens: prompt tokens that rows got from the cache instead of computing them.
         forwards: forward batches the engine ran.
         timings: seconds: "total", "weights" (perturb and update), "score" (forward passes).
         lost_share: share of the adapter's elements that are equal in the plus and in the minus
@@ -85,6 +87,36 @@ class StepResult:
     forwards: int
     timings: dict[str, float]
     lost_share: float | None = None
+
+    @classmethod
+    def of(cls, step: int, reply: StepReply, *, total_s: float) -> StepResult:
+        """Return the result of a step from its engine's reply.
+
+        Args:
+            step: its number.
+            reply: the engine's.
+            total_s: seconds that the whole call took.
+        """
+        losses = tuple(zip(reply.losses_plus, reply.losses_minus, strict=True))
+        plus = sum(reply.losses_plus) / len(losses)
+        minus = sum(reply.losses_minus) / len(losses)
+        return cls(
+            step=step,
+            loss=0.5 * (plus + minus),
+            loss_plus=plus,
+            loss_minus=minus,
+            losses=losses,
+            projected_grads=reply.projected_grads,
+            coefficients=reply.coefficients,
+            signal_to_noise=reply.signal_to_noise,
+            status=step_status(losses, is_finite=reply.is_finite, lost_share=reply.lost_share),
+            tokens=reply.tokens,
+            prompt_tokens=reply.prompt_tokens,
+            reused_tokens=reply.reused_tokens,
+            forwards=reply.forwards,
+            timings={"total": total_s, "weights": reply.weights_s, "score": reply.score_s},
+            lost_share=reply.lost_share,
+        )
 
 
 class StepError(RuntimeError):
@@ -132,12 +164,13 @@ class EvalResult:
 
 def evaluation(targets: Targets, logprob_sums: Sequence[float], tokens: int) -> EvalResult:
     """Turn an engine's scores of a batch into the user's result."""
-    loss = batch_loss(targets, logprob_sums)
-    if not targets.is_classification:
+    objective = objectives.of(targets)
+    loss = objective.loss(targets, logprob_sums)
+    guesses = objective.predictions(targets, logprob_sums)
+    if guesses is None:
         lost = sum(not math.isfinite(value) for value in logprob_sums)
         return EvalResult(loss, None, None, len(logprob_sums), tokens, lost)
     assert targets.labels is not None
-    guesses = predictions(targets, logprob_sums)
     lost, n = guesses.count(None), len(guesses)
     hits = sum(g == label for g, label in zip(guesses, targets.labels, strict=True))
     return EvalResult(loss, None if lost else hits / n, guesses, n, tokens, lost)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,11 +23,13 @@ from mezo._arguments import (
 from mezo._inputs import require, shown
 from mezo.checkpoint.peft import save_peft
 from mezo.config import MezoConfig
-from mezo.core.step import StepReply, StepRequest
-from mezo.data.batch import BASE, THETA, Batch, EncodedBatch
-from mezo.data.encode import encode, encode_invocation
+from mezo.core.messages import StepRequest
+from mezo.core.rows import BASE, THETA
+from mezo.data.batch import Batch, EncodedBatch, MadeFor
+from mezo.data.encode import encode
 from mezo.diagnostics.selftest import require_passed
-from mezo.results import EvalResult, StepResult, StepWatch, evaluation, raise_for, step_status
+from mezo.engines import open_session
+from mezo.results import EvalResult, StepResult, StepWatch, evaluation, raise_for
 
 if TYPE_CHECKING:
     from mezo.engines.base import Session
@@ -57,9 +58,7 @@ class Run:
         self.config = config
         self.name = config.name
         self.steps = 0
-        self.invocation = encode_invocation(
-            config.invocation, session.tokenizer, prefix=config.prefix
-        )
+        self.invocation = session.invocation
         self.num_apart = 0
         self._noted: set[str] = set()
         self._is_closed = False
@@ -76,7 +75,15 @@ class Run:
     def encode(self, batch: Batch | EncodedBatch) -> EncodedBatch:
         """Turn a batch into token rows, checking it against the engine's limits."""
         if isinstance(batch, EncodedBatch):
-            self._check_made_for(batch)
+            session = self.session
+            batch.check_made_for(
+                MadeFor(
+                    self.config.prefix,
+                    self.invocation.tokens,
+                    session.max_row_tokens,
+                    session.vocab_size,
+                )
+            )
             return batch
         require(
             isinstance(batch, Batch),
@@ -97,30 +104,6 @@ class Run:
                 logger.warning("run %r: %s", self.name, sentence)
         return encoded
 
-    def _check_made_for(self, batch: EncodedBatch) -> None:
-        """Raise ValueError for rows that another run has encoded, to be split elsewhere."""
-        made, session = batch.made_for, self.session
-        if made is None:
-            return
-        own = (self.config.prefix, self.invocation.tokens)
-        require(
-            (made.prefix, made.invocation) == own,
-            f"run: an encoded batch must be made for prefix {own[0]!r} and invocation tokens "
-            f"{own[1]}, got one for {made.prefix!r} and {made.invocation}; encode it again.",
-        )
-        require(
-            (made.max_row_tokens or math.inf) <= session.max_row_tokens
-            or max(map(len, batch.rows.tokens)) <= session.max_row_tokens,
-            f"run: an encoded batch must have rows of at most {session.max_row_tokens} tokens, got "
-            "a longer one; encode it with this run.",
-        )
-        require(
-            (made.vocab_size or math.inf) <= session.vocab_size
-            or max(map(max, batch.rows.tokens)) < session.vocab_size,
-            f"run: an encoded batch must have token ids below {session.vocab_size}, got a larger "
-            "one; encode it with this run.",
-        )
-
     def step(
         self, batch: Batch | EncodedBatch, *, lr: float | None = None, throw: bool = False
     ) -> StepResult:
@@ -132,7 +115,7 @@ class Run:
             number = self.steps
             with self._numbered():
                 reply = self.session.step(self.request(encoded, lr=rate))
-                result = _result(number, reply, time.perf_counter() - started)
+                result = StepResult.of(number, reply, total_s=time.perf_counter() - started)
                 self.last_result = result
         self._watch(result, eps=self.config.eps, dtype=reply.slot_dtype)
         if throw:
@@ -153,20 +136,20 @@ class Run:
             self._check_open()
             if not self._is_unsure:
                 return None
-            steps, reply = self.session.progress()
-            number = self.steps
-            late = None
-            if steps != number and reply is not None:
-                late = self.last_result = _result(number, reply, reply.weights_s + reply.score_s)
-            self.steps = steps
+            progress = self.session.progress()
+            number, late = self.steps, None
+            if progress.steps != number and progress.last is not None:
+                total_s = progress.last.weights_s + progress.last.score_s
+                late = self.last_result = StepResult.of(number, progress.last, total_s=total_s)
+            self.steps = progress.steps
             self._is_unsure = False
-        if steps == number:
+        if progress.steps == number:
             return None
         logger.warning(
             "run %r: step %d was interrupted, but the engine has taken it; the next one is %d",
             self.name,
             number,
-            steps,
+            progress.steps,
         )
         return late
 
@@ -190,12 +173,12 @@ class Run:
         with self._ready():
             number = self.steps + checked_offset(offset, self.steps)
             reply = self.session.step(self.request(encoded, step=number, eps=scale))
-        result = _result(number, reply, time.perf_counter() - started)
+        result = StepResult.of(number, reply, total_s=time.perf_counter() - started)
         self._watch(result, eps=scale, dtype=reply.slot_dtype)
         return result
 
     def evaluate(self, batch: Batch | EncodedBatch, *, base: bool = False) -> EvalResult:
-        """Score a batch under the current adapter, or under the base model alone."""
+        """Score a batch under the current adapter, or under the base model without it."""
         encoded = self.encode(batch)
         slot = BASE if base else THETA
         with self._ready():
@@ -206,7 +189,7 @@ class Run:
         """Take a step whose coefficients are known already, as replay does.
 
         Args:
-            coefficients: one a direction; an empty list is a skipped step.
+            coefficients: one per direction; an empty list is a skipped step.
         """
         numbers = checked_coefficients(coefficients, self.config.num_directions)
         with self._ready(), self._numbered():
@@ -224,9 +207,7 @@ class Run:
             self.config,
             checked_path("save: directory", directory),
             base_model=self.session.model_path or None,
-            alora_invocation_tokens=(
-                self.invocation.tokens if self.config.prefix == "activated" else None
-            ),
+            alora_invocation_tokens=self.invocation.activating_tokens or None,
             partners=self.session.partners,
         )
 
@@ -267,12 +248,12 @@ class Run:
         return StepRequest(
             step=self.steps if step is None else step,
             rows=encoded.rows,
-            counts=encoded.targets.counts,
-            num_options=encoded.targets.num_options,
-            labels=encoded.targets.labels,
+            targets=encoded.targets,
             eps=self.config.eps if eps is None else eps,
             lr=lr,
             clip=self.config.clip,
+            estimator=self.config.estimator,
+            optimizer=self.config.optimizer,
         )
 
     @contextmanager
@@ -334,20 +315,7 @@ def attach(
         selftest is None or isinstance(selftest, bool),
         f"attach: selftest must be None, True or False, got {shown(selftest)}; leave it out.",
     )
-    session: Session
-    if isinstance(engine, torch.nn.Module):
-        from mezo.engines.transformers import TransformersSession
-
-        session = TransformersSession(engine, config, tokenizer)
-    elif hasattr(engine, "collective_rpc") and hasattr(engine, "server_args"):
-        from mezo.engines.sglang.session import SglangSession
-
-        session = SglangSession(engine, config, tokenizer)
-    else:
-        raise TypeError(
-            "attach: engine must be an sglang.Engine or a Hugging Face causal language model, "
-            f"got {type(engine).__name__}; make one with mezo.launch_engine(model_path, config)."
-        )
+    session = open_session(engine, config, tokenizer)
     try:
         run = Run(session, config)
         if selftest is not False:
@@ -399,27 +367,3 @@ def step(
     Source: Malladi et al. 2023 (arXiv 2305.17333), Algorithm 1.
     """
     return checked_run("step", run).step(batch, lr=lr, throw=throw)
-
-
-def _result(number: int, reply: StepReply, total_s: float) -> StepResult:
-    """Turn an engine's reply into the user's result."""
-    q = len(reply.losses_plus)
-    losses = tuple(zip(reply.losses_plus, reply.losses_minus, strict=True))
-    plus, minus = sum(reply.losses_plus) / q, sum(reply.losses_minus) / q
-    return StepResult(
-        step=number,
-        loss=0.5 * (plus + minus),
-        loss_plus=plus,
-        loss_minus=minus,
-        losses=losses,
-        projected_grads=tuple(reply.projected_grads),
-        coefficients=tuple(reply.coefficients),
-        signal_to_noise=tuple(reply.signal_to_noise),
-        status=step_status(losses, is_finite=reply.is_finite, lost_share=reply.lost_share),
-        tokens=reply.tokens,
-        prompt_tokens=reply.prompt_tokens,
-        reused_tokens=reply.reused_tokens,
-        forwards=reply.forwards,
-        timings={"total": total_s, "weights": reply.weights_s, "score": reply.score_s},
-        lost_share=reply.lost_share,
-    )

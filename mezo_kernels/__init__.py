@@ -1,37 +1,26 @@
-"""Kernels for training with forward passes: directions, perturbed LoRA, attention, label losses.
+"""Kernels for training with forward passes: directions, attention, label losses.
 
 Importing this package compiles nothing and touches no GPU.
 """
 
-from mezo_kernels import layers
 from mezo_kernels.attention import shared_prefix_attention
-from mezo_kernels.attention.inputs import AttentionInputs
 from mezo_kernels.attention.plan import SharedPrefixPlan
 from mezo_kernels.backends import backends
 from mezo_kernels.directions import add_directions_, perturb_into, sample
-from mezo_kernels.directions.device_step import DeviceStep
-from mezo_kernels.lora import perturbed_lora
-from mezo_kernels.nll import label_logits, label_nll, label_nll_from_parts
-from mezo_kernels.philox import Direction, TensorSpec, philox4x32
-from mezo_kernels.plan import AdapterPlan
-from mezo_kernels.segmented_lora import SegmentedLora
+from mezo_kernels.directions.philox import Direction, TensorSpec, philox4x32
+from mezo_kernels.directions.plan import AdapterPlan
+from mezo_kernels.nll import label_logits, label_nll
 
 __all__ = [
     "AdapterPlan",
-    "AttentionInputs",
-    "DeviceStep",
     "Direction",
-    "SegmentedLora",
     "SharedPrefixPlan",
     "TensorSpec",
     "add_directions_",
     "backends",
     "label_logits",
     "label_nll",
-    "label_nll_from_parts",
-    "layers",
     "perturb_into",
-    "perturbed_lora",
     "philox4x32",
     "sample",
     "shared_prefix_attention",

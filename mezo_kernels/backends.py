@@ -1,9 +1,18 @@
-"""Which backends are usable here, and which one a call gets."""
+"""Which backends there are, what each of them needs, and which one a call gets.
+
+An operation registers the backends that it has. The backend of an operation is the module of that
+name in the operation's package: `reference`, `cpu`, `triton` and `cuda` name the same file in each.
+"""
 
 import functools
+import importlib
 import importlib.util
 import logging
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
@@ -12,9 +21,34 @@ from mezo_kernels import _native
 logger = logging.getLogger("mezo_kernels")
 
 ENVIRONMENT_VARIABLE = "MEZO_KERNELS_BACKEND"
-# Device type -> backends that it gets by itself, best first; the reference works everywhere.
-_BY_DEVICE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
-_NAMES = ("reference", "cpu", "triton", "cuda")
+
+
+class Needs(NamedTuple):
+    """What a backend of an operation needs beside PyTorch."""
+
+    requirement: str | None = None  # a backend of `backends()` that must be usable
+    device_type: str | None = None  # of the tensors; None for any
+
+
+REFERENCE = Needs()
+CPU_TORCH = Needs(device_type="cpu")
+CPU_NATIVE = Needs("cpu", "cpu")
+TRITON = Needs("triton", "cuda")
+CUDA = Needs("cuda", "cuda")
+EVERY_BACKEND = {"reference": REFERENCE, "cpu": CPU_NATIVE, "triton": TRITON, "cuda": CUDA}
+
+
+@dataclass(frozen=True)
+class Op:
+    """The backends of an operation, the package of their modules, and who may choose."""
+
+    needs: Mapping[str, Needs]
+    package: str | None
+    follows_environment: bool
+
+
+# Filled by `register`.
+OPS: dict[str, Op] = {}
 
 
 def backends() -> dict[str, str | None]:
@@ -26,8 +60,68 @@ def backends() -> dict[str, str | None]:
         A dict from backend name to None where it is usable, else to one sentence that says why not.
 
     Graph-safe: yes. Cost: asks torch whether a CUDA device is visible; nothing is compiled.
+
+    Example:
+        >>> backends()["reference"] is None
+        True
     """
-    return {name: reason_against(name) for name in _NAMES}
+    return {name: reason_against(name) for name in EVERY_BACKEND}
+
+
+def register(
+    *ops: str,
+    needs: Mapping[str, Needs],
+    package: str | None = None,
+    follows_environment: bool = True,
+) -> None:
+    """Register the backends of operations.
+
+    Args:
+        ops: names of the functions, as error sentences name them.
+        needs: what each backend needs, by name, in the order in which error sentences list them.
+        package: dotted name of the package that has a module for each backend; None where the
+            operation has no such modules.
+        follows_environment: whether the environment variable may choose.
+    """
+    OPS.update(dict.fromkeys(ops, Op(needs, package, follows_environment)))
+
+
+def resolve(op: str, explicit: str | None, device_type: str) -> str:
+    """Return the backend of a call: the explicit one, else the environment's, else the best.
+
+    The environment speaks to all operations: where it names a backend that this one does not have,
+    the best one is used. A backend that was asked for never falls back.
+
+    Args:
+        op: a registered operation.
+        explicit: what the caller asks for.
+        device_type: of the tensors, as in `torch.device.type`.
+
+    Raises:
+        ValueError: an unknown name.
+        NotImplementedError: "cuda", for an operation that has "triton" only.
+        RuntimeError: the backend that was asked for is not usable here, with the reason.
+    """
+    has = OPS[op]
+    named, source = explicit, "backend"
+    if not named and has.follows_environment:
+        named, source = os.environ.get(ENVIRONMENT_VARIABLE), ENVIRONMENT_VARIABLE
+        named = None if named in EVERY_BACKEND and named not in has.needs else named
+    if not named:
+        return _best(tuple(has.needs.items()), device_type)
+    if named not in has.needs:
+        _refuse(op, source, named, list(has.needs))
+    reason = _reason_on(has.needs[named], device_type)
+    if reason is not None:
+        raise RuntimeError(f"{op}: {source}={named!r} is not usable here: {reason}")
+    return named
+
+
+def load(op: str, name: str) -> ModuleType:
+    """Return the module of a backend, imported at its first use: importing triton is slow."""
+    package = OPS[op].package
+    assert package is not None, op
+    return importlib.import_module(f"{package}.{name}")
 
 
 def reason_against(name: str) -> str | None:
@@ -63,48 +157,39 @@ def _is_interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on", "y", "yes"}
 
 
-def works_on(name: str, device_type: str) -> bool:
-    """Whether a backend takes tensors of a kind of device."""
-    if name == "triton" and _is_interpreting():
+def _reason_on(needs: Needs, device_type: str) -> str | None:
+    """Why tensors of a type of device have no use of what needs this, or None."""
+    reason = None if needs.requirement is None else reason_against(needs.requirement)
+    if reason is None and not _works_on(needs, device_type):
+        reason = f"It does not work on {device_type} tensors."
+    return reason
+
+
+def _works_on(needs: Needs, device_type: str) -> bool:
+    if needs.requirement == "triton" and _is_interpreting():
         return device_type == "cpu"
-    return name in (*_BY_DEVICE.get(device_type, ()), "reference")
-
-
-def resolve(explicit: str | None, device_type: str) -> str:
-    """Return the backend for a device: the explicit one, else the environment's, else the best.
-
-    Raises ValueError for an unknown name, RuntimeError for a named backend that is not usable:
-    a backend that was asked for never falls back.
-    """
-    named = explicit or os.environ.get(ENVIRONMENT_VARIABLE)
-    if not named:
-        return _best(device_type)
-    _check_named(named, explicit is not None, device_type)
-    return named
+    return needs.device_type in (None, device_type)
 
 
 # Cached, so that a fallback is logged once.
 @functools.cache
-def _best(device_type: str) -> str:
-    candidates = _BY_DEVICE.get(device_type, ("reference",))
-    best = next(
-        name for name in candidates if works_on(name, device_type) and reason_against(name) is None
-    )
-    if best == "reference" and len(candidates) > 1:
-        reasons = " ".join(str(reason_against(name)) for name in candidates[:-1])
-        logger.info("Using the slow reference backend on %s: %s", device_type, reasons)
-    return best
+def _best(needs: tuple[tuple[str, Needs], ...], device_type: str) -> str:
+    """The first usable backend for a device, which never is an interpreted one."""
+    names = ("cpu",) if device_type == "cpu" else ("triton", "cuda")
+    reasons = []
+    for name in names:
+        if name in dict(needs):
+            reason = _reason_on(dict(needs)[name], device_type)
+            if reason is None:
+                return name
+            reasons.append(reason)
+    if reasons:
+        logger.info("Using the slow reference backend on %s: %s", device_type, " ".join(reasons))
+    return "reference"
 
 
-def _check_named(name: str, is_explicit: bool, device_type: str) -> None:
-    source = "backend" if is_explicit else ENVIRONMENT_VARIABLE
-    if name not in _NAMES:
-        raise ValueError(
-            f"{source} must be one of {list(_NAMES)}, got {name!r}; "
-            "mezo_kernels.backends() says which of them are usable."
-        )
-    reason = reason_against(name)
-    if reason is None and not works_on(name, device_type):
-        reason = f"It does not work on {device_type} tensors."
-    if reason is not None:
-        raise RuntimeError(f"{source}={name!r} is not usable here: {reason}")
+def _refuse(op: str, source: str, named: str, names: list[str]) -> None:
+    must = f"{op}: {source} must be one of {names}, got {named!r}"
+    if named == "cuda" and "triton" in names:
+        raise NotImplementedError(f"{must}; this operation has no CUDA C++ backend, use 'triton'.")
+    raise ValueError(f"{must}; mezo_kernels.backends() says which of them are usable.")

@@ -1,7 +1,9 @@
 // Attention of rows that share prefixes, in parallel over blocks of queries and KV heads.
+#include "attention.h"
+
 #include <math.h>
 
-#include "launch.h"
+#include "cpu/isa/ops.h"
 #include "parallel.h"
 
 namespace mezo {

@@ -1,5 +1,7 @@
 // Norms, rotary embeddings and activations, in parallel over rows.
-#include "launch.h"
+#include "layers.h"
+
+#include "cpu/isa/ops.h"
 #include "parallel.h"
 
 namespace mezo {

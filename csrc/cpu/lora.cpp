@@ -1,5 +1,7 @@
 // LoRA of a batch whose rows are segments, each of one adapter, in parallel over parts of segments.
-#include "launch.h"
+#include "lora.h"
+
+#include "cpu/isa/ops.h"
 #include "parallel.h"
 
 namespace mezo {

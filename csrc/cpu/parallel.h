@@ -4,6 +4,13 @@
 #include <stdint.h>
 
 namespace mezo {
+
+#if defined(_OPENMP)
+constexpr bool kHasOpenMp = true;
+#else
+constexpr bool kHasOpenMp = false;
+#endif
+
 namespace {
 
 template <class Visit>

@@ -3,7 +3,7 @@
 #ifndef MEZO_CUDA_ACCESS
 #define MEZO_CUDA_ACCESS
 
-#include "../table.h"
+#include "table.h"
 
 namespace mezo {
 namespace {

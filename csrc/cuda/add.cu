@@ -1,4 +1,5 @@
-// add_directions_: every element is read and written once, the directions pass by in between.
+// add_directions_: every element is read once, gets all directions in registers, and is written
+// once.
 #include "launcher.cuh"
 #include "updates.cuh"
 

@@ -5,7 +5,7 @@
 // threads leave each thread 64 or 96 registers.
 #pragma once
 
-#include "../table.h"
+#include "table.h"
 
 namespace mezo {
 namespace {

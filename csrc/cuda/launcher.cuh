@@ -2,7 +2,7 @@
 #ifndef MEZO_CUDA_LAUNCHER
 #define MEZO_CUDA_LAUNCHER
 
-#include "launch.h"
+#include "target.h"
 
 namespace mezo {
 namespace {

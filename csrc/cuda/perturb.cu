@@ -8,11 +8,11 @@
 namespace mezo {
 namespace {
 
-// Slots of one launch; more of them take further launches without an update.
+// Slots of one launch. More slots need further launches, which have no update.
 constexpr int kMaxSlots = 256;
 
-// The slots in the order they are written: direction by direction, then the plain copies. Slot
-// slots[i] takes directions[d] for i in ends[d - 1] .. ends[d] - 1.
+// The slots in the order in which they are written: direction by direction, then the plain copies.
+// Slot slots[i] uses directions[d] for i in ends[d - 1] .. ends[d] - 1.
 struct SlotOrder {
   int32_t num_directions, num_slots;
   int32_t directions[kMaxSlots];
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads, Draw::kBlocksPerSm - kHasUpdate)
   const Work work = tables.work[blockIdx.x];
   const VectorWalk walk(tables, work);
   if (!walk.is_inside(0)) return;
-  // All that comes from memory is asked for at once, ahead of the arithmetic.
+  // All loads are issued at once, ahead of the arithmetic.
   const Target master(*reinterpret_cast<const OutputRow*>(tables.tensors + work.tensor));
   const Target outputs[2] = {Target(slots.outputs[work.tensor]),
                              Target(slots.outputs[tables.num_tensors + work.tensor])};

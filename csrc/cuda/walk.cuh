@@ -2,7 +2,7 @@
 #pragma once
 
 #include "draw.cuh"
-#include "launch.h"
+#include "directions.h"
 #include "memory.cuh"
 
 namespace mezo {

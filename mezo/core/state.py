@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from mezo._signals import uninterrupted
-from mezo.checkpoint.peft import initial_values
+from mezo.core.init import initial_values
+from mezo.core.messages import StepReply
 from mezo.core.rounding import RoundingWatch
+from mezo.core.rows import BASE, THETA, minus_slot, plus_slot, run_slots
 from mezo_kernels import AdapterPlan, Direction, TensorSpec, add_directions_, perturb_into
 
-Slot = Sequence[torch.Tensor]
+
+@dataclass(frozen=True)
+class AdapterSlot:
+    """A place from which an engine's forward reads the adapter.
+
+    Args:
+        name: see `core.rows`.
+        uid: the id under which the engine knows it; None for the base model.
+        tensors: N views in the slots' dtype, in the order of the state's specs.
+    """
+
+    name: str
+    uid: str | None
+    tensors: Sequence[torch.Tensor]
+
+
+_NO_ADAPTER = AdapterSlot(BASE, None, ())
 
 
 def is_fp32(value: float) -> bool:
@@ -26,17 +44,18 @@ class AdapterState:
 
     The masters lie in one flat buffer and are never perturbed. A step's update is kept back and
     fused with the next step's perturbation: one pass reads the master once, updates it and writes
-    all perturbed slots. Whatever reads the weights calls `flush` or `publish` first.
+    all perturbed slots. Engines get a slot from `slot` or name it to `sync`, which write theta's
+    slot first where it is behind the masters. `pack` gives the masters with all updates.
 
     Args:
         specs: the N tensors of this rank.
         seed: the run's seed; theta_0 is a function of it.
         distribution: "gaussian" or "rademacher".
-        pairs: for each direction the plus and the minus slot, N views each, in the slots' dtype.
-        theta: the slot for the unperturbed adapter, N views.
+        slots: those of `run_slots`, in any order.
         device: where the masters live.
 
     Attributes:
+        version: number of updates so far; tells theta from what it was before.
         steps: steps taken so far, skipped ones included; the number of the next one.
         last_reply: of the last step; None where it was an update whose coefficients were known.
     """
@@ -47,30 +66,72 @@ class AdapterState:
         *,
         seed: int,
         distribution: str,
-        pairs: Sequence[tuple[Slot, Slot]],
-        theta: Slot,
+        slots: Sequence[AdapterSlot],
         device: torch.device | str = "cpu",
     ) -> None:
         self.specs = tuple(specs)
         self.seed = seed
         self.distribution = distribution
-        self.num_directions = len(pairs)
+        self.num_directions = (len(slots) - 1) // 2
+        self._slots = {slot.name: slot for slot in slots}
+        assert sorted(self._slots) == sorted(run_slots(self.num_directions))
         size = sum(math.prod(spec.shape) for spec in self.specs)
         self.arena = torch.empty(size, dtype=torch.float32, device=device)
         self.masters = [master for _, master in self.unpack(self.specs, self.arena)]
         for master, spec in zip(self.masters, self.specs, strict=True):
             master.copy_(initial_values(spec, seed))
-        slots = [slot for pair in pairs for slot in pair]
-        self._plan = AdapterPlan(self.masters, self.specs, slots)
-        self._rounding = RoundingWatch(self.specs, self.masters, *pairs[0])
-        self.slot_dtype = pairs[0][0][0].dtype
+        pairs = [
+            self._slots[name(k)].tensors
+            for k in range(self.num_directions)
+            for name in (plus_slot, minus_slot)
+        ]
+        theta = self._slots[THETA].tensors
+        self._plan = AdapterPlan(self.masters, self.specs, pairs)
         self._theta_plan = AdapterPlan(self.masters, self.specs, [theta])
+        self._rounding = RoundingWatch(self.specs, self.masters, *pairs[:2])
         self.slot_dtype = theta[0].dtype
         self._pending: tuple[list[Direction], list[float]] | None = None
         self._is_theta_current = False
         self.version = 0
         self.steps = 0
-        self.last_reply: Any = None
+        self.last_reply: StepReply | None = None
+        self._sync_theta()
+
+    def slot(self, name: str) -> AdapterSlot:
+        """Return a slot that holds what its name says.
+
+        Args:
+            name: one of `run_slots`, or `BASE` for the base model.
+
+        Returns:
+            The slot. theta's is up to date until the next update; a perturbed one holds what
+            `perturb` has written last.
+
+        Raises:
+            ValueError: a run has no such slot.
+
+        Cost: one pass over the masters where theta's slot was behind them, else nothing.
+        """
+        if name == BASE:
+            return _NO_ADAPTER
+        if name not in self._slots:
+            raise ValueError(
+                f"slot: name must be one of {[BASE, *self._slots]}, got {name!r}; score under a "
+                "slot of the run."
+            )
+        if name == THETA:
+            self._sync_theta()
+        return self._slots[name]
+
+    def sync(self, uids: Collection[str | None]) -> None:
+        """Bring those slots up to date that a batch is about to read.
+
+        Args:
+            uids: ids of the adapters in the batch; those of other adapters are ignored.
+        """
+        for slot in self._slots.values():
+            if slot.uid in uids:
+                self.slot(slot.name)
 
     def directions(self, step: int) -> list[Direction]:
         """The directions of ``step``, in order."""
@@ -98,13 +159,15 @@ class AdapterState:
                 "in order and each once, or measure without an update."
             )
 
-    def take_step(self, step: int, coefficients: Sequence[float], reply: Any = None) -> None:
+    def take_step(
+        self, step: int, coefficients: Sequence[float], reply: StepReply | None = None
+    ) -> None:
         """Take a step: its update, if it has one, and its number.
 
         Args:
             step: number of the next step.
             coefficients: of its directions, or empty: a skipped step.
-            reply: what is said of it, kept for a caller that was interrupted meanwhile.
+            reply: its reply, kept for a caller that was interrupted meanwhile.
 
         Raises:
             ValueError: another number, or see `defer_update`; nothing has changed then.
@@ -166,21 +229,21 @@ class AdapterState:
         """
         return self._rounding.share(eps)
 
-    def publish(self) -> None:
-        """Bring the theta slot up to date; does nothing when it is."""
+    def show(self, step: int, index: int, scale: float) -> None:
+        """Write theta + scale z of one direction into theta's slot, for checks, until `restore`."""
+        self.flush()
+        perturb_into(self._theta_plan, directions=[self.directions(step)[index]], scales=[scale])
+        self._is_theta_current = True  # so that nobody who asks for the slot writes theta there
+
+    def restore(self) -> None:
+        """Undo `show`: the next to ask for theta's slot gets theta."""
+        self._is_theta_current = False
+
+    def _sync_theta(self) -> None:
+        """Bring theta's slot up to date; does nothing when it is."""
         if self._is_theta_current:
             return
         self.flush()
         zero = [Direction(self.seed, 0, 0, self.distribution)]
         perturb_into(self._theta_plan, directions=zero, scales=[0.0])
         self._is_theta_current = True
-
-    def show(self, step: int, index: int, scale: float) -> None:
-        """Write theta + scale z of one direction into theta's slot, for checks, until `restore`."""
-        self.flush()
-        perturb_into(self._theta_plan, directions=[self.directions(step)[index]], scales=[scale])
-        self._is_theta_current = True  # a batch that reads the slot is to leave it so
-
-    def restore(self) -> None:
-        """Undo `show`: the next that reads theta's slot brings it up to date."""
-        self._is_theta_current = False

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mezo import objectives
+from mezo._inputs import require
+from mezo.core.rows import Rows
 from mezo.data.checks import Text, is_option_list, label_of, listed, option_lists, texts
 from mezo.objectives.base import Targets
-
-# Names of adapter slots besides the perturbed ones.
-THETA = "theta"
-BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ class Batch:
         options: the M options shared by all prompts, or N lists of options (loss: cross-entropy
             over the options' mean token log-likelihoods), or None.
         labels: with ``options``: N indices of the right option; False is 0, True and 1.0 are 1.
+        objective: name of another loss (see `mezo.objectives`), or None for the one said above.
 
     Raises:
         ValueError: no prompt, lengths that do not match, both or neither of completions and
             options, fewer than two options, a label that names no option, an entry of the wrong
-            type; the sentence names the field and the entry.
+            type, an unknown objective or one for the other kind of batch; the sentence names the
+            field and the entry.
 
     Example:
         >>> Batch(prompts=["2 + 2 ="], completions=[" 4"])
@@ -42,6 +44,7 @@ class Batch:
     completions: Sequence[Text] | None = None
     options: Sequence[Text] | Sequence[Sequence[Text]] | None = None
     labels: Sequence[int] | None = None
+    objective: str | None = None
 
     def __post_init__(self) -> None:
         self._set("prompts", texts("prompts", self.prompts))
@@ -56,6 +59,8 @@ class Batch:
                 f"{'neither' if self.completions is None else 'both'}; pass completions=[...] to "
                 "train on text or options=[...] and labels=[...] to train a classifier."
             )
+        has_options = self.options is not None
+        self._set("objective", objectives.name_for(self.objective, has_options=has_options))
         if self.completions is not None:
             self._set("completions", texts("completions", self.completions))
             _same_length("completions", self.completions, n)
@@ -110,41 +115,17 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Token rows as engines take them; plain data.
-
-    Args:
-        tokens: R rows of token ids: prompt, invocation, completion.
-        prefix_lens: R numbers of leading tokens that run under the prefix's adapter, else 0.
-        prompt_lens: R numbers of leading tokens that are not scored, >= 1 and >= prefix_lens.
-        is_normalised: R flags: False where the loss compares a row only with rows of the same
-            prompt and, like it, of one completion token. Their normaliser cancels, so that an
-            engine may return the token's logit in place of its log-likelihood.
-        prefix_adapter: what prefixes run under: `BASE` (activated) or `THETA` (detached).
-    """
-
-    tokens: Sequence[Sequence[int]]
-    prefix_lens: Sequence[int]
-    prompt_lens: Sequence[int]
-    is_normalised: Sequence[bool]
-    prefix_adapter: str = BASE
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-@dataclass(frozen=True)
 class MadeFor:
     """What token rows depend on besides their texts.
 
     Args:
-        prefix: the run's prefix mode.
+        prefix_mode: the run's prefix mode.
         invocation: its invocation's tokens.
         max_row_tokens: longest row that was allowed, or None.
         vocab_size: token ids are below it, or None.
     """
 
-    prefix: str
+    prefix_mode: str
     invocation: tuple[int, ...]
     max_row_tokens: int | None
     vocab_size: int | None
@@ -160,7 +141,7 @@ class EncodedBatch:
         num_apart: rows whose completion was tokenised apart from its prompt, see
             `mezo.data.encode`.
         notes: {kind: sentence}: what a run says once about its texts.
-        made_for: what the rows were made for; None for rows of one's own making.
+        made_for: what the rows were made for; None for rows that a caller has made.
     """
 
     rows: Rows
@@ -169,6 +150,35 @@ class EncodedBatch:
     notes: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
     made_for: MadeFor | None = dataclasses.field(default=None, compare=False)
 
+    def check_made_for(self, run: MadeFor) -> None:
+        """Raise ValueError for rows that another run has encoded and that do not suit this one.
+
+        Args:
+            run: what this run's own rows are made for.
+        """
+        made = self.made_for
+        if made is None:
+            return
+        require(
+            (made.prefix_mode, made.invocation) == (run.prefix_mode, run.invocation),
+            f"run: an encoded batch must be made for prefix {run.prefix_mode!r} and invocation "
+            f"tokens {run.invocation}, got one for {made.prefix_mode!r} and {made.invocation}; "
+            "encode it again.",
+        )
+        longest = math.inf if run.max_row_tokens is None else run.max_row_tokens
+        require(
+            (made.max_row_tokens or math.inf) <= longest
+            or max(map(len, self.rows.tokens)) <= longest,
+            f"run: an encoded batch must have rows of at most {longest} tokens, got a longer one; "
+            "encode it with this run.",
+        )
+        size = math.inf if run.vocab_size is None else run.vocab_size
+        require(
+            (made.vocab_size or math.inf) <= size or max(map(max, self.rows.tokens)) < size,
+            f"run: an encoded batch must have token ids below {size}, got a larger one; encode it "
+            "with this run.",
+        )
+
     def undivided(self) -> EncodedBatch:
         """The same rows without prefixes: every token runs under the row's own adapter."""
         rows = dataclasses.replace(self.rows, prefix_lens=(0,) * len(self.rows))
@@ -176,7 +186,7 @@ class EncodedBatch:
 
 
 def _same_length(what: str, values: Sequence[object], n: int) -> None:
-    """Raise unless ``values`` has one entry a prompt."""
+    """Raise unless ``values`` has one entry per prompt."""
     if len(values) != n:
         raise ValueError(
             f"Batch: {what} must have one entry for each of the {n} prompts, "

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mezo.data.batch import BASE, THETA, Batch, EncodedBatch, MadeFor, Rows
+from mezo import objectives
+from mezo.core.rows import BASE, THETA, Rows
+from mezo.data.batch import Batch, EncodedBatch, MadeFor
 from mezo.data.checks import Text
 from mezo.data.texts import Texts, Tokens, tokenise, tokens_in_context
 from mezo.objectives.base import Targets
@@ -22,37 +24,42 @@ class Invocation:
     Args:
         text: as text, or None when it was given as token ids.
         tokens: as token ids, as they are behind a prompt; may be empty.
-        prefix: the run's prefix mode: "activated" and "detached" split rows before these tokens.
+        prefix_mode: the run's: "activated" and "detached" split rows before these tokens.
     """
 
     text: str | None = ""
     tokens: tuple[int, ...] = ()
-    prefix: str = "exact"
+    prefix_mode: str = "exact"
 
     @property
     def prefix_adapter(self) -> str:
-        """What prefixes run under."""
-        return THETA if self.prefix == "detached" else BASE
+        """The slot that prefixes run under."""
+        return THETA if self.prefix_mode == "detached" else BASE
+
+    @property
+    def activating_tokens(self) -> tuple[int, ...]:
+        """The tokens from which an activated adapter acts; none for an ordinary one."""
+        return self.tokens if self.prefix_mode == "activated" else ()
 
     def prefix_len(self, num_prompt_tokens: int) -> int:
         """Leading tokens of a row that run under `prefix_adapter`."""
-        if self.prefix == "exact":
+        if self.prefix_mode == "exact":
             return 0
         # The first completion token is scored by a token that runs under the row's own adapter.
         return num_prompt_tokens if self.tokens else max(num_prompt_tokens - 1, 0)
 
 
 def encode_invocation(
-    invocation: str | Sequence[int] | None, tokenizer: Any, *, prefix: str = "exact"
+    invocation: str | Sequence[int] | None, tokenizer: Any, *, prefix_mode: str = "exact"
 ) -> Invocation:
-    """Turn `MezoConfig.invocation` into token ids, once for a run.
+    """Turn `MezoConfig.invocation` into token ids; a session does so once per run.
 
     They are the ids that the text has behind a prompt: serving looks for them there.
 
     Args:
         invocation: text, token ids or None.
         tokenizer: a Hugging Face tokenizer; may be None for token ids.
-        prefix: the run's prefix mode.
+        prefix_mode: the run's.
 
     Returns:
         The invocation.
@@ -62,16 +69,16 @@ def encode_invocation(
             text whose tokens depend on what stands before it.
     """
     if invocation is None:
-        return Invocation(prefix=prefix)
+        return Invocation(prefix_mode=prefix_mode)
     if not isinstance(invocation, str):
-        return Invocation(None, tuple(invocation), prefix)
+        return Invocation(None, tuple(invocation), prefix_mode)
     if tokenizer is None:
         raise ValueError(
             "MezoConfig: invocation must be token ids where there is no tokenizer, got text; "
             "pass token ids, or attach with tokenizer=..."
         )
     found = tokens_in_context(tokenizer, invocation)
-    if prefix == "activated" and len(found) != 1:
+    if prefix_mode == "activated" and len(found) != 1:
         raise ValueError(
             "MezoConfig: invocation must have the same tokens behind every prompt, got "
             f"{invocation!r}, which {'has several' if found else 'merges with what stands before'}"
@@ -83,7 +90,7 @@ def encode_invocation(
             f"MezoConfig: invocation must have at least one token, got {invocation!r} with none; "
             "choose words that the tokenizer knows."
         )
-    return Invocation(invocation, tokens, prefix)
+    return Invocation(invocation, tokens, prefix_mode)
 
 
 def last_occurrence(tokens: Sequence[int], pattern: Sequence[int]) -> int | None:
@@ -114,7 +121,7 @@ def encode(
         batch: N prompts.
         tokenizer: a Hugging Face tokenizer; may be None when the batch holds token ids only.
         invocation: what stands between prompt and completion.
-        max_row_tokens: longest row the engine takes, or None.
+        max_row_tokens: longest row that the engine can score, or None.
         vocab_size: token ids are below it, or None.
 
     Returns:
@@ -138,19 +145,20 @@ def encode(
         counts=tuple(len(row.tokens) - row.prompt_len for row in rows),
         num_options=batch.num_options(),
         labels=labels,
+        objective=batch.objective,
     )
     return EncodedBatch(
         Rows(
-            tuple(row.tokens for row in rows),
-            tuple(row.prefix_len for row in rows),
-            tuple(row.prompt_len for row in rows),
-            _is_normalised(targets),
-            middle.prefix_adapter,
+            tokens=tuple(row.tokens for row in rows),
+            prefix_lens=tuple(row.prefix_len for row in rows),
+            prompt_lens=tuple(row.prompt_len for row in rows),
+            is_normalised=objectives.of(targets).is_normalised(targets),
+            prefix_adapter=middle.prefix_adapter,
         ),
         targets,
         num_apart=sum(row.border is not None for row in rows),
         notes=_notes(rows, texts),
-        made_for=MadeFor(middle.prefix, middle.tokens, max_row_tokens, vocab_size),
+        made_for=MadeFor(middle.prefix_mode, middle.tokens, max_row_tokens, vocab_size),
     )
 
 
@@ -225,11 +233,11 @@ def _prefix_len(
     """Where a row of text is split for its prefix; ``before`` are the tokens of ``head``."""
     assert middle.text is not None
     size = len(middle.tokens)
-    if middle.prefix == "exact" or size == 0:
+    if middle.prefix_mode == "exact" or size == 0:
         return middle.prefix_len(len(before))
     if head.ids[-size:] == middle.tokens:
         return len(before) - size
-    if middle.prefix == "activated" or head.spans is None:
+    if middle.prefix_mode == "activated" or head.spans is None:
         raise ValueError(
             f"Batch: prompt and invocation of row {i} must end with the invocation's tokens, or an "
             "activated adapter would not act and the base model would answer, got other tokens for "
@@ -265,17 +273,6 @@ def _notes(rows: Sequence[_Row], texts: Texts) -> dict[str, str]:
             "add_eos_token=False"
         )
     return notes
-
-
-def _is_normalised(targets: Targets) -> tuple[bool, ...]:
-    """Whether each row's log-likelihood has to be one, see `Rows`."""
-    if targets.num_options is None:
-        return (True,) * len(targets.counts)
-    flags: list[bool] = []
-    for size in targets.num_options:
-        counts = targets.counts[len(flags) : len(flags) + size]
-        flags += [max(counts) > 1] * size
-    return tuple(flags)
 
 
 def _check_row(

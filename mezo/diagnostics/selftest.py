@@ -7,7 +7,6 @@ SGLang (its pool, its cache) is checked in `mezo.engines.sglang.selftest`.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -15,10 +14,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mezo.core.messages import Check, StepRequest
+from mezo.core.rows import BASE, THETA, Rows, pair_slots
 from mezo.core.state import AdapterState
-from mezo.core.step import ScoreFn, StepRequest, pair_slots, run_step
-from mezo.data.batch import BASE, THETA, Batch, EncodedBatch, Rows
+from mezo.core.step import ScoreFn, run_step
+from mezo.data.batch import Batch, EncodedBatch
 from mezo.engines import EngineError
+from mezo.objectives.base import Targets
 
 if TYPE_CHECKING:
     from mezo.run import Run
@@ -30,23 +32,6 @@ logger = logging.getLogger(__name__)
 _SCALES = (0.02, 0.2, 2.0)
 _STEP = 0  # whose directions are used
 GROUP = 8  # slots scored in one call beside the base model and theta
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One check of a self-test.
-
-    Args:
-        name: what was checked.
-        is_ok: whether it holds, or could not be checked.
-        detail: the numbers: what was expected and what was found.
-        is_skipped: whether it could not be checked; ``detail`` says why.
-    """
-
-    name: str
-    is_ok: bool
-    detail: str
-    is_skipped: bool = False
 
 
 def quick(run: Run) -> list[Check]:
@@ -94,7 +79,7 @@ def sample_batch(run: Run, *, lengths: Sequence[int], scored: int) -> EncodedBat
 
     Args:
         run: the run.
-        lengths: prompt tokens of each row, cut to what the engine takes.
+        lengths: prompt tokens of each row, cut to what the engine accepts.
         scored: completion tokens of each row.
     """
     session = run.session
@@ -112,13 +97,13 @@ def engine_checks(state: AdapterState, score: ScoreFn, rows: Rows) -> list[Check
 
     Args:
         state: the adapter, on this rank.
-        score: the engine's forward; a batch that reads theta's slot must bring it up to date.
+        score: the engine's forward.
         rows: the rows to score, without prefixes.
 
     Returns:
         The checks. theta, its slot and its version are as before; the perturbed slots hold theta.
     """
-    state.publish()
+    state.flush()
     before = (digest([state.arena]), state.version)
     slots = pair_slots(state.num_directions)
     try:
@@ -132,7 +117,7 @@ def engine_checks(state: AdapterState, score: ScoreFn, rows: Rows) -> list[Check
         now = score(rows, [BASE, THETA, *slots[:GROUP]]).logprob_sums
     finally:
         state.restore()
-        state.publish()
+        state.slot(THETA)
     # One batch, run twice with the same kernels, gives the same bits; others may round apart.
     slack = min(_distance(sums[slots[0]], sums[BASE]) / 8, _slack(state, sums[BASE]))
     checks += [
@@ -273,9 +258,8 @@ def _fresh(
 def _pair(state: AdapterState, score: ScoreFn, rows: Rows) -> Check:
     """Whether a step with eps 0 finds no difference: L(theta, theta) = 0 to the bit."""
     counts = [len(t) - p for t, p in zip(rows.tokens, rows.prompt_lens, strict=True)]
-    request = StepRequest(
-        step=_STEP, rows=rows, counts=counts, num_options=None, labels=None, eps=0.0, lr=None
-    )
+    targets = Targets(counts=tuple(counts))
+    request = StepRequest(step=_STEP, rows=rows, targets=targets, eps=0.0, lr=None)
     reply = run_step(state, score, request)
     plus, minus = reply.losses_plus, reply.losses_minus
     is_ok = plus == minus and all(map(math.isfinite, plus))

@@ -8,16 +8,62 @@ from typing import Any, Protocol
 
 import torch
 
-from mezo.core.step import Scores, StepReply, StepRequest
-from mezo.data.batch import Rows
-from mezo.diagnostics.selftest import Check
+from mezo.config import MezoConfig
+from mezo.core.messages import Check, ProgressReply, StepReply, StepRequest
+from mezo.core.rows import Rows, Scores
+from mezo.data.encode import Invocation
+
+
+class Engine(Protocol):
+    """One kind of engine."""
+
+    def why_not(self) -> str | None:
+        """Return why it cannot be used here, in one sentence, or None. Starts nothing."""
+        ...
+
+    def launch(
+        self, model: str, config: MezoConfig, *, threads: int | None = None
+    ) -> AbstractContextManager[Any]:
+        """Start it with a model, sized for a run, and end it when the context ends.
+
+        Args:
+            model: directory or hub name.
+            config: the run it has to hold.
+            threads: CPU hosts: threads of the engine; None: the engine's own choice.
+
+        Returns:
+            A context manager that gives the handle for `open`.
+
+        Raises:
+            ImportError: it is not installed.
+            EngineError: it cannot start.
+        """
+        ...
+
+    def tokenizer(self, model: str) -> Any:
+        """Return the tokenizer to open a launched engine with; None where it has its own."""
+        ...
+
+    def open(self, handle: Any, config: MezoConfig, tokenizer: Any) -> Session | None:
+        """Attach an adapter to a handle; None if the handle is not of this kind."""
+        ...
 
 
 class Session(Protocol):
     """One adapter attached to one engine.
 
     Attributes:
-        lock: one an engine; held by whoever sends it something, so that threads take turns.
+        lock: one per engine; held by whoever sends it something, so that threads take turns.
+        engine_name: the engine's name in `mezo.engines`.
+        versions: {package: version} of what runs the model.
+        model_path: where the model was loaded from, or "".
+        tokenizer: a Hugging Face tokenizer, or None.
+        invocation: the run's, as the tokenizer's token ids.
+        max_row_tokens: the longest row that the engine can score.
+        vocab_size: token ids are below it.
+        dtype: the model's.
+        partners: shapes of the tensors, by canonical name, that make fused projections whole and
+            are not trained.
     """
 
     lock: AbstractContextManager[Any]
@@ -25,10 +71,10 @@ class Session(Protocol):
     versions: dict[str, str]
     model_path: str
     tokenizer: Any
+    invocation: Invocation
     max_row_tokens: int
     vocab_size: int
     dtype: torch.dtype
-    # Names and shapes of the tensors that make fused projections whole and are not trained.
     partners: dict[str, tuple[int, ...]]
 
     def step(self, request: StepRequest) -> StepReply:
@@ -36,15 +82,15 @@ class Session(Protocol):
         ...
 
     def score(self, rows: Rows, slot: str) -> Scores:
-        """Score rows under the current adapter (`core.THETA`) or the base model (`core.BASE`)."""
+        """Score rows under a slot: `THETA`, a perturbed one, or `BASE` for the base model."""
         ...
 
     def apply_update(self, step: int, coefficients: Sequence[float]) -> None:
         """Take ``step``: theta <- fma(c, z, theta) over its directions; no c is a skipped step."""
         ...
 
-    def progress(self) -> tuple[int, StepReply | None]:
-        """Return how many steps were taken, and the last one's reply: None for a known update.
+    def progress(self) -> ProgressReply:
+        """Return how many steps were taken, and the last one's reply.
 
         This is what a caller asks that was interrupted in a step.
         """

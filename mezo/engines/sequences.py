@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mezo.data.batch import Rows
+from mezo.core.rows import Rows
 
 
 @dataclass(frozen=True)

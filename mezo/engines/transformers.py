@@ -1,7 +1,8 @@
-"""The engine on a plain Hugging Face model: the truth for tests and the fallback without SGLang."""
+"""The engine on a plain Hugging Face model: the reference in tests, and for use without SGLang."""
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -10,14 +11,15 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-import transformers
 
 from mezo._host import fp32_products, warn_of_products
 from mezo.config import MezoConfig
-from mezo.core.state import AdapterState
-from mezo.core.step import Scores, StepReply, StepRequest, pair_slots, run_step
-from mezo.data.batch import BASE, THETA, Rows
-from mezo.diagnostics.selftest import Check, engine_checks
+from mezo.core.messages import Check, ProgressReply, StepReply, StepRequest
+from mezo.core.rows import THETA, Rows, Scores, run_slots
+from mezo.core.state import AdapterSlot, AdapterState
+from mezo.core.step import run_step
+from mezo.data.encode import encode_invocation
+from mezo.diagnostics.selftest import engine_checks
 from mezo.engines.linears import STACKED, linear_shape
 from mezo.engines.sequences import sequences_of
 from mezo_kernels import TensorSpec
@@ -34,8 +36,9 @@ class _LoraLinear(torch.nn.Module):
         super().__init__()
         self.base = base
         self.scaling = config.scaling
-        self.active: str = BASE
-        self.prefix: str = BASE  # the slot that prefix tokens run under
+        # Ids of the slots that all tokens, and that prefix tokens, run under; None: base model.
+        self.active: str | None = None
+        self.prefix: str | None = None
         self.is_prefix: torch.Tensor | None = None  # [N, T, 1] bool, or None: no prefixes
         shapes = {"A": (config.rank, base.in_features), "B": (base.out_features, config.rank)}
         self.slots = {
@@ -55,11 +58,11 @@ class _LoraLinear(torch.nn.Module):
             self.is_prefix, self._delta(x, self.prefix), self._delta(x, self.active)
         )
 
-    def _delta(self, x: torch.Tensor, name: str) -> torch.Tensor:
+    def _delta(self, x: torch.Tensor, uid: str | None) -> torch.Tensor:
         """The adapter's part of the output; nothing for the base model."""
-        if name == BASE:
+        if uid is None:
             return torch.zeros((), dtype=x.dtype, device=x.device)
-        slot = self.slots[name]
+        slot = self.slots[uid]
         return F.linear(F.linear(x, slot["A"]), slot["B"]) * self.scaling
 
 
@@ -81,6 +84,8 @@ class TransformersSession:
     engine_name = "transformers"
 
     def __init__(self, model: Any, config: MezoConfig, tokenizer: Any = None) -> None:
+        import transformers
+
         self.versions = {
             "transformers": transformers.__version__,
             "torch": torch.__version__,
@@ -90,13 +95,14 @@ class TransformersSession:
         if torch.device(model.device).type == "cpu" and model.dtype == torch.float32:
             warn_of_products(fp32_products(), "this process")
         self.tokenizer = tokenizer
+        self.invocation = encode_invocation(config.invocation, tokenizer, prefix_mode=config.prefix)
         self.model_path = str(getattr(model, "name_or_path", "") or "")
         self.max_row_tokens = int(model.config.max_position_embeddings)
         self.vocab_size = int(model.config.vocab_size)
         self.dtype: torch.dtype = model.dtype
         self._was_training = bool(model.training)
         model.eval()  # dropout would differ between the two signs
-        slots = [*pair_slots(config.num_directions), THETA]
+        slots = run_slots(config.num_directions)
         self._layers = _wrap(model, config, slots)
         self.partners = _partners(model, self._layers, config.rank)
         try:
@@ -114,16 +120,13 @@ class TransformersSession:
                 specs.append(TensorSpec(f"{name}.lora_{factor}", (rows, cols)))
                 for slot in slots:
                     views[slot].append(layer.slots[slot][factor])
-        state = AdapterState(
+        return AdapterState(
             specs,
             seed=config.seed,
             distribution=config.distribution,
-            pairs=[(views[f"plus{k}"], views[f"minus{k}"]) for k in range(config.num_directions)],
-            theta=views[THETA],
+            slots=[AdapterSlot(slot, slot, views[slot]) for slot in slots],
             device=self.model.device,
         )
-        state.publish()
-        return state
 
     def step(self, request: StepRequest) -> StepReply:
         """See `Session.step`."""
@@ -131,33 +134,24 @@ class TransformersSession:
 
     def score(self, rows: Rows, slot: str) -> Scores:
         """See `Session.score`."""
-        if slot == THETA:
-            self.state.publish()
         return self._score(rows, [slot])
 
     def apply_update(self, step: int, coefficients: Sequence[float]) -> None:
         """See `Session.apply_update`."""
         self.state.take_step(step, coefficients)
 
-    def progress(self) -> tuple[int, StepReply | None]:
+    def progress(self) -> ProgressReply:
         """See `Session.progress`."""
-        return self.state.steps, self.state.last_reply
+        return ProgressReply(self.state.steps, self.state.last_reply)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """See `Session.weights`."""
-        self.state.flush()
-        pairs = zip(self.state.specs, self.state.masters, strict=True)
-        return {spec.name: master.detach().cpu().clone() for spec, master in pairs}
+        parts = self.state.unpack(*self.state.pack())
+        return {spec.name: values.clone() for spec, values in parts}
 
     def selftest(self, rows: Rows) -> list[Check]:
         """See `Session.selftest`."""
-
-        def score(rows: Rows, slots: Sequence[str]) -> Scores:
-            if THETA in slots:
-                self.state.publish()
-            return self._score(rows, slots)
-
-        return engine_checks(self.state, score, rows)
+        return engine_checks(self.state, self._score, rows)
 
     def close(self) -> None:
         """Put the wrapped layers back."""
@@ -168,7 +162,7 @@ class TransformersSession:
 
     @torch.inference_mode()
     def _score(self, rows: Rows, slots: Sequence[str]) -> Scores:
-        """Run the rows' sequences under each slot, one forward a slot, no keys or values shared.
+        """Run the rows' sequences under each slot, one forward per slot, no keys or values shared.
 
         A prefix runs under an adapter of its own (none, for an activated one), token by token in
         one forward: later tokens then attend to the keys and values that this gives.
@@ -197,9 +191,12 @@ class TransformersSession:
         place, token, row = torch.tensor(readings).unbind(1)
         ids, mask, is_prefix = (t.to(self.model.device) for t in (ids, mask, is_prefix))
         sums: dict[str, list[float]] = {}
+        has_prefix = any(rows.prefix_lens)
         for slot in slots:
             with self._switched_to(
-                slot, rows.prefix_adapter, is_prefix if any(rows.prefix_lens) else None
+                self.state.slot(slot).uid,
+                self.state.slot(rows.prefix_adapter).uid if has_prefix else None,
+                is_prefix if has_prefix else None,
             ):
                 logits = self._logits(ids, mask, where)
             values = logits.float().log_softmax(-1)[place, token].double().cpu()
@@ -211,7 +208,7 @@ class TransformersSession:
     ) -> torch.Tensor:
         """Logits `[W, V]` behind the tokens at ``where``, W rows and W columns of ``ids``.
 
-        lm_head gets the hidden states of these tokens alone, from a hook: what a model does to its
+        lm_head gets the hidden states of these tokens only, from a hook: what a model does to its
         logits after it (a scale, a cap) is still the model's.
         """
 
@@ -230,16 +227,16 @@ class TransformersSession:
 
     @contextmanager
     def _switched_to(
-        self, slot: str, prefix: str = BASE, is_prefix: torch.Tensor | None = None
+        self, active: str | None, prefix: str | None = None, is_prefix: torch.Tensor | None = None
     ) -> Iterator[None]:
-        """Let the adapted layers use ``slot``, and ``prefix`` for prefix tokens."""
+        """Let the adapted layers use the slot ``active``, and ``prefix`` for prefix tokens."""
         for layer in self._layers.values():
-            layer.active, layer.prefix, layer.is_prefix = slot, prefix, is_prefix
+            layer.active, layer.prefix, layer.is_prefix = active, prefix, is_prefix
         try:
             yield
         finally:
             for layer in self._layers.values():
-                layer.active, layer.prefix, layer.is_prefix = BASE, BASE, None
+                layer.active, layer.prefix, layer.is_prefix = None, None, None
 
 
 def _partners(
@@ -290,3 +287,45 @@ def _wrap(model: Any, config: MezoConfig, slots: Sequence[str]) -> dict[str, _Lo
     for name, layer in layers.items():
         model.set_submodule(name, layer)
     return layers
+
+
+class TransformersEngine:
+    """See `mezo.engines.base.Engine`."""
+
+    def why_not(self) -> str | None:
+        """Return why transformers cannot be used here, in one sentence, or None."""
+        if importlib.util.find_spec("transformers") is None:
+            return "transformers is not installed; run `pip install transformers`."
+        return None
+
+    @contextmanager
+    def launch(
+        self, model: str, config: MezoConfig, *, threads: int | None = None
+    ) -> Iterator[Any]:
+        """Load a model onto the GPU in bf16, or without one into memory in fp32.
+
+        ``threads`` are torch's own: the model runs in this process.
+        """
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        yield loaded.to(device)
+
+    def tokenizer(self, model: str) -> Any:
+        """Load the model's tokenizer."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(model)
+
+    def open(self, handle: Any, config: MezoConfig, tokenizer: Any) -> TransformersSession | None:
+        """Attach an adapter to a Hugging Face causal language model."""
+        if not isinstance(handle, torch.nn.Module):
+            return None
+        return TransformersSession(handle, config, tokenizer)
+
+
+ENGINE = TransformersEngine()

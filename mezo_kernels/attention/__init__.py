@@ -1,15 +1,21 @@
 """Attention of rows that share a prefix: the prefix is read once for all rows of a group."""
 
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 
-from mezo_kernels._dispatch import resolve_torch
-from mezo_kernels.attention import cpu, flashinfer, reference
 from mezo_kernels.attention.inputs import AttentionInputs
 from mezo_kernels.attention.plan import Indices, SharedPrefixPlan
+from mezo_kernels.backends import CPU_NATIVE, REFERENCE, TRITON, load, register, resolve
+
+__all__ = ["AttentionBackend", "AttentionInputs", "SharedPrefixPlan", "shared_prefix_attention"]
 
 _FUNCTION = "shared_prefix_attention"
+register(
+    _FUNCTION,
+    needs={"reference": REFERENCE, "cpu": CPU_NATIVE, "triton": TRITON},
+    package=__name__,
+)
 
 
 class AttentionBackend(Protocol):
@@ -59,9 +65,9 @@ def shared_prefix_attention(
         soft_cap: cap(x) = soft_cap * tanh(x / soft_cap); 0 is none.
         return_lse: also return the log-sum-exp of each token and head.
         out: `[T, H, D_v]` contiguous, dtype and device of ``q``, to write to; None makes one.
-        backend: "reference" | "cpu" | "triton" | "flashinfer" (where that package is installed,
-            when it is named) | None (the best of the others for the device) | an object whose
-            ``attend(inputs, out, lse)`` gets the `AttentionInputs`, checked, and what to write to.
+        backend: "reference" | "cpu" | "triton" | None (the best one for the device) | an
+            `AttentionBackend`: its ``attend(inputs, out, lse)`` gets the checked `AttentionInputs`
+            and what to write to.
 
     Returns:
         `[T, H, D_v]` in the dtype of ``q``, ``out`` where it is given; with ``return_lse`` also
@@ -71,8 +77,7 @@ def shared_prefix_attention(
         ValueError: a wrong rank, shape, dtype, stride or device, a plan beside indices or neither,
             what `SharedPrefixPlan` raises, a negative soft cap, or an unknown backend name.
         IndexError: a slot outside the caches (cpu, reference; the GPU backends do not check).
-        NotImplementedError: a head dim above 256; flashinfer: a head dim but 64, 128 and 256, or
-            two of them, or fp32; backend "cuda", which is not there.
+        NotImplementedError: a head dim above 256; backend "cuda", which is not there.
         RuntimeError: the requested backend is not usable here, with the reason.
 
     Numerics: scores, softmax and sums in fp32 whatever the dtype; triton rounds the weights to the
@@ -80,28 +85,36 @@ def shared_prefix_attention(
     inputs, fp64 too). A prefix of more than 1024 tokens is attended to in parts of 1024 by triton,
     whatever the batch. Deterministic. Rows of one group with equal contents get the same bits,
     wherever they stand in the group, and a group's result does not depend on the other groups of
-    the batch. cpu: a row's bits depend on the row and its prefix alone, not on the other rows of
+    the batch. cpu: a row's bits depend only on the row and its prefix, not on the other rows of
     its group either, and are the same on every instruction set and for every number of threads
     (lse: as far as the C library's log is); weights below exp(-87) of the largest are 0,
-    and a token whose scores are all -inf gets 0 and lse -inf. None of this is promised by
-    flashinfer, which splits prefixes by the whole batch and rounds the results over prefix and row
-    to the dtype of q before it merges them. Backends agree within rounding, not in bits.
-    Graph-safe: triton and flashinfer with a plan that was used once with these shapes and scalars;
-    cpu no. Calls of flashinfer on one device share a workspace: keep them on one stream. Cost: a
+    and a token whose scores are all -inf gets 0 and lse -inf. Backends agree within rounding, not
+    in bits.
+    Graph-safe: triton with a plan that was used once with these shapes and scalars; cpu no. Cost: a
     group's prefix is read once per tile of packed queries, those of its rows and of the heads of a
     KV head: 64 in triton, 48 on the CPU, whose working memory is 0.25 MB a thread.
     Source: Juravsky et al. 2024 (arXiv 2402.05099) for the shared prefix; Milakov and Gimelshein
     2018 (arXiv 1805.02867) for the running softmax.
+
+    Example:
+        >>> import mezo_kernels as mk
+        >>> cache = torch.randn(8, 1, 4)  # keys and values of 8 slots, one KV head
+        >>> q = k = v = torch.randn(3, 1, 4)  # the tokens of two rows, of 2 and of 1
+        >>> rows = {"qo_indptr": [0, 2, 3], "group_indptr": [0, 2]}
+        >>> prefix = {"kv_indptr": [0, 3], "kv_indices": [5, 0, 2]}  # of both rows
+        >>> out = mk.shared_prefix_attention(q, k, v, cache, cache, **rows, **prefix, scale=0.5)
+        >>> out.shape
+        torch.Size([3, 1, 4])
     """
+    name = None
     if backend is None or isinstance(backend, str):
-        own = {"flashinfer": flashinfer.reason_against}
-        name = resolve_torch(_FUNCTION, backend, q.device.type, own, is_cpu_native=True)
-        backend = _backend_of(name)
+        name = resolve(_FUNCTION, backend, q.device.type)
+        backend = cast(AttentionBackend, load(_FUNCTION, name))
     plan = _plan_of(plan, qo_indptr, group_indptr, kv_indptr, kv_indices)
     inputs = AttentionInputs(
         q, k_suffix, v_suffix, k_cache, v_cache, plan, float(scale), float(soft_cap)
     )
-    inputs.check(takes_fp64=backend is reference)
+    inputs.check(takes_fp64=name == "reference")
     out = _output(inputs, out)
     lse = None
     if return_lse:
@@ -144,15 +157,3 @@ def _output(inputs: AttentionInputs, out: torch.Tensor | None) -> torch.Tensor:
             "own, or None."
         )
     return out
-
-
-def _backend_of(name: str) -> AttentionBackend:
-    if name == "triton":
-        # Imported here because importing the package must not import triton.
-        from mezo_kernels.attention import triton as module
-
-        backend: AttentionBackend = module
-        return backend
-    if name == "flashinfer":
-        return flashinfer
-    return cpu if name == "cpu" else reference

@@ -1,10 +1,11 @@
-"""The cpu backend: one call of the native kernel (csrc/cpu/attention.h) on a plan's tables."""
+"""The cpu backend: one call of the native kernel (csrc/cpu/attention.cpp) on a plan's tables."""
 
 from dataclasses import dataclass
 
 import torch
 
 from mezo_kernels import _native
+from mezo_kernels._per_plan import per_plan
 from mezo_kernels.attention.inputs import AttentionInputs
 from mezo_kernels.attention.plan import SharedPrefixPlan
 
@@ -17,9 +18,9 @@ class Tables:
 
     Args:
         rows: `[R, 2]`, first token and end of each row, group by group.
-        slots: `[kv_indptr[G]]`, contiguous, a copy of its own: what is checked stays.
-        blocks: `[N, 6]`, rows of AttentionBlock (csrc/cpu/ops.h).
-        addresses: of the three and N, as the native function takes them.
+        slots: `[kv_indptr[G]]`, contiguous, a private copy: it cannot change after the check.
+        blocks: `[N, 6]`, rows of AttentionBlock (csrc/cpu/attention.h).
+        addresses: of the three and N, as the native function expects them.
         lowest, highest: of the slots; 0 and -1 where there are none.
     """
 
@@ -36,11 +37,7 @@ def attend(inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor | None)
     q, k_cache, plan = inputs.q, inputs.k_cache, inputs.plan
     _, heads, dim = q.shape
     num_slots, kv_heads, _ = k_cache.shape
-    key = ("cpu", heads // kv_heads)
-    tables = plan.tables.get(key)
-    if tables is None:
-        tables = plan.tables[key] = make_tables(plan, heads // kv_heads)
-    assert isinstance(tables, Tables)
+    tables = make_tables(plan, heads // kv_heads)
     if tables.lowest < 0 or tables.highest >= num_slots:
         raise IndexError(
             f"shared_prefix_attention: kv_indices must be slots of the caches, 0 to "
@@ -58,6 +55,7 @@ def attend(inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor | None)
     )
 
 
+@per_plan
 def make_tables(plan: SharedPrefixPlan, gqa: int) -> Tables:
     """The tables for models of ``gqa`` heads per KV head."""
     row_tokens = [plan.row_tokens(row) for row in plan.row_order]

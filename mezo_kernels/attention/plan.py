@@ -5,8 +5,6 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from mezo_kernels.attention.levels import Levels, levels_of
-
 Indices = torch.Tensor | Sequence[int]
 
 
@@ -17,8 +15,8 @@ class SharedPrefixPlan:
         group g = rows row_order[i] for i in group_indptr[g] .. group_indptr[g + 1]
         prefix of g = slots kv_indices[kv_indptr[g] .. kv_indptr[g + 1]]
 
-    The plan keeps what each backend derives from the layout, so that a call checks shapes only and
-    computes no index.
+    Each backend derives its tables from a plan once and keeps them as long as the plan, so that a
+    call checks shapes only and computes no index.
 
     Args:
         qo_indptr: `[R + 1]` ints from 0, token ranges of the rows; rows may be empty.
@@ -34,6 +32,13 @@ class SharedPrefixPlan:
     Numerics: none. Graph-safe: building it is not; calls through it are (triton). Cost: the ranges
     are read on the host, so tensors on a GPU cost a synchronisation each: pass lists or CPU
     tensors; ``kv_indices`` may lie anywhere, its contents are not read here.
+
+    Example:
+        >>> plan = SharedPrefixPlan([0, 2, 3], [0, 2], [0, 3], [5, 0, 2])
+        >>> plan.num_tokens, plan.num_rows, plan.num_groups
+        (3, 2, 1)
+        >>> plan.prefix_slots(0)
+        tensor([5, 0, 2])
     """
 
     def __init__(
@@ -57,8 +62,6 @@ class SharedPrefixPlan:
         # Entry i of `row_order` has the places packed_indptr[i] .. in `token_order`.
         lengths = [len(self.row_tokens(row)) for row in self.row_order]
         self.packed_indptr = [0, *accumulate(lengths)]
-        # What the backends derive, by backend and shape.
-        self.tables: dict[object, object] = {}
 
     def row_tokens(self, row: int) -> range:
         """Tokens of a row."""
@@ -80,10 +83,6 @@ class SharedPrefixPlan:
     def prefix_slots(self, group: int) -> torch.Tensor:
         """Cache slots of a group's prefix."""
         return self.kv_indices[self.kv_indptr[group] : self.kv_indptr[group + 1]]
-
-    def levels(self) -> Levels:
-        """The layout as two batches of ordinary sequences, for kernels that know no sharing."""
-        return levels_of(self)
 
     def _check_lengths(self) -> None:
         if self.group_indptr[-1] != self.num_rows:

@@ -1,4 +1,4 @@
-"""The PyTorch truth: each row over its prefix and itself, in the inputs' dtype."""
+"""The PyTorch reference: each row over its prefix and itself, in the inputs' dtype."""
 
 import torch
 

@@ -1,17 +1,15 @@
 """Random directions: draw one, add a combination of them in place, fan a master out to slots."""
 
-import importlib
 import math
 from collections.abc import Sequence
 from typing import Protocol, cast
 
 import torch
 
-from mezo_kernels.backends import resolve
-from mezo_kernels.directions.device_step import DeviceStep
+from mezo_kernels.backends import EVERY_BACKEND, load, register, resolve
+from mezo_kernels.directions.philox import Direction, TensorSpec
+from mezo_kernels.directions.plan import AdapterPlan
 from mezo_kernels.directions.scalars import Scalars, on_host, scalars_of
-from mezo_kernels.philox import Direction, TensorSpec
-from mezo_kernels.plan import AdapterPlan
 
 
 class _Backend(Protocol):
@@ -21,7 +19,7 @@ class _Backend(Protocol):
 
 
 class _HostBackend(_Backend, Protocol):
-    """A backend that takes the scalars of a call as they are."""
+    """A backend that gets the scalars of a call as Python numbers."""
 
     def add_directions_(
         self, plan: AdapterPlan, directions: Sequence[Direction], coefficients: Sequence[float]
@@ -44,8 +42,14 @@ class _DeviceBackend(_Backend, Protocol):
     def perturb_scalars(self, plan: AdapterPlan, scalars: Scalars) -> None: ...
 
 
-# Imported at first use: importing triton takes longer than everything else here.
-_MODULES = {"reference": "reference", "cpu": "native", "triton": "triton", "cuda": "cuda"}
+register(
+    "sample",
+    "add_directions_",
+    "perturb_into",
+    needs=EVERY_BACKEND,
+    package=__name__,
+)
+# These read the scalars of a call from device memory.
 _ON_DEVICE = ("triton", "cuda")
 
 
@@ -76,9 +80,14 @@ def sample(
     Numerics: |z| <= 6.77, within 4 ulp of float64 Box-Muller. Deterministic; the same bits on every
     backend. Graph-safe: no, it allocates. Cost: one write of z.
     Source: Salmon et al. 2011 for Philox; Box and Muller 1958.
+
+    Example:
+        >>> sample(TensorSpec("q_proj.lora_A", (2, 3)), Direction(seed=7, step=0))
+        tensor([[-0.2351,  0.4154,  1.7065],
+                [ 0.1583, -0.2114,  0.9261]])
     """
     target = torch.device("cpu" if device is None else device)
-    return _module(resolve(backend, target.type)).sample(spec, direction, target)
+    return _module(resolve("sample", backend, target.type)).sample(spec, direction, target)
 
 
 def add_directions_(
@@ -87,7 +96,6 @@ def add_directions_(
     directions: Sequence[Direction] = (),
     coefficients: Sequence[float] = (),
     *,
-    scalars: DeviceStep | None = None,
     backend: str | None = None,
 ) -> None:
     """Add a combination of random directions to adapter tensors in place, all in one call.
@@ -101,8 +109,6 @@ def add_directions_(
         directions: K `Direction`, applied in this order.
         coefficients: K finite floats in the unit of the tensors, rounded to fp32 once. A MeZO
             update is -lr * projected_grad.
-        scalars: in place of directions and coefficients, the pending update of a `DeviceStep`; the
-            call uses it up, so that a second one adds nothing.
         backend: "reference" | "cpu" | "triton" | "cuda" | None (the best one for the device).
 
     Returns:
@@ -110,24 +116,27 @@ def add_directions_(
 
     Raises:
         ValueError: what `AdapterPlan` raises, specs beside a plan, lengths that do not match, a
-            coefficient that is not finite in fp32, scalars beside directions or on another device,
-            or an unknown backend name.
+            coefficient that is not finite in fp32, or an unknown backend name.
         RuntimeError: the requested backend is not usable here, with the reason.
 
     Numerics: z and the sum in fp32, one rounding (nearest even) to each tensor's dtype.
     Deterministic; the same bits on every backend, whatever the number of threads.
-    Graph-safe: with a plan and scalars, after one such call outside of a capture; otherwise no.
-    Cost: each element is read and written once, whatever K.
+    Graph-safe: no, each call sends its scalars. Cost: each element is read and written once,
+    whatever K.
     Source: Malladi et al. 2023 (arXiv 2305.17333), Alg. 1; Salmon et al. 2011 for Philox.
+
+    Example:
+        >>> import torch
+        >>> theta, spec = torch.zeros(2, 3), TensorSpec("q_proj.lora_A", (2, 3))
+        >>> add_directions_([theta], [spec], [Direction(seed=7, step=0)], [0.5])
+        >>> theta
+        tensor([[-0.1176,  0.2077,  0.8532],
+                [ 0.0791, -0.1057,  0.4630]])
     """
     function = "add_directions_"
     plan = _plan_of(function, tensors, specs, None)
-    if scalars is not None:
-        _check_scalars(function, plan, scalars, directions, coefficients)
-        _add_scalars_(plan, scalars.scalars, resolve(backend, plan.device.type))
-        return
     coefficients = rounded_factors(function, "directions", "coefficients", directions, coefficients)
-    name = resolve(backend, plan.device.type)
+    name = resolve(function, backend, plan.device.type)
     if name in _ON_DEVICE:
         sent = scalars_of(plan.device, update=(directions, coefficients))
         _on_device(name).add_scalars_(plan, sent)
@@ -143,7 +152,6 @@ def perturb_into(
     scales: Sequence[float] = (),
     *,
     update: tuple[Sequence[Direction], Sequence[float]] | None = None,
-    scalars: DeviceStep | None = None,
     backend: str | None = None,
 ) -> None:
     """Update fp32 masters, then write perturbed copies of them to slots, all in one call.
@@ -162,8 +170,6 @@ def perturb_into(
         scales: K finite floats, rounded to fp32 once, e.g. (+eps, -eps). A scale of 0 writes
             round(master), and no z is computed.
         update: (directions, coefficients) applied to the masters first, as `add_directions_` does.
-        scalars: in place of directions, scales and update, those of a `DeviceStep`; the call uses
-            its pending update up.
         backend: "reference" | "cpu" | "triton" | "cuda" | None (the best one for the device).
 
     Returns:
@@ -171,16 +177,24 @@ def perturb_into(
 
     Raises:
         ValueError: what `AdapterPlan` raises, specs or outputs beside a plan, no outputs, lengths
-            that do not match, a scale that is not finite in fp32, scalars beside directions or of
-            another number of slots, or an unknown backend name.
+            that do not match, a scale that is not finite in fp32, or an unknown backend name.
         RuntimeError: the requested backend is not usable here, with the reason.
 
     Numerics: z and the sum in fp32, one rounding (nearest even) to each output's dtype.
     Deterministic; the same bits on every backend, whatever the number of threads.
-    Graph-safe: with a plan and scalars, after one such call outside of a capture; otherwise no.
-    Cost: the masters are read once (and written once with an update), each output
-    written once, one z generated per distinct direction.
+    Graph-safe: no, each call sends its scalars. Cost: the masters are read once (and written once
+    with an update), each output is written once, one z is generated per distinct direction.
     Source: Malladi et al. 2023 (arXiv 2305.17333), Alg. 1; Salmon et al. 2011 for Philox.
+
+    Example:
+        >>> import torch
+        >>> theta, spec = torch.ones(2, 3), TensorSpec("q_proj.lora_A", (2, 3))
+        >>> plus, minus = torch.empty(2, 3), torch.empty(2, 3)
+        >>> pair = [Direction(seed=7, step=0)] * 2
+        >>> perturb_into([theta], [spec], [[plus], [minus]], pair, [0.125, -0.125])
+        >>> plus - theta
+        tensor([[-0.0294,  0.0519,  0.2133],
+                [ 0.0198, -0.0264,  0.1158]])
     """
     function = "perturb_into"
     plan = _plan_of(function, masters, specs, outputs)
@@ -189,10 +203,6 @@ def perturb_into(
             f"{function}: outputs must be one sequence of tensors per slot, got None; pass them, "
             "or an AdapterPlan built with outputs."
         )
-    if scalars is not None:
-        _check_scalars(function, plan, scalars, directions, scales, *(update or ()))
-        _perturb_scalars(plan, scalars.scalars, resolve(backend, plan.device.type))
-        return
     if len(directions) != len(plan.outputs):
         raise ValueError(
             f"{function}: directions must have one entry per slot, {len(plan.outputs)}, got "
@@ -201,7 +211,7 @@ def perturb_into(
     scales = rounded_factors(function, "directions", "scales", directions, scales)
     moves, factors = ((), ()) if update is None else update
     factors = rounded_factors(function, "update directions", "update coefficients", moves, factors)
-    name = resolve(backend, plan.device.type)
+    name = resolve(function, backend, plan.device.type)
     if name in _ON_DEVICE:
         sent = scalars_of(plan.device, directions, scales, (moves, factors))
         _on_device(name).perturb_scalars(plan, sent)
@@ -209,42 +219,26 @@ def perturb_into(
         _on_host(name).perturb_into(plan, directions, scales, (moves, factors))
 
 
-def _add_scalars_(plan: AdapterPlan, scalars: Scalars, name: str) -> None:
+def add_scalars_(plan: AdapterPlan, scalars: Scalars, backend: str | None = None) -> None:
+    """`add_directions_` of scalars that are on the plan's device already.
+
+    Graph-safe on triton and cuda, after one such call outside of a capture.
+    """
+    name = resolve("add_directions_", backend, plan.device.type)
     if name in _ON_DEVICE:
         _on_device(name).add_scalars_(plan, scalars)
     else:
         _, _, update = on_host(scalars)
         _on_host(name).add_directions_(plan, *update)
-    scalars.num_updates.zero_()
 
 
-def _perturb_scalars(plan: AdapterPlan, scalars: Scalars, name: str) -> None:
+def perturb_scalars(plan: AdapterPlan, scalars: Scalars, backend: str | None = None) -> None:
+    """`perturb_into` of scalars that are on the plan's device already; graph-safe likewise."""
+    name = resolve("perturb_into", backend, plan.device.type)
     if name in _ON_DEVICE:
         _on_device(name).perturb_scalars(plan, scalars)
     else:
         _on_host(name).perturb_into(plan, *on_host(scalars))
-    # Behind the kernels on their stream: the update counts once.
-    scalars.num_updates.zero_()
-
-
-def _check_scalars(
-    function: str, plan: AdapterPlan, scalars: DeviceStep, *others: Sequence[object]
-) -> None:
-    if any(map(len, others)):
-        raise ValueError(
-            f"{function}: scalars must come without directions, factors and update, got both; pass "
-            "either of them."
-        )
-    if scalars.device != plan.device:
-        raise ValueError(
-            f"{function}: scalars must be on {plan.device} like the plan, got {scalars.device}; "
-            "make a DeviceStep for the plan."
-        )
-    if function == "perturb_into" and len(scalars.scalars.indices) != len(plan.outputs or ()):
-        raise ValueError(
-            f"{function}: scalars must have a scale for each of the {len(plan.outputs or ())} "
-            f"slots, got {len(scalars.scalars.indices)}; make a DeviceStep for the plan."
-        )
 
 
 def _plan_of(
@@ -296,5 +290,5 @@ def _on_device(name: str) -> _DeviceBackend:
     return cast(_DeviceBackend, _module(name))
 
 
-def _module(backend: str) -> _Backend:
-    return cast(_Backend, importlib.import_module(f"{__name__}.{_MODULES[backend]}"))
+def _module(name: str) -> _Backend:
+    return cast(_Backend, load("sample", name))

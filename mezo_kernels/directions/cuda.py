@@ -3,10 +3,10 @@
 import torch
 
 from mezo_kernels import _native
-from mezo_kernels.directions.native import direction_table
+from mezo_kernels.directions.cpu import direction_table
+from mezo_kernels.directions.philox import MASK32, Direction, TensorSpec
+from mezo_kernels.directions.plan import AdapterPlan, tensor_row
 from mezo_kernels.directions.scalars import Scalars
-from mezo_kernels.philox import MASK32, Direction, TensorSpec
-from mezo_kernels.plan import AdapterPlan, tensor_row
 
 
 def sample(spec: TensorSpec, direction: Direction, device: torch.device) -> torch.Tensor:

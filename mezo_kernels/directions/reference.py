@@ -1,14 +1,14 @@
-"""The PyTorch truth of the three calls; it reads like the formulas in their docstrings."""
+"""The PyTorch reference of the three calls; it reads like the formulas in their docstrings."""
 
 from collections.abc import Iterator, Sequence
 
 import torch
 
-from mezo_kernels._fp32 import fma
-from mezo_kernels.philox import Direction, TensorSpec, direction_of_elements
-from mezo_kernels.plan import AdapterPlan
+from mezo_kernels.directions.fp32 import fma
+from mezo_kernels.directions.philox import Direction, TensorSpec, direction_of_elements
+from mezo_kernels.directions.plan import AdapterPlan
 
-# Rows are taken in blocks of about this many elements to bound the memory of the int64 words.
+# Rows are computed in blocks of about this many elements to bound the memory of the int64 words.
 _BLOCK = 1 << 16
 
 

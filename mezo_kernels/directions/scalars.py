@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mezo_kernels.directions.native import Update, direction_table, slot_tables
-from mezo_kernels.philox import DOMAINS, MASK32, Direction
+from mezo_kernels.directions.cpu import Update, direction_table, slot_tables
+from mezo_kernels.directions.philox import DOMAINS, MASK32, Direction
 
 _DISTRIBUTIONS = {domain: name for name, domain in DOMAINS.items()}
 
@@ -23,7 +23,7 @@ class Scalars:
         factors: `[J + K]` fp32, the update's coefficients, then the slots' scales.
         num_updates: `[1]` int32: how many directions of the update count, J or 0.
         max_updates: J.
-        indices: for each slot which of the D directions it takes, or -1: none, a plain copy.
+        indices: for each slot which of the D directions it has, or -1: none, a plain copy.
         domain: the domain (`DOMAINS`) of all directions, or None where they differ.
         key: the seed of all directions, or None where they differ.
     """
@@ -72,7 +72,7 @@ def sent(table: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def on_host(scalars: Scalars) -> tuple[list[Direction], list[float], Update]:
-    """(directions of the slots, their scales, update), as the calls take them.
+    """(directions of the slots, their scales, update), as the calls expect them.
 
     Waits for the device where the scalars lie on one.
     """

@@ -1,17 +1,23 @@
 """Negative log-likelihood of labels from hidden states, without a row of logits in memory."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, cast
 
 import torch
 
-from mezo_kernels._dispatch import resolve_torch
-from mezo_kernels.nll import cpu, reference
+from mezo_kernels.backends import CPU_TORCH, REFERENCE, TRITON, load, register, resolve
 from mezo_kernels.nll.logits import LogitsRule
 
 Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+register(
+    "label_nll",
+    "label_logits",
+    needs={"reference": REFERENCE, "cpu": CPU_TORCH, "triton": TRITON},
+    package=__name__,
+)
 
 
 class _Backend(Protocol):
@@ -43,9 +49,9 @@ def label_nll(
     soft_cap: float = 0.0,
     logit_scale: float = 1.0,
     vocab_start: int = 0,
-    partial: bool = False,
+    all_gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
     backend: str | None = None,
-) -> torch.Tensor | Parts:
+) -> torch.Tensor:
     """Compute the negative log-likelihood of one token per row, without `[T, V]` logits.
 
         x[t, v] = cap(logit_scale * (hidden[t] . lm_head[v] + bias[v]))
@@ -61,17 +67,18 @@ def label_nll(
         soft_cap: the model's cap on final logits; 0 is none.
         logit_scale: the model's factor on the logits.
         vocab_start: token id of row 0 of ``lm_head``.
-        partial: return the parts of a shard, to be merged by `label_nll_from_parts`.
+        all_gather: where ranks share the vocabulary: gets this shard's parts, `[3, T]`, and
+            returns those of all shards, `[shards, 3, T]`, in one order on every rank. The parts are
+            the largest logit of the shard, the sum of exp(logit - largest), and the target's logit,
+            -inf where the shard lacks it; fp32.
         backend: "reference" | "cpu" | "triton" | None (the best one for the device).
 
     Returns:
-        `[T]` fp32, nats; inf where the target is not among the rows of ``lm_head``. With
-        ``partial`` three `[T]` fp32 tensors (max, sum_exp, target_logit): the largest logit of the
-        shard, the sum of exp(logit - max), and the target's logit, -inf where the shard lacks it.
+        `[T]` fp32, nats; inf where the target is not among the rows of ``lm_head``, of any shard.
 
     Raises:
-        ValueError: a wrong rank, shape, dtype, stride or device, a negative soft cap, or an unknown
-            backend name.
+        ValueError: a wrong rank, shape, dtype, stride or device, a negative soft cap, an
+            ``all_gather`` that returns another shape, or an unknown backend name.
         NotImplementedError: backend "cuda", which this operation does not have.
         RuntimeError: the requested backend is not usable here, with the reason.
 
@@ -80,54 +87,33 @@ def label_nll(
     fix the tiles and their order, never T: a row's result does not depend on the rows beside it,
     so a plus and a minus row of one content get the same bits. Triton holds this by construction;
     cpu fills the rows to a multiple of 32 and relies on BLAS to compute a row alike in products of
-    32 to 512 rows, which the tests check. Backends agree within rounding, not in bits.
+    32 to 512 rows, which the tests check. Backends agree within rounding, not in bits. Shards are
+    merged in the order given, so all ranks get the same bits.
     Graph-safe: triton yes (it allocates its output and three floats per row and split); cpu no.
     Cost: lm_head is read once (per 64 rows in triton, mostly from L2); memory T * 1024 floats on
     the CPU, T * 3 * 128 on a GPU.
     Source: Milakov and Gimelshein 2018 (arXiv 1805.02867) for the running log-sum-exp.
+
+    Example:
+        >>> hidden, lm_head = torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> label_nll(hidden, lm_head, torch.tensor([0, 2]))
+        tensor([0.4076, 0.8620])
     """
     function = "label_nll"
-    name = resolve_torch(function, backend, hidden.device.type)
+    name = resolve(function, backend, hidden.device.type)
     _check(function, hidden, lm_head, bias, soft_cap, name)
     _check_targets(function, hidden, targets)
     rule = LogitsRule(float(logit_scale), float(soft_cap))
     parts = _backend_of(name).label_nll_parts(hidden, lm_head, targets, bias, rule, vocab_start)
-    return parts if partial else label_nll_from_parts([parts])
-
-
-def label_nll_from_parts(parts: Sequence[Parts]) -> torch.Tensor:
-    """Merge the parts of vocabulary shards to the negative log-likelihood.
-
-        nll = log sum_i sum_exp_i * exp(max_i - max) + max - target_logit,   max = max_i max_i
-
-    Args:
-        parts: (max, sum_exp, target_logit) of each shard as `label_nll` returns them with
-            ``partial``, `[T]` each, in the order of the shards on every rank.
-
-    Returns:
-        `[T]` in the dtype of the parts, nats.
-
-    Raises:
-        ValueError: no parts.
-
-    Numerics: deterministic; the sum runs in the order given, so ranks that gather the parts in one
-    order get the same bits. Graph-safe: yes. Cost: a few operations on `[T]`.
-    Source: none.
-    """
-    if not parts:
+    if all_gather is None:
+        return _merged([parts])
+    shards = all_gather(torch.stack(parts))
+    if shards.dim() != 3 or not len(shards) or shards.shape[1:] != (3, len(hidden)):
         raise ValueError(
-            "label_nll_from_parts: parts must hold at least one shard's (max, sum_exp, "
-            "target_logit), got none; pass what label_nll returns with partial=True."
+            f"{function}: all_gather must return [shards, 3, T], with T {len(hidden)}, got "
+            f"{tuple(shards.shape)}; gather along a new first dim."
         )
-    maximum, sum_exp, target_logit = parts[0]
-    for other_maximum, other_sum_exp, other_logit in parts[1:]:
-        merged = torch.maximum(maximum, other_maximum)
-        # Two shards of -inf alone keep sum 0 instead of NaN.
-        shift = merged.clamp(min=torch.finfo(merged.dtype).min)
-        sum_exp = sum_exp * (maximum - shift).exp() + other_sum_exp * (other_maximum - shift).exp()
-        target_logit = torch.maximum(target_logit, other_logit)
-        maximum = merged
-    return sum_exp.log() + (maximum - target_logit)
+    return _merged([(maximum, total, logit) for maximum, total, logit in shards])
 
 
 def label_logits(
@@ -169,9 +155,15 @@ def label_logits(
     Numerics: as `label_nll`: fp32 accumulation, a row's result does not depend on the other rows.
     Graph-safe: triton yes; cpu no. Cost: L rows of lm_head are read, nothing of the others.
     Source: Malladi et al. 2023 (arXiv 2305.17333) for the loss over options.
+
+    Example:
+        >>> hidden, lm_head = torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> label_logits(hidden, lm_head, torch.tensor([0, 2]))
+        tensor([[2., 1.],
+                [0., 1.]])
     """
     function = "label_logits"
-    name = resolve_torch(function, backend, hidden.device.type)
+    name = resolve(function, backend, hidden.device.type)
     _check(function, hidden, lm_head, bias, soft_cap, name)
     if label_rows.dtype != torch.int64 or label_rows.dim() != 1:
         raise ValueError(
@@ -184,14 +176,21 @@ def label_logits(
     return _backend_of(name).label_logits(hidden, rows, own_bias, rule)
 
 
-def _backend_of(name: str) -> _Backend:
-    if name == "triton":
-        # Imported here because importing the package must not import triton.
-        from mezo_kernels.nll import triton as module
+def _merged(parts: list[Parts]) -> torch.Tensor:
+    """The negative log-likelihood, from (max, sum_exp, target_logit) of each shard."""
+    maximum, sum_exp, target_logit = parts[0]
+    for other_maximum, other_sum_exp, other_logit in parts[1:]:
+        merged = torch.maximum(maximum, other_maximum)
+        # Two shards of only -inf keep sum 0 instead of NaN.
+        shift = merged.clamp(min=torch.finfo(merged.dtype).min)
+        sum_exp = sum_exp * (maximum - shift).exp() + other_sum_exp * (other_maximum - shift).exp()
+        target_logit = torch.maximum(target_logit, other_logit)
+        maximum = merged
+    return sum_exp.log() + (maximum - target_logit)
 
-        backend: _Backend = module
-        return backend
-    return cpu if name == "cpu" else reference
+
+def _backend_of(name: str) -> _Backend:
+    return cast(_Backend, load("label_nll", name))
 
 
 def _check(

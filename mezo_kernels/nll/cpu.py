@@ -44,7 +44,7 @@ def label_nll_parts(
         is_here = (column >= 0) & (column < len(tile))
         target_logit = torch.where(is_here, picked, target_logit)
         new_maximum = torch.maximum(maximum, logits.amax(1))
-        # A row of -inf alone keeps sum 0 instead of NaN.
+        # A row of only -inf keeps sum 0 instead of NaN.
         shift = new_maximum.clamp(min=_LOWEST)
         sum_exp.mul_(maximum.sub_(shift).exp_())
         sum_exp.add_(logits.sub_(shift[:, None]).exp_().sum(1))

@@ -1,4 +1,4 @@
-"""The PyTorch truth: whole logits, log-sum-exp, the target's logit; in the inputs' dtype."""
+"""The PyTorch reference: whole logits, log-sum-exp, the target's logit; in the inputs' dtype."""
 
 import torch
 
@@ -16,7 +16,7 @@ def label_nll_parts(
     """Return (max, sum_exp, target_logit) of each row."""
     logits = label_logits(hidden, lm_head, bias, rule)
     maximum = logits.amax(1)
-    # A row of -inf alone keeps sum 0 instead of NaN.
+    # A row of only -inf keeps sum 0 instead of NaN.
     shift = maximum.clamp(min=torch.finfo(logits.dtype).min)
     sum_exp = (logits - shift[:, None]).exp().sum(1)
     local = targets - vocab_start

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mezo_kernels.attention import flashinfer as backend
-from tests.support import fake_flashinfer
+from bench.experiments.attention import flashinfer as backend
+from tests.bench.experiments import fake_flashinfer
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,7 +73,7 @@ def test_forms_that_fail_or_err_are_left_out(bench, monkeypatch):
     def off(one):
         return lambda: one.ours("cpu") * 1.1
 
-    forms = {"composed": absent, "sdpa": bench.sdpa, "triton": lambda one: lambda: one.ours("cpu")}
+    forms = {"two_pass": absent, "sdpa": bench.sdpa, "triton": lambda one: lambda: one.ours("cpu")}
     monkeypatch.setattr(bench, "FORMS", forms | {"flashinfer": off})
     found = bench.Forms()
     for _ in range(2):
@@ -121,10 +121,10 @@ def test_rows_points_and_report(bench, monkeypatch):
         "head_dim": 64,
         "us": {"sdpa": 40.0, "sglang_triton": 30.0, "triton": 12.5},
     }
-    text = paired.report(rows, {"device": "none"}, ["composed: left out."])
+    text = paired.report(rows, {"device": "none"}, ["two_pass: left out."])
     assert "| ratio | us | p20 - p80 | % of copy |" in text
     assert "L2 cold" in text
-    assert "* composed: left out.\n\nMeasured with: device none." in text
+    assert "* two_pass: left out.\n\nMeasured with: device none." in text
     plain = [{key: row[key] for key in row if key != "percent_of_copy"} for row in rows]
     assert "| ratio | us | p20 - p80 |\n" in paired.report(plain, {})
     assert "One thread" in paired.report(plain, {})

@@ -71,14 +71,14 @@ def test_what_peft_would_not_find_is_refused():
             f"{layer}.q_proj.lora_A",
             (2, 8),
             r"got \['q_proj'\], where the layers beside .* are "
-            r"called \['o_proj', 'qkv_proj'\]; take \['qkv_proj'\] in their place, or attach",
+            r"called \['o_proj', 'qkv_proj'\]; use \['qkv_proj'\] in their place, or attach",
         ),
-        (f"{layer}.w_proj.lora_A", (2, 8), r"got \['w_proj'\], .*; take other ones, or attach"),
+        (f"{layer}.w_proj.lora_A", (2, 8), r"got \['w_proj'\], .*; use other ones, or attach"),
         (
             f"language_{layer}.o_proj.lora_A",
             (2, 8),
             "lie elsewhere there "
-            rf"\('{layer}.o_proj' for 'language_{layer}.o_proj'\); take other ones",
+            rf"\('{layer}.o_proj' for 'language_{layer}.o_proj'\); use other ones",
         ),
         (
             f"{layer}.o_proj.lora_A",
@@ -92,7 +92,7 @@ def test_what_peft_would_not_find_is_refused():
         with pytest.raises(ValueError, match=message):
             check_names([(name, shape)], linears, 2)
     split = {f"{layer}.q_proj": (8, 8), f"{layer}.k_proj": (8, 8), f"{layer}.v_proj": (8, 8)}
-    with pytest.raises(ValueError, match=r"take \['q_proj', 'k_proj', 'v_proj'\] in their place"):
+    with pytest.raises(ValueError, match=r"use \['q_proj', 'k_proj', 'v_proj'\] in their place"):
         check_names([(f"{layer}.qkv_proj.lora_A", (2, 8))], ModelLinears("L", split, 0), 2)
 
 

@@ -10,10 +10,9 @@ import torch
 import transformers
 
 import mezo
-from mezo.core.step import pair_slots
-from mezo.data.batch import BASE, THETA, Rows
+from mezo import objectives
+from mezo.core.rows import BASE, THETA, Rows, run_slots
 from mezo.engines.sequences import Reading, sequences_of
-from mezo.objectives.base import batch_loss
 from mezo_kernels import Direction
 from tests.support.independent import (
     activated_pair,
@@ -80,15 +79,15 @@ def test_losses_are_those_of_a_row_an_option(tiny_model_dir, prefix, invocation,
             set_lora(prefix_model, weights)
         state, encoded = run.session.state, run.encode(batch)
         state.perturb(run.steps, config.eps)
-        state.publish()
-        scores = run.session._score(encoded.rows, [*pair_slots(1), THETA])
+        scores = run.session._score(encoded.rows, run_slots(1))
         for slot, scale in (("plus0", config.eps), ("minus0", -config.eps), (THETA, 0.0)):
             set_lora(model, perturbed(weights, Direction(config.seed, run.steps), scale))
             expected = plain_sums(prefix_model, model, batch, config)
             ours = scores.logprob_sums[slot]
             assert ours == pytest.approx(expected, rel=0, abs=1e-5)
-            loss = batch_loss(encoded.targets, expected)
-            assert batch_loss(encoded.targets, ours) == pytest.approx(loss, rel=1e-6, abs=0)
+            objective = objectives.of(encoded.targets)
+            loss = objective.loss(encoded.targets, expected)
+            assert objective.loss(encoded.targets, ours) == pytest.approx(loss, rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize("prefix", ["exact", "activated", "detached"])

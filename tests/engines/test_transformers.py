@@ -104,8 +104,8 @@ def test_saved_adapter_gives_the_same_logits_in_peft(run, model_dir, tmp_path):
     assert base == pytest.approx(plain, abs=1e-5)
     assert abs(ours - base) > 1e-2
     ids = torch.tensor([[1, *range(20, 40)]])
-    run.session.state.publish()
-    with torch.no_grad(), run.session._switched_to("theta"):
+    theta = run.session.state.slot("theta")
+    with torch.no_grad(), run.session._switched_to(theta.uid):
         live = run.session.model(ids).logits
     torch.testing.assert_close(live, model(ids).logits, atol=1e-5, rtol=0)
 

@@ -1,12 +1,14 @@
 """Which backend a call gets, and what is said when one is missing."""
 
+import importlib.util
 import logging
 
 import pytest
 import torch
 
 import mezo_kernels as mk
-from mezo_kernels.backends import resolve
+import mezo_kernels.cpu
+from mezo_kernels.backends import OPS, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -30,13 +32,41 @@ def test_backends_names_all_and_gives_sentences():
 
 
 def test_the_cpu_backend_is_chosen_where_it_is_built(native):
-    assert resolve(None, "cpu") == "cpu"
+    assert resolve("sample", None, "cpu") == "cpu"
+
+
+OPERATIONS = (
+    *("sample", "add_directions_", "perturb_into"),
+    *("shared_prefix_attention", "label_nll", "label_logits"),
+    *mezo_kernels.cpu.__all__,
+)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_finds_its_backends(native, name):
+    op = OPS[name]
+    assert resolve(name, None, "cpu") == "cpu"
+    assert "reference" in op.needs
+    assert set(op.needs) <= set(mk.backends())
+    if op.package is not None:
+        for backend in op.needs:
+            assert importlib.util.find_spec(f"{op.package}.{backend}") is not None
+
+
+def test_the_environment_speaks_to_those_that_listen(native, monkeypatch):
+    monkeypatch.setenv("MEZO_KERNELS_BACKEND", "reference")
+    for name in OPERATIONS:
+        expected = "reference" if OPS[name].follows_environment else "cpu"
+        assert resolve(name, None, "cpu") == expected
+    # Where an operation does not have what the environment names, the best one is used.
+    monkeypatch.setenv("MEZO_KERNELS_BACKEND", "cuda")
+    assert resolve("label_nll", None, "cpu") == "cpu"
 
 
 def test_explicit_beats_environment(native, monkeypatch):
     monkeypatch.setenv("MEZO_KERNELS_BACKEND", "reference")
-    assert resolve(None, "cpu") == "reference"
-    assert resolve("cpu", "cpu") == "cpu"
+    assert resolve("sample", None, "cpu") == "reference"
+    assert resolve("sample", "cpu", "cpu") == "cpu"
 
 
 def test_unknown_names_are_value_errors(monkeypatch):
@@ -60,7 +90,7 @@ def test_a_named_backend_never_falls_back(monkeypatch):
 
 def test_a_backend_rejects_the_wrong_device(native):
     with pytest.raises(RuntimeError, match=r"'cpu' is not usable here: It does not work on cuda"):
-        resolve("cpu", "cuda")
+        resolve("sample", "cpu", "cuda")
 
 
 def test_without_the_native_module_the_reference_works_and_says_so_once(no_native, caplog):

@@ -7,9 +7,9 @@ pytest.importorskip("triton")
 import torch
 
 from mezo_kernels.attention import triton as attention
-from mezo_kernels.attention.triton_kernel import merge_splits_kernel, shared_prefix_kernel
+from mezo_kernels.attention.triton.kernel import merge_splits_kernel, shared_prefix_kernel
 from mezo_kernels.nll import triton as nll
-from mezo_kernels.nll.triton_kernel import (
+from mezo_kernels.nll.triton.kernel import (
     label_logits_kernel,
     label_nll_kernel,
     merge_parts_kernel,

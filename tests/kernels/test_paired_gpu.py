@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mezo_kernels as mk
-from tests.support.gates import assert_close_to_truth
+from tests.support.gates import assert_close_to_reference
 from tests.support.shared_prefix import (
     Batch,
     bound,
@@ -44,11 +44,11 @@ def make(dtype, shape, groups=RAGGED):
 def test_attention_against_float64(device, dtype, shape):
     for soft_cap in (0.0, 2.0):
         batch, options = make(dtype, shape), {"soft_cap": soft_cap, "return_lse": True}
-        truth, truth_lse = batch.truth(**options)
+        reference, reference_lse = batch.reference(**options)
         same, same_lse = batch.attend(backend="reference", **options)
         ours, lse = on(device, batch).attend(**options)
-        assert_close_to_truth(ours.cpu(), same, truth, bound(batch, truth))
-        assert_close_to_truth(lse.cpu(), same_lse, truth_lse, 2**-24 * 16 * shape[2] ** 0.5)
+        assert_close_to_reference(ours.cpu(), same, reference, bound(batch, reference))
+        assert_close_to_reference(lse.cpu(), same_lse, reference_lse, 2**-24 * 16 * shape[2] ** 0.5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -70,12 +70,12 @@ def test_label_nll_against_float64_and_in_company(device, dtype):
         hidden = torch.randn(T, D, generator=generator).to(dtype)
         lm_head = (torch.randn(V, D, generator=generator) * 3 / D**0.5).to(dtype)
         targets = torch.randint(0, V, (T,), generator=generator)
-        truth = mk.label_nll(hidden.double(), lm_head.double(), targets, backend="reference")
+        reference = mk.label_nll(hidden.double(), lm_head.double(), targets, backend="reference")
         same = mk.label_nll(hidden, lm_head, targets, backend="reference")
         moved = [t.to(device) for t in (hidden, lm_head, targets)]
         ours = mk.label_nll(*moved)
-        limit = 2**-24 * (12 * D**0.5 + 4 * float(truth.abs().max()) + 16)
-        assert_close_to_truth(ours.cpu(), same, truth, limit)
+        limit = 2**-24 * (12 * D**0.5 + 4 * float(reference.abs().max()) + 16)
+        assert_close_to_reference(ours.cpu(), same, reference, limit)
         alone = mk.label_nll(moved[0][1:2], moved[1], moved[2][1:2])
         assert torch.equal(alone, ours[1:2])
         rows = torch.tensor([3, V - 1])

@@ -11,7 +11,7 @@ from tests.support.interpreted_paired import CHECKS
 @pytest.fixture(scope="module")
 def results():
     """What each check said, in a process whose triton interprets."""
-    return run_interpreted("interpreted_paired", "-W", "error")
+    return run_interpreted("tests.support.interpreted_paired", "-W", "error")
 
 
 @pytest.mark.slow

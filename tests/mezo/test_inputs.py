@@ -199,7 +199,7 @@ BAD_CALLS = {
     "measure: offset": (lambda run: run.measure(BATCH, offset=0.5), "offset must be .* got 0.5"),
     "measure: offset -2": (
         lambda run: run.measure(BATCH, offset=-2),
-        "at least -1, got -2; take 0",
+        "at least -1, got -2; use 0",
     ),
     "evaluate: batch": (lambda run: run.evaluate([BATCH]), "batch must be a mezo.Batch, got"),
     "encode: batch": (lambda run: run.encode("w5"), "batch must be a mezo.Batch, got 'w5'"),
@@ -261,7 +261,7 @@ BAD_CALLS = {
     ),
     "trainer: schedule": (
         lambda run: mezo.MeZOTrainer(run, [BATCH], num_steps=1, schedule=None),
-        "schedule must be 'constant', 'linear' or 'cosine', got None",
+        "schedule must be one of: constant, linear, cosine; got None, use 'constant'",
     ),
     "trainer: callbacks": (
         lambda run: mezo.MeZOTrainer(run, [BATCH], num_steps=1, callbacks=print),

@@ -12,6 +12,7 @@ import torch
 
 import mezo
 from mezo._signals import uninterrupted
+from mezo.core.messages import ProgressReply
 from tests.support.interrupts import interrupted
 from tests.support.tiny import LINEARS, load_model, random_batch
 
@@ -108,7 +109,7 @@ def test_a_number_is_taken_once(model_dir):
         with pytest.raises(ValueError, match="must be that of the next step, 1, got 2"):
             run.session.apply_update(2, [1e-3])
         run.apply_update([])  # a skipped step has a number, too
-        assert run.session.progress() == (2, None)
+        assert run.session.progress() == ProgressReply(steps=2, last=None)
         assert run.step(batch).step == 2
 
 

@@ -12,7 +12,8 @@ import torch
 import transformers
 
 import mezo
-from mezo.core.state import AdapterState
+from mezo.core.rows import run_slots
+from mezo.core.state import AdapterSlot, AdapterState
 from mezo_kernels import Direction, TensorSpec, sample
 from tests.support.tiny import LINEARS, load_model, random_batch
 
@@ -26,16 +27,11 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
 def make_state(dtype: torch.dtype, *, num_directions: int = 1) -> AdapterState:
-    def slot():
-        return [torch.zeros(spec.shape, dtype=dtype) for spec in SPECS]
-
-    return AdapterState(
-        SPECS,
-        seed=5,
-        distribution="gaussian",
-        pairs=[(slot(), slot()) for _ in range(num_directions)],
-        theta=slot(),
-    )
+    slots = [
+        AdapterSlot(name, name, [torch.zeros(spec.shape, dtype=dtype) for spec in SPECS])
+        for name in run_slots(num_directions)
+    ]
+    return AdapterState(SPECS, seed=5, distribution="gaussian", slots=slots)
 
 
 def lost_elements(state: AdapterState, step: int, eps: float, dtype: torch.dtype) -> dict:

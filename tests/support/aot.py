@@ -132,9 +132,9 @@ def compile_kernel(
         signature: the type of each run-time argument, e.g. "*fp32", "i32".
         constexprs: the value of each constexpr argument.
         arch: compute capability times ten: 80, 90.
-        aligned: arguments that the compiler may take to be divisible by 16, as the launcher finds
+        aligned: arguments that the compiler may assume to be divisible by 16, as the launcher finds
             out about pointers and sizes unless they are excluded from specialisation.
-        options: num_warps, num_stages, maxnreg, enable_fp_fusion and whatever else a launch takes.
+        options: num_warps, num_stages, maxnreg, enable_fp_fusion and what else a launch accepts.
 
     Returns:
         What came out.

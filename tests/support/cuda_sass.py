@@ -1,4 +1,4 @@
-"""What nvcc makes of csrc/cuda/*.cu: registers, stack, SASS, and the path a full block takes."""
+"""What nvcc makes of CUDA sources: registers, stack, SASS, and the path of a full block."""
 
 import re
 import shutil
@@ -7,8 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-CSRC = Path(__file__).parents[2] / "csrc"
-DIRECTIONS, LORA = ("add", "perturb", "small"), ("expand", "shrink")
+from tests.support.native_sources import CSRC, EXPERIMENTS, paths
+
+DIRECTIONS = [path for path in paths(CSRC, "cuda") if path.suffix == ".cu"]
+LORA = [EXPERIMENTS / "expand.cu", EXPERIMENTS / "shrink.cu"]
+STEP = [EXPERIMENTS / "step.cu"]
 # As CMakeLists.txt has them.
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-fmad=false")
 
@@ -62,7 +65,7 @@ class Kernel:
         """Count what one thread executes, by the opcodes asked for, with "all" of them.
 
         The control-flow graph without the branches that close a loop is acyclic: each loop runs
-        once. Of all paths from the entry to an EXIT, take the one that has most instructions of the
+        once. Of all paths from the entry to an EXIT, this is the one with most instructions of the
         first preferred opcode, then of the second ..., and then fewest instructions of all. With
         "MUFU.RSQ" first, that is the path of a thread that draws all it can, i.e. of a full block
         with an update of one direction; "F2FP.BF16" next chooses bf16 slots where a branch on the
@@ -117,13 +120,13 @@ class Kernel:
         return {"MUFU.RSQ": rsq, "all": -length}
 
 
-def compile_kernels(arch: str, directory: Path, sources: tuple[str, ...]) -> dict[str, Kernel]:
+def compile_kernels(arch: str, directory: Path, sources: list[Path]) -> dict[str, Kernel]:
     """Compile sources to cubins for one architecture; a few seconds each."""
     kernels: dict[str, Kernel] = {}
     for source in sources:
-        cubin = directory / f"{source}_{arch}.cubin"
-        command = [str(find_nvcc()), *FLAGS, f"-arch={arch}", "-cubin", "-Xptxas", "-v"]
-        command += ["-o", str(cubin), str(CSRC / "cuda" / f"{source}.cu")]
+        cubin = directory / f"{source.stem}_{arch}.cubin"
+        command = [str(find_nvcc()), *FLAGS, f"-I{CSRC}", f"-arch={arch}", "-cubin"]
+        command += ["-Xptxas", "-v", "-o", str(cubin), str(source)]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-4000:]
         resources = _resources(result.stderr + result.stdout)

@@ -1,8 +1,8 @@
 """Cases of the direction calls as functions of a backend; each returns the tensors it has written.
 
 Run as a script, it compares every case on the triton backend, interpreted on the CPU, with the
-reference, and prints a JSON object: the name of a case -> "" or what is wrong. The script is a
-process of its own because triton decides at its import whether it interprets.
+reference, and prints a JSON object: the name of a case -> "" or what is wrong. The script has its
+own process because triton decides at its import whether it interprets.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from contextlib import contextmanager
 import torch
 
 import mezo_kernels as mk
-from mezo_kernels import plan as plan_module
-from mezo_kernels._fp32 import fma
+from mezo_kernels.directions import plan as plan_module
+from mezo_kernels.directions.fp32 import fma
 from mezo_kernels.directions.scalars import scalars_of
 
 FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
@@ -317,7 +317,7 @@ def edge_words() -> torch.Tensor:
 def edge_words_of_the_gaussian(backend, device):
     words = edge_words()
     if backend != "triton":
-        from mezo_kernels.philox import normals_of_words
+        from mezo_kernels.directions.philox import normals_of_words
 
         return [normals_of_words(torch.cat((words, words), dim=1))[:, :2].contiguous()]
     from tests.support.triton_probes import box_muller_of_words

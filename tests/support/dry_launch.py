@@ -2,7 +2,7 @@
 
 A launch derives more than its kernel's source says: which sizes are 1 or divisible by 16, which
 pointers are aligned, which constants it passes. Ahead-of-time compilation has to guess that; here
-the launching code itself runs, on CPU tensors, up to the point where the driver would take over.
+the launching code itself runs, on CPU tensors, up to the call of the driver.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from tests.support.aot import Compiled, of_kernel
+from tests.support.aot import Compiled, count, of_kernel
 
 # The package has a function of the module's name.
 _BACKENDS = importlib.import_module("mezo_kernels.backends")
@@ -61,7 +61,7 @@ class _Driver:
 
 @contextmanager
 def dry_launches(arch: int = 90):
-    """Let the triton backend take CPU tensors and compile its launches; yields their list."""
+    """Let the triton backend accept CPU tensors and compile its launches; yields their list."""
     launches: list[Launch] = []
     run = JITFunction.run
 
@@ -81,3 +81,15 @@ def dry_launches(arch: int = 90):
             yield launches
     finally:
         triton.runtime.driver._active = before
+
+
+def check_launches(launches, arch, expected, stack_bytes=0):
+    """All kernels expected, within what a block may have there; no spills in loops."""
+    assert {launch.kernel.name for launch in launches} == expected
+    for launch in launches:
+        kernel = launch.kernel
+        assert kernel.stack_bytes <= stack_bytes, launch
+        assert not any(count(body, "LDL|STL") for body in kernel.loops), launch
+        assert kernel.shared_bytes <= SHARED_LIMIT[arch], launch
+        assert kernel.registers * 32 * launch.num_warps <= 65536, launch
+        assert all(0 < size <= 65535 for size in launch.grid[1:]), launch

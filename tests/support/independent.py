@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import mezo
-from mezo.checkpoint.peft import initial_values
+from mezo.core.init import initial_values
 from mezo_kernels import Direction, TensorSpec, add_directions_, sample
 from tests.support.tiny import load_model
 

@@ -1,4 +1,4 @@
-"""Checks in Triton's interpreter: a process of its own, as triton decides at its import."""
+"""Checks in Triton's interpreter: in their own process, because triton decides at its import."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def report(checks: Mapping[str, Callable[..., None]], *arguments: Any) -> None:
 
 
 def run_interpreted(program: str, *flags: str) -> dict[str, Any]:
-    """The last line that a module of this package prints, in a process whose triton interprets.
+    """The last line that a module prints, in a process whose triton interprets.
 
     Args:
-        program: its name, without the package.
+        program: its dotted name.
         flags: options of Python, e.g. "-W", "error".
     """
     path = os.pathsep.join(sys.path)
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
     environment.pop("MEZO_KERNELS_BACKEND", None)
-    command = [sys.executable, *flags, "-m", f"{__package__}.{program}"]
+    command = [sys.executable, *flags, "-m", program]
     process = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     results: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])

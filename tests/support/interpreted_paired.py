@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 
 import mezo_kernels as mk
-from mezo_kernels.attention import work
-from tests.support.gates import assert_close_to_truth
+from mezo_kernels.attention.triton import work
+from tests.support.gates import assert_close_to_reference
 from tests.support.interpreted import checks_of, report
 from tests.support.shared_prefix import bound, is_twins, random_batch, shuffle_rows, twin_rows
+from tests.support.vocabulary import nll_of_shards
 
 DTYPES = (torch.float32, torch.float16)
 # Prefixes of none, one, a block's neighbours and two splits of 64; empty rows and groups; a tile of
@@ -35,11 +36,13 @@ def check_attention_against_float64():
         for shape in SHAPES:
             for soft_cap in (0.0, 2.0) if shape == SHAPES[1] else (0.0,):
                 batch, options = ragged(dtype, shape), {"soft_cap": soft_cap, "return_lse": True}
-                truth, truth_lse = batch.truth(**options)
+                reference, reference_lse = batch.reference(**options)
                 ours, lse = batch.attend(backend="triton", **options)
                 same, same_lse = batch.attend(backend="reference", **options)
-                assert_close_to_truth(ours, same, truth, bound(batch, truth))
-                assert_close_to_truth(lse, same_lse, truth_lse, 2**-24 * 8 * shape[2] ** 0.5)
+                assert_close_to_reference(ours, same, reference, bound(batch, reference))
+                assert_close_to_reference(
+                    lse, same_lse, reference_lse, 2**-24 * 8 * shape[2] ** 0.5
+                )
 
 
 def check_attention_prefix_in_parts_and_whole():
@@ -48,10 +51,10 @@ def check_attention_prefix_in_parts_and_whole():
         parts = batch.attend(backend="triton")
         with split_len(1024):
             whole = batch.attend(backend="triton")
-        truth = batch.truth()
+        reference = batch.reference()
         assert not torch.equal(parts, whole)
         for ours in (parts, whole):
-            assert float((ours - truth).abs().max()) <= bound(batch, truth)
+            assert float((ours - reference).abs().max()) <= bound(batch, reference)
 
 
 def check_attention_twins():
@@ -126,7 +129,7 @@ def check_nll_against_float64():
                 ours = mk.label_nll(hidden, lm_head, targets, backend="triton", **options, **own)
                 same = mk.label_nll(hidden, lm_head, targets, backend="reference", **options, **own)
                 wide = {name: tensor.double() for name, tensor in own.items()}
-                truth = mk.label_nll(
+                reference = mk.label_nll(
                     hidden.double(),
                     lm_head.double(),
                     targets,
@@ -134,8 +137,8 @@ def check_nll_against_float64():
                     **options,
                     **wide,
                 )
-                limit = 2**-24 * (12 * D**0.5 + 4 * float(truth.abs().max()) + 16)
-                assert_close_to_truth(ours, same, truth, limit)
+                limit = 2**-24 * (12 * D**0.5 + 4 * float(reference.abs().max()) + 16)
+                assert_close_to_reference(ours, same, reference, limit)
 
 
 def check_nll_alone_and_in_company():
@@ -158,19 +161,7 @@ def check_nll_shards_and_masked_tokens():
     bias[:64] = bias[128:192] = -torch.inf
     bias[0] = bias[129] = 0.0
     whole = mk.label_nll(hidden, lm_head, targets, bias=bias, backend="reference")
-    parts = [
-        mk.label_nll(
-            hidden,
-            lm_head[a:b],
-            targets,
-            bias=bias[a:b],
-            vocab_start=a,
-            partial=True,
-            backend="triton",
-        )
-        for a, b in ((0, 129), (129, 200), (200, 300))
-    ]
-    merged = mk.label_nll_from_parts(parts)
+    _, merged = nll_of_shards(hidden, lm_head, targets, (129, 200), bias=bias, backend="triton")
     torch.testing.assert_close(merged, whole, rtol=1e-6, atol=1e-5)
     one = mk.label_nll(hidden, lm_head, targets, bias=bias, backend="triton")
     torch.testing.assert_close(one, whole, rtol=1e-6, atol=1e-5)
@@ -185,8 +176,8 @@ def check_label_logits():
         same = mk.label_logits(hidden, lm_head, rows, backend="reference", **options)
         options["bias"] = bias.double()
         wide = (hidden.double(), lm_head.double())
-        truth = mk.label_logits(*wide, rows, backend="reference", **options)
-        assert_close_to_truth(ours, same, truth, 2**-24 * 2 * (12 * 50**0.5 + 16))
+        reference = mk.label_logits(*wide, rows, backend="reference", **options)
+        assert_close_to_reference(ours, same, reference, 2**-24 * 2 * (12 * 50**0.5 + 16))
 
 
 class split_len:  # noqa: N801

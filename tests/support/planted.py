@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+
+from mezo.core import messages
 
 _undo = []
 
@@ -30,16 +33,26 @@ def register() -> None:
 def _add_operation(result, *args, **kwargs):
     from mezo.engines.sglang import worker
 
-    worker._OPERATIONS["plant"] = plant
+    worker._HANDLERS[Plant] = plant
 
 
-def plant(scheduler, payload, agree):
+@dataclasses.dataclass(frozen=True)
+class Plant(messages.Request[messages.Done]):
+    operation = "plant"
+    reply = messages.Done
+    fault: str | None
+
+
+messages.REQUESTS[Plant.operation] = Plant
+
+
+def plant(scheduler, request, agree):
     """Undo the fault from before and plant another, or none."""
     while _undo:
         _undo.pop()()
-    if payload["fault"]:
-        globals()[payload["fault"]](scheduler)
-    return {}
+    if request.fault:
+        globals()[request.fault](scheduler)
+    return messages.Done()
 
 
 def _replace(owner, name, value):
@@ -59,12 +72,23 @@ def views_of_other_slots(scheduler):
 
 
 def signs_swapped(scheduler):
-    from mezo.engines.sglang import worker
+    from mezo.engines.sglang import trained
 
-    def swapped(*args, pairs, **others):
-        return before(*args, pairs=[(minus, plus) for plus, minus in pairs], **others)
+    def swapped(*args, slots, **others):
+        return before(*args, slots=with_signs_swapped(slots), **others)
 
-    before = _replace(worker, "AdapterState", swapped)
+    before = _replace(trained, "AdapterState", swapped)
+
+
+def with_signs_swapped(slots):
+    """The slots, each perturbed one with the tensors of the other sign."""
+    from mezo.core.rows import minus_slot, plus_slot
+
+    tensors = {slot.name: slot.tensors for slot in slots}
+    for k in range((len(slots) - 1) // 2):
+        plus, minus = plus_slot(k), minus_slot(k)
+        tensors[plus], tensors[minus] = tensors[minus], tensors[plus]
+    return [dataclasses.replace(slot, tensors=tensors[slot.name]) for slot in slots]
 
 
 def adapter_not_applied(scheduler):
@@ -74,9 +98,9 @@ def adapter_not_applied(scheduler):
 
 
 def theta_never_written(scheduler):
-    from mezo.engines.sglang import worker
+    from mezo.core.state import AdapterState
 
-    _replace(worker, "publish_served", lambda lora_ids: None)
+    _replace(AdapterState, "_sync_theta", lambda state: None)
 
 
 def signs_scored_apart(scheduler):
@@ -91,7 +115,7 @@ def base_moves(scheduler):
 
 
 def _change_scores(change):
-    from mezo.engines.sglang import worker
+    from mezo.engines.sglang import trained
 
     calls = []
 
@@ -103,7 +127,7 @@ def _change_scores(change):
             sums[slot] = [change(slot, value, len(calls)) for value in values]
         return scores
 
-    before = _replace(worker._Adapter, "score", score)
+    before = _replace(trained.TrainedAdapter, "score", score)
 
 
 def another_adapter_is_written(scheduler):
@@ -132,12 +156,12 @@ def weights_are_perturbed_for_good(scheduler):
 
 
 def version_not_in_the_key(scheduler):
-    from mezo.engines.sglang import worker
+    from mezo.engines.sglang import trained
 
     def constant(lora_id):
         return None if before(lora_id) is None else 0
 
-    before = _replace(worker, "served_version", constant)
+    before = _replace(trained, "served_version", constant)
 
 
 def waiting_requests_keep_their_key(scheduler):
@@ -147,11 +171,11 @@ def waiting_requests_keep_their_key(scheduler):
 
 
 def kv_enters_the_cache(scheduler):
-    from mezo.engines.sglang import compat, worker
+    from mezo.engines.sglang import compat, trained
 
     def score(adapter, rows, slots):
         scores = before(adapter, rows, slots)
         compat.insert(scheduler, (7,), compat.alloc_pages(scheduler, 1).reshape(-1), 0)
         return scores
 
-    before = _replace(worker._Adapter, "score", score)
+    before = _replace(trained.TrainedAdapter, "score", score)

@@ -33,7 +33,7 @@ class Batch:
     def to(self, dtype: torch.dtype) -> Batch:
         return Batch([t.to(dtype) for t in self.tensors], self.ranges, self.scale)
 
-    def truth(self, **options):
+    def reference(self, **options):
         """The reference in float64."""
         return self.to(torch.float64).attend(backend="reference", **options)
 
@@ -113,7 +113,7 @@ def is_twins(batch: Batch, result: torch.Tensor) -> bool:
     return all(torch.equal(result[a:m], result[m:b]) for a, m, b in halves)
 
 
-def bound(batch: Batch, truth: torch.Tensor) -> float:
+def bound(batch: Batch, reference: torch.Tensor) -> float:
     """Rounding of scores near 1 (a walk of D steps), of a weighted sum (L), of the output."""
     q, _, _, _, _ = batch.tensors
     row_lens = batch.ranges["qo_indptr"].diff()
@@ -122,7 +122,7 @@ def bound(batch: Batch, truth: torch.Tensor) -> float:
     largest_v = float(
         torch.cat([t.flatten() for t in batch.tensors[2::2]]).nan_to_num().abs().max()
     )
-    return 2**-24 * walk * largest_v + torch.finfo(q.dtype).eps * float(truth.abs().max())
+    return 2**-24 * walk * largest_v + torch.finfo(q.dtype).eps * float(reference.abs().max())
 
 
 def _indptr(lengths: Sequence[int]) -> torch.Tensor:

@@ -8,8 +8,9 @@ import torch
 import transformers
 
 import mezo
-from mezo.core.step import StepRequest
-from mezo.data.batch import Rows
+from mezo.core.messages import StepRequest
+from mezo.core.rows import Rows
+from mezo.objectives.base import Targets
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 VOCAB = 512
@@ -106,10 +107,8 @@ def raw_request(step: int, tokens: list[int], *, prefix_len: int = 0, eps: float
     """A step on one row, past the checks that batches go through."""
     return StepRequest(
         step=step,
-        rows=Rows([tokens], [prefix_len], [prefix_len + 1], [True]),
-        counts=[len(tokens) - prefix_len - 1],
-        num_options=None,
-        labels=None,
+        rows=Rows((tuple(tokens),), (prefix_len,), (prefix_len + 1,), (True,)),
+        targets=Targets(counts=(len(tokens) - prefix_len - 1,)),
         eps=eps,
         lr=1e-3,
     )

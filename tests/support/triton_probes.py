@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mezo_kernels.directions.triton_philox import box_muller, fma, sqrt_of_radius
+from mezo_kernels.directions.triton.philox import box_muller, fma, sqrt_of_radius
 
 
 @triton.jit

@@ -2,30 +2,26 @@
 
 SGLang's RPC channel has no ids: whoever reads next gets the next reply. A call that was interrupted
 leaves its reply behind, and two threads read each other's. Here every message has an id that comes
-back with its reply, replies to others are dropped, and one lock keeps an engine's callers apart.
+back with its answer, answers to others are dropped, and one lock keeps an engine's callers apart.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import threading
-import uuid
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
+from mezo.core.messages import METHOD, Hello, HelloReply, Request
+from mezo.core.wire import Answer, Message, to_json
 from mezo.engines.sglang import compat
 from mezo.engines.sglang.processes import CrashGuard, EngineProcesses
-from mezo.engines.sglang.worker import METHOD, PROTOCOL
 
+R = TypeVar("R")
 logger = logging.getLogger(__name__)
 # SGLang's watchdog looks after its processes once a second; this is to see a dead one sooner.
 _POLL_MS = 200
-_ERRORS: dict[str, type[Exception]] = {
-    "ValueError": ValueError,
-    "NotImplementedError": NotImplementedError,
-}
 _making = threading.Lock()
 
 
@@ -60,62 +56,55 @@ class Conversation:
         self._guard.install()
 
     def closed(self, run: str) -> None:
-        """A run was closed. Where a process has died, the guard stays: nobody says so then."""
+        """A run was closed. Where a process has died, the guard stays: no call says so then."""
         self._runs.discard(run)
         if not self._runs:
             self._guard.remove()
 
     def is_over(self) -> bool:
-        """Whether the engine was shut down or has died: nobody would answer."""
+        """Whether the engine was shut down or has died and cannot answer."""
         return self._engine.send_to_rpc is None or self.processes.death() is not None
 
-    def call(self, op: str, **payload: Any) -> dict[str, Any]:
-        """Send one message to all scheduler processes and return rank 0's reply.
+    def call(self, request: Request[R]) -> R:
+        """Send a request to all scheduler processes and return rank 0's reply.
 
         Raises:
             ValueError, NotImplementedError: as the worker raised it.
             RuntimeError: any other failure in a worker, a dead scheduler process, an engine that
                 was shut down.
         """
-        reply = self._exchange(op, payload)
-        if "error" not in reply:
-            result: dict[str, Any] = reply["reply"]
-            return result
-        kind, sentence = reply["error"]
-        if kind in _ERRORS:
-            raise _ERRORS[kind](sentence)
-        raise RuntimeError(sentence if kind == "RuntimeError" else f"{kind}: {sentence}")
+        return self._exchange(Message.of(request)).result(request)
 
-    def hello(self) -> dict[str, Any]:
-        """Check that the plugin is there and speaks our protocol; returns what the engine is.
+    def hello(self) -> HelloReply:
+        """Check that the plugin is there and speaks our version; returns what the engine is.
 
         Raises:
             RuntimeError: it is not, or does not.
         """
-        hello = self.call("hello")
-        self.processes.confirm(hello["pids"])
+        hello = self.call(Hello())
+        self.processes.confirm(hello.pids)
         self._keep_rpc_apart()
         return hello
 
-    def _exchange(self, op: str, payload: dict[str, Any]) -> dict[str, Any]:
-        """Send and wait for the reply with our id, looking after the processes meanwhile."""
+    def _exchange(self, message: Message) -> Answer:
+        """Send and wait for the answer with our id, looking after the processes meanwhile."""
         from sglang.srt.managers.io_struct import RpcReqInput
 
-        name = uuid.uuid4().hex
-        parameters = {"id": name, "op": op, "payload": json.dumps(payload)}
+        op = message.operation
         with self.lock:
             self._check_alive(op)
             self._may_be_unanswered = True  # until it is not: an interruption leaves it so
-            compat.send(self._engine.send_to_rpc, RpcReqInput(method=METHOD, parameters=parameters))
+            rpc = RpcReqInput(method=METHOD, parameters=to_json(message))
+            compat.send(self._engine.send_to_rpc, rpc)
             while True:
-                reply = _envelope(self._receive(op))
-                if reply.get("id") == name:
+                answer = _answer_of(self._receive(op))
+                if answer is not None and answer.id == message.id:
                     self._may_be_unanswered = False
-                    return reply
-                logger.debug("%s: dropped a reply to another message", op)
+                    return answer
+                logger.debug("%s: dropped an answer to another message", op)
 
     def _receive(self, op: str) -> Any:
-        """The next reply, whosever it is."""
+        """The next reply, to whichever message."""
         zmq: Any = importlib.import_module("zmq")
         socket = self._engine.send_to_rpc
         try:
@@ -127,7 +116,7 @@ class Conversation:
             raise
 
     def _check_alive(self, op: str) -> None:
-        """Raise unless somebody can answer."""
+        """Raise unless the engine can answer."""
         if death := self.processes.death():
             self._guard.notice()
             raise RuntimeError(
@@ -149,35 +138,24 @@ class Conversation:
         def collective_rpc(method: str, **kwargs: Any) -> Any:
             with self.lock:
                 if self._may_be_unanswered:
-                    self.call("hello")  # replies come in order: what was before it is read now
+                    self.call(Hello())  # replies come in order: what was before it is read now
                 return original(method, **kwargs)
 
         self._engine.collective_rpc = collective_rpc
 
 
-def _envelope(reply: Any) -> dict[str, Any]:
-    """The content of a reply: {"id", "reply" or "error"}; {} for one that is not to us.
+def _answer_of(reply: Any) -> Answer | None:
+    """The answer in what the channel has brought; None for a reply that is not to us.
 
     Raises:
-        RuntimeError: it comes from an engine without our plugin, or with an older one.
+        RuntimeError: it comes from an engine without our plugin, or with another version of it.
     """
-    try:
-        content = json.loads(reply.message)
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        if not reply.success and f"'{METHOD}'" in reply.message:
-            # SGLang's own answer to a method that it does not know.
-            raise RuntimeError(
-                "attach: the mezo plugin must be loaded in SGLang's scheduler processes, got "
-                f"{reply.message!r}; install mezo-sglang in the engine's environment, and let "
-                "SGLANG_PLUGINS, if set, contain 'mezo'."
-            )
-        return {}
-    found = content.get("reply", content)  # protocol 1 had no envelope
-    if isinstance(found, dict) and found.get("protocol", PROTOCOL) != PROTOCOL:
+    answer = Answer.read(reply.message)
+    if answer is None and not reply.success and f"'{METHOD}'" in reply.message:
+        # SGLang's own answer to a method that it does not know.
         raise RuntimeError(
-            f"attach: the engine's mezo plugin must speak protocol {PROTOCOL}, got "
-            f"{found['protocol']}; restart the engine with the installed mezo-sglang."
+            "attach: the mezo plugin must be loaded in SGLang's scheduler processes, got "
+            f"{reply.message!r}; install mezo-sglang in the engine's environment, and let "
+            "SGLANG_PLUGINS, if set, contain 'mezo'."
         )
-    return content
+    return answer

@@ -20,8 +20,9 @@ from typing import Any
 from mezo._arguments import checked_config
 from mezo._inputs import checked_integer
 from mezo.config import MezoConfig
-from mezo.engines import EngineError, available
+from mezo.engines import EngineError
 from mezo.engines.sglang.cpu_host.host import free_memory, is_cpu_host, prepare_import
+from mezo.engines.sglang.engine import why_not
 from mezo.engines.sglang.model_checkpoint import read_checkpoint
 from mezo.engines.sglang.server_arguments import check_args, check_cpu_args, plain_numbers
 from mezo.engines.sglang.sizing import (
@@ -86,7 +87,7 @@ def launch_engine(
     if threads is not None:
         expected, remedy = "an integer >= 1", "take 1, or leave it out"
         threads = checked_integer("launch_engine: threads", threads, 1, None, expected, remedy)
-    if reason := available()["sglang"]:
+    if reason := why_not():
         raise ImportError(f"launch_engine: {reason}")
     checkpoint = read_checkpoint(model_path, server_args.get("revision"))
     args: dict[str, Any] = {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 from typing import Any
 
+from mezo._logging import show_warnings
 from mezo._signals import leave_interrupts_to_the_parent
 from mezo.engines.sglang import adapter_files
 from mezo.engines.sglang.batch import attention
@@ -15,6 +17,8 @@ def register() -> None:
     """Register our hooks; SGLang calls this once in each of its processes."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    if multiprocessing.parent_process() is not None:  # not the caller's own process
+        show_warnings()
     unpin_lora_memory()
     attention.register_backend()
     HookRegistry.register(_resolution_of_arguments(), attention.resolve_name, HookType.BEFORE)
@@ -56,9 +60,10 @@ def register() -> None:
 
 def _handle_rpc_request(original: Any, scheduler: Any, request: Any) -> Any:
     """Answer our messages; every other one goes to SGLang."""
+    from mezo.core.messages import METHOD
     from mezo.engines.sglang import worker
 
-    if request.method != worker.METHOD:
+    if request.method != METHOD:
         return original(scheduler, request)
     return worker.handle(scheduler, request)
 
@@ -105,20 +110,20 @@ def _after_detokenizer_init(*_: Any, **__: Any) -> None:
 
 def _after_req_init(_: None, req: Any, *args: Any, **kwargs: Any) -> None:
     """Keep KV of an adapter in training apart by version; split requests of activated adapters."""
-    from mezo.engines.sglang import serve_alora, worker
+    from mezo.engines.sglang import serve_alora, trained
 
     serve_alora.prepare_request(req, kwargs.get("extra_key"))
     req.mezo_plain_key = None
-    if worker.served_version(req.lora_id) is not None and req.mezo_prefix_len is None:
+    if trained.served_version(req.lora_id) is not None and req.mezo_prefix_len is None:
         req.mezo_plain_key = req.extra_key or ""
         _set_version(req)
 
 
 def _set_version(req: Any) -> None:
     """Put the version of the weights into a request's key; its KV is found by equal ones only."""
-    from mezo.engines.sglang import worker
+    from mezo.engines.sglang import trained
 
-    version = worker.served_version(req.lora_id)
+    version = trained.served_version(req.lora_id)
     if version is not None and getattr(req, "mezo_plain_key", None) is not None:
         req.extra_key = f"{req.mezo_plain_key}@mezo{version}"
 
@@ -158,6 +163,6 @@ def _opt_hidden_dim(model: Any, name: str, layer: int) -> tuple[int, int]:
 
 def _before_lora_batch(_: Any, forward_batch: Any) -> None:
     """Bring the slot of a trained adapter up to date before a batch reads it."""
-    from mezo.engines.sglang import worker
+    from mezo.engines.sglang import trained
 
-    worker.publish_served(forward_batch.lora_ids)
+    trained.sync(forward_batch.lora_ids)

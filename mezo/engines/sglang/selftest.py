@@ -6,13 +6,13 @@ engine's radix cache: keys are looked up in a tree of the same kind that is thro
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from mezo.core.messages import Check
+from mezo.core.rows import THETA, Rows
 from mezo.core.step import ScoreFn
-from mezo.data.batch import THETA, Rows
-from mezo.diagnostics.selftest import Check, digest, engine_checks
+from mezo.diagnostics.selftest import digest, engine_checks
 from mezo.engines.sglang import compat
 
 
@@ -43,13 +43,13 @@ def checks(
     return found
 
 
-def merged(ranks: Sequence[Sequence[Check]]) -> list[dict[str, Any]]:
+def merged(ranks: Sequence[Sequence[Check]]) -> tuple[Check, ...]:
     """One list of the checks of all ranks: of each the first that failed, else rank 0's."""
     together = []
     for same in zip(*ranks, strict=True):
         failed = [c for c in same if not c.is_ok]
-        together.append(dataclasses.asdict((failed or list(same))[0]))
-    return together
+        together.append((failed or list(same))[0])
+    return tuple(together)
 
 
 def _same_memory(before: dict[str, int], after: dict[str, int]) -> Check:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import tempfile
 import uuid
@@ -16,11 +15,12 @@ from safetensors.torch import load_file
 from mezo._host import warn_of_products
 from mezo.checkpoint.peft import assemble
 from mezo.config import MezoConfig
+from mezo.core import messages
+from mezo.core.messages import Check, ProgressReply, StepReply, StepRequest
+from mezo.core.rows import THETA, Rows, Scores, run_slots
 from mezo.core.state import AdapterState
-from mezo.core.step import Scores, StepReply, StepRequest, pair_slots
-from mezo.data.batch import THETA, Rows
+from mezo.core.wire import to_json
 from mezo.data.encode import encode_invocation
-from mezo.diagnostics.selftest import Check
 from mezo.engines.sglang import registry
 from mezo.engines.sglang.conversation import Conversation
 from mezo.engines.sglang.sizing import check_server
@@ -57,31 +57,25 @@ class SglangSession:
         self.lock = self._conversation.lock
         self.call = self._conversation.call
         hello = self._conversation.hello()
-        warn_of_products(hello.get("fp32_products"), "SGLang's scheduler processes")
-        self.versions: dict[str, str] = hello["versions"]
-        self.max_row_tokens = int(hello["max_row_tokens"])
-        self.vocab_size = int(hello["vocab_size"])
-        self.dtype: torch.dtype = getattr(torch, hello["dtype"])
-        slots = [THETA, *pair_slots(config.num_directions)]
-        self._uids = {slot: uuid.uuid4().hex for slot in slots}
+        warn_of_products(hello.fp32_products, "SGLang's scheduler processes")
+        self.versions = hello.versions
+        self.max_row_tokens = hello.max_row_tokens
+        self.vocab_size = hello.vocab_size
+        self.dtype: torch.dtype = getattr(torch, hello.dtype)
+        self._uids = {slot: uuid.uuid4().hex for slot in run_slots(config.num_directions)}
         # The tokenizer is here, not in the worker.
-        invocation = encode_invocation(config.invocation, self.tokenizer, prefix=config.prefix)
-        self._invocation_tokens = invocation.tokens if config.prefix == "activated" else ()
+        self.invocation = encode_invocation(
+            config.invocation, self.tokenizer, prefix_mode=config.prefix
+        )
         self._attach(config)
 
     def _attach(self, config: MezoConfig) -> None:
         """Put the adapter into the engine and let requests name it: both, or nothing."""
         try:
-            self.info = self.call(
-                "attach",
-                config=dataclasses.asdict(config),
-                uids=self._uids,
-                invocation=self._invocation_tokens,
-            )
-            self.partners: dict[str, tuple[int, ...]] = {
-                name: tuple(shape) for name, shape in self.info["partners"].items()
-            }
-            not_served, unnamed = self.info["not_served"], self.info["unnamed"]
+            tokens = self.invocation.activating_tokens
+            self.info = self.call(messages.Attach(config, self._uids, invocation=tokens))
+            self.partners = self.info.partners
+            not_served, unnamed = self.info.not_served, self.info.unnamed
             if not_served is None:
                 registry.register(self.engine, self._name, self._uids[THETA])
             self._conversation.opened(self._uids[THETA])
@@ -97,23 +91,19 @@ class SglangSession:
 
     def step(self, request: StepRequest) -> StepReply:
         """See `Session.step`."""
-        payload = dataclasses.asdict(request)
-        return StepReply(**self.call("step", name=self._name, request=payload))
+        return self.call(messages.Step(self._name, request))
 
     def score(self, rows: Rows, slot: str) -> Scores:
         """See `Session.score`."""
-        fields = dataclasses.asdict(rows)
-        return Scores(**self.call("score", name=self._name, rows=fields, slot=slot))
+        return self.call(messages.Score(self._name, rows, slot))
 
     def apply_update(self, step: int, coefficients: Sequence[float]) -> None:
         """See `Session.apply_update`."""
-        self.call("apply_update", name=self._name, step=step, coefficients=list(coefficients))
+        self.call(messages.ApplyUpdate(self._name, step, tuple(coefficients)))
 
-    def progress(self) -> tuple[int, StepReply | None]:
+    def progress(self) -> ProgressReply:
         """See `Session.progress`."""
-        reply = self.call("progress", name=self._name)
-        last = reply["last"]
-        return int(reply["steps"]), None if last is None else StepReply(**last)
+        return self.call(messages.Progress(self._name))
 
     def weights(self) -> dict[str, torch.Tensor]:
         """See `Session.weights`; raises RuntimeError when ranks disagree on a part both hold."""
@@ -121,26 +111,17 @@ class SglangSession:
 
     def selftest(self, rows: Rows) -> list[Check]:
         """See `Session.selftest`."""
-        fields = dataclasses.asdict(rows)
-        reply = self.call(
-            "selftest", name=self._name, rows=fields, invocation=self._invocation_tokens
-        )
-        return [Check(**check) for check in reply["checks"]]
+        return list(self.call(messages.Selftest(self._name, rows)).checks)
 
     def shards(self) -> list[list[tuple[TensorSpec, torch.Tensor]]]:
         """Return each rank's part of the current fp32 adapter: (place, values)."""
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "shards.safetensors"
-            reply = self.call("export", name=self._name, path=str(path))
+            reply = self.call(messages.Export(self._name, str(path)))
             arenas = {key: value.clone() for key, value in load_file(path).items()}
-        ranks = []
-        for rank, places in enumerate(reply["places"]):
-            specs = [
-                TensorSpec(name, tuple(shape), row0, col0, tuple(global_shape))
-                for name, shape, row0, col0, global_shape in places
-            ]
-            ranks.append(AdapterState.unpack(specs, arenas[str(rank)]))
-        return ranks
+        return [
+            AdapterState.unpack(specs, arenas[str(rank)]) for rank, specs in enumerate(reply.places)
+        ]
 
     def close(self) -> None:
         """See `Session.close`; does nothing when the engine is gone already.
@@ -156,9 +137,9 @@ class SglangSession:
     def _take_out(self) -> None:
         """Take the name from requests, then the slots from the engine; again where that failed."""
         registry.forget(self.engine, self._name, self._uids[THETA])
-        self.call("detach", name=self._name, uids=self._uids)
+        self.call(messages.Detach(self._name, self._uids))
         self._conversation.closed(self._uids[THETA])
 
     def free_memory(self) -> dict[str, int]:
         """Free KV tokens and request slots in the engine."""
-        return {key: int(value) for key, value in self.call("memory").items()}
+        return to_json(self.call(messages.Memory()))

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 import mezo
+from mezo.core.messages import Fingerprint
 from tests.support.independent import load_peft, row_logprobs
 from tests.support.interrupts import interrupted
 from tests.support.tiny import LINEARS, load_model, random_batch
@@ -286,7 +287,7 @@ def test_an_attach_that_fails_late_leaves_nothing_behind(engine, monkeypatch):
     from mezo.engines.sglang import registry
 
     with mezo.attach(engine, CONFIG) as run:
-        before = run.session.call("fingerprint")["slots"].keys()
+        before = run.session.call(Fingerprint()).slots.keys()
     for error in (ValueError("no"), KeyboardInterrupt()):
 
         def fail(*args, error=error):
@@ -297,7 +298,7 @@ def test_an_attach_that_fails_late_leaves_nothing_behind(engine, monkeypatch):
             with pytest.raises(type(error)):
                 mezo.attach(engine, CONFIG)
     with mezo.attach(engine, CONFIG) as run:
-        assert run.session.call("fingerprint")["slots"].keys() == before
+        assert run.session.call(Fingerprint()).slots.keys() == before
 
 
 def test_an_attach_is_interrupted(engine):

@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 _SCRIPT = """
 import os, random, signal, sys, time, warnings
 import mezo
+from mezo.core.messages import Hello
 from tests.support.tiny import random_batch
 
 warnings.simplefilter("ignore")
@@ -29,7 +30,7 @@ def main(model_dir, has_served):
         run.step(batch)
         if has_served:
             engine.generate(**request)
-        pid = run.session.call("hello")["pids"][0]
+        pid = run.session.call(Hello()).pids[0]
         try:
             os.kill(pid, signal.SIGKILL)
             for _ in range(100):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import mezo
+from mezo.core.messages import Fingerprint
 from mezo.diagnostics import comparison, selftest
 from tests.support import planted
 from tests.support.independent import lora_parameters, peft_model
@@ -57,7 +58,7 @@ def plant(bystander):
     """A function that plants a fault into the scheduler process until the test ends."""
 
     def put(fault):
-        bystander.session.call("plant", fault=fault)
+        bystander.session.call(planted.Plant(fault))
 
     yield put
     put(None)
@@ -89,13 +90,13 @@ def test_a_sound_engine_passes_and_is_left_as_it_was(engine, bystander, change):
     with mezo.attach(engine, config, selftest=False) as run:
         memory = run.session.free_memory()
         weights = run.weights()
-        before = run.session.call("fingerprint")
+        before = run.session.call(Fingerprint())
         started = time.perf_counter()
         checks = selftest.quick(run)
         seconds = time.perf_counter() - started
-        after = run.session.call("fingerprint")
+        after = run.session.call(Fingerprint())
         assert [c.name for c in checks if not c.is_ok] == []
-        served = run.session.info["not_served"] is None  # 0.5.17 serves no activated ones
+        served = run.session.info.not_served is None  # 0.5.17 serves no activated ones
         assert len({c.name for c in checks}) == len(checks) == (11 if served else 10)
         assert seconds < 1
         assert run.steps == 0
@@ -103,10 +104,10 @@ def test_a_sound_engine_passes_and_is_left_as_it_was(engine, bystander, change):
         assert memory["evictable_tokens"] == memory["protected_tokens"] == 0
         now = run.weights()
         assert all(torch.equal(weights[name], now[name]) for name in weights)
-        assert after["base"] == before["base"]
-        own = {name for name in before["slots"] if name.startswith("mezo/")}
-        assert {n for n in after["slots"] if after["slots"][n] != before["slots"][n]} <= own
-        assert {"other", "bystander", "bystander/plus0", "mezo"} <= before["slots"].keys() - own
+        assert after.base == before.base
+        own = {name for name in before.slots if name.startswith("mezo/")}
+        assert {n for n in after.slots if after.slots[n] != before.slots[n]} <= own
+        assert {"other", "bystander", "bystander/plus0", "mezo"} <= before.slots.keys() - own
 
 
 def test_steps_after_the_self_test_are_those_without_it(engine):
@@ -149,7 +150,7 @@ def test_a_trained_run_passes_too(engine):
     ],
 )
 def test_a_planted_fault_is_named_and_attach_undone(engine, bystander, plant, fault, message):
-    names = sorted(bystander.session.call("fingerprint")["slots"])
+    names = sorted(bystander.session.call(Fingerprint()).slots)
     plant(fault)
     with pytest.raises(RuntimeError) as caught:
         mezo.attach(engine, CONFIG)
@@ -157,7 +158,7 @@ def test_a_planted_fault_is_named_and_attach_undone(engine, bystander, plant, fa
     caught.match("pass selftest=False to go on all the same")
     plant(None)
     engine.flush_cache()
-    assert sorted(bystander.session.call("fingerprint")["slots"]) == names
+    assert sorted(bystander.session.call(Fingerprint()).slots) == names
     free = bystander.session.free_memory()
     assert free["evictable_tokens"] == free["protected_tokens"] == 0
     mezo.attach(engine, CONFIG).close()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import mezo
+from mezo.core.messages import Fingerprint
 from tests.support.independent import load_peft, lora_parameters, peft_model, row_logprobs
 from tests.support.tiny import LINEARS, load_model, random_batch, raw_request
 
@@ -61,14 +62,14 @@ def test_a_step_touches_nothing_but_its_own_slots(engine):
     adapters = ["other", None]
     with mezo.attach(engine, CONFIG) as run:
         generate(engine, PROMPTS, adapters)
-        before = run.session.call("fingerprint")
+        before = run.session.call(Fingerprint())
         for _ in range(3):
             run.step(random_batch(rng))
-        after = run.session.call("fingerprint")
-    assert after["base"] == before["base"]
-    changed = {name for name in before["slots"] if before["slots"][name] != after["slots"][name]}
+        after = run.session.call(Fingerprint())
+    assert after.base == before.base
+    changed = {name for name in before.slots if before.slots[name] != after.slots[name]}
     assert changed == {"mezo/plus0", "mezo/minus0"}  # theta's slot is written on demand
-    assert {"other", "None"} <= before["slots"].keys()
+    assert {"other", "None"} <= before.slots.keys()
 
 
 def test_other_generations_are_identical_before_during_and_after(engine):
@@ -161,7 +162,7 @@ def test_a_nonfinite_loss_skips_the_step(engine):
         wild = raw_request(run.steps, [1, 2, 3], eps=1e30)
         reply = run.session.step(wild)
         assert not reply.is_finite
-        assert reply.coefficients == []
+        assert reply.coefficients == ()
         after = run.weights()
         assert all(torch.equal(before[name], after[name]) for name in before)
 

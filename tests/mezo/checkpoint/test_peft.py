@@ -12,7 +12,8 @@ import torch
 from peft import LoraConfig
 
 import mezo
-from mezo.checkpoint.peft import assemble, initial_values, save_peft
+from mezo.checkpoint.peft import assemble, save_peft
+from mezo.core.init import initial_values
 from mezo_kernels import Direction, TensorSpec, sample
 from tests.support.independent import load_peft, lora_parameters, peft_model
 from tests.support.tiny import LINEARS, load_model

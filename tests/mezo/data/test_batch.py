@@ -19,7 +19,8 @@ def test_completions_make_one_row_each():
     assert encoded.rows.tokens == ((5, 6, 8), (7, 9, 10))
     assert encoded.rows.prompt_lens == (2, 1)
     assert encoded.targets.counts == (1, 2)
-    assert not encoded.targets.is_classification
+    assert encoded.targets.num_options is None
+    assert encoded.targets.objective == "completion"
 
 
 def test_shared_and_own_options():
@@ -43,17 +44,17 @@ def test_text_is_split_behind_the_prompts_own_tokens(tokenizer):
 def test_the_invocation_stands_between_prompt_and_completion(tokenizer):
     text = mezo.Batch(prompts=["w5 w6", ""], completions=[" w7", " w7 w8"])
     for prefix in ("exact", "activated", "detached"):
-        invocation = encode_invocation(" w20 w21", tokenizer, prefix=prefix)
+        invocation = encode_invocation(" w20 w21", tokenizer, prefix_mode=prefix)
         encoded = encode(text, tokenizer, invocation=invocation)
         assert encoded.rows.tokens == ((5, 6, 20, 21, 7), (20, 21, 7, 8))
         assert encoded.rows.prompt_lens == (4, 2)
         assert encoded.rows.prefix_lens == ((0, 0) if prefix == "exact" else (2, 0))
         ids = mezo.Batch(prompts=[[5, 6], []], completions=[[7], [7, 8]])
         assert encode(ids, None, invocation=invocation) == encoded
-    given = encode_invocation((20, 21), None, prefix="detached")
+    given = encode_invocation((20, 21), None, prefix_mode="detached")
     assert encode(text, tokenizer, invocation=given) == encoded
     with pytest.raises(ValueError, match="invocation must be token ids where there is no"):
-        encode_invocation("w5", None, prefix="detached")
+        encode_invocation("w5", None, prefix_mode="detached")
 
 
 @pytest.mark.parametrize(

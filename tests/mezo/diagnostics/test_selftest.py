@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import mezo
+from mezo.core.rows import Scores
 from mezo.core.state import AdapterState
-from mezo.core.step import Scores
 from mezo.diagnostics import selftest
 from mezo.engines import transformers
+from tests.support.planted import with_signs_swapped
 from tests.support.tiny import LINEARS, load_model, random_batch
 
 CONFIG = mezo.MezoConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=12)
@@ -82,14 +83,14 @@ def not_applied(patch):
 
 
 def swapped_signs(patch):
-    def swapped(*args, pairs, **others):
-        return AdapterState(*args, pairs=[(m, p) for p, m in pairs], **others)
+    def swapped(*args, slots, **others):
+        return AdapterState(*args, slots=with_signs_swapped(slots), **others)
 
     patch.setattr(transformers, "AdapterState", swapped)
 
 
 def theta_never_written(patch):
-    patch.setattr(AdapterState, "publish", lambda state: None)
+    patch.setattr(AdapterState, "_sync_theta", lambda state: None)
 
 
 def signs_apart(patch):

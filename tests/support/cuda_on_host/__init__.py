@@ -1,4 +1,4 @@
-"""The CUDA kernels compiled for the host: shim.h says how and what that shows."""
+"""CUDA kernels compiled for the host: shim.h says how and what that shows."""
 
 import importlib.util
 import shutil
@@ -7,9 +7,9 @@ import sysconfig
 from pathlib import Path
 from types import ModuleType
 
+from tests.support import native_sources
+
 HERE = Path(__file__).parent
-CSRC = HERE.parents[2] / "csrc"
-SOURCES = ("add", "expand", "perturb", "shrink", "small")
 
 
 def cuda_include_dir() -> Path | None:
@@ -25,8 +25,25 @@ def cuda_include_dir() -> Path | None:
     return include if (include / "cuda_runtime.h").exists() else None
 
 
-def build(directory: Path) -> ModuleType:
-    """Compile into ``directory`` and import; about 15 s."""
+def can_build() -> bool:
+    """Whether there is what `build` needs."""
+    return cuda_include_dir() is not None and shutil.which("g++") is not None
+
+
+def build_kernels(directory: Path) -> ModuleType:
+    """Compile the CUDA half of mezo_kernels._C into ``directory`` and import it."""
+    sources = [*native_sources.paths(native_sources.CSRC, "cuda"), HERE / "module.cpp"]
+    return _build(directory, "cuda_on_host", sources)
+
+
+def build_experiments(directory: Path) -> ModuleType:
+    """Compile bench.experiments._C into ``directory`` and import it."""
+    sources = native_sources.paths(native_sources.EXPERIMENTS, "always", "cuda")
+    return _build(directory, "bench.experiments._C", sources)
+
+
+def _build(directory: Path, name: str, sources: list[Path]) -> ModuleType:
+    """About 15 s."""
     # Not needed, and perhaps not there, where there is a GPU.
     import pybind11
 
@@ -34,29 +51,24 @@ def build(directory: Path) -> ModuleType:
     assert include is not None
     flags = ["-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-fPIC", "-w"]
     # Rows of tables are read as words of another type, as CUDA allows.
-    flags += ["-fno-strict-aliasing", "-fvisibility=hidden"]
-    roots = (CSRC, include, pybind11.get_include(), sysconfig.get_path("include"))
+    flags += ["-fno-strict-aliasing", "-fvisibility=hidden", "-DMEZO_CUDA"]
+    roots = (native_sources.CSRC, include, pybind11.get_include(), sysconfig.get_path("include"))
     flags += [f"-I{root}" for root in roots]
+    shim = ["-include", str(HERE / "shim.h"), "-x", "c++"]
     objects = []
-    for name in SOURCES:
-        source = CSRC / "cuda" / f"{name}.cu"
-        shim = ["-include", str(HERE / "shim.h"), "-x", "c++"]
-        objects.append(_compile([*flags, *shim], source, directory / f"{name}.o"))
-    for source in (CSRC / "bindings_cuda.cpp", HERE / "module.cpp"):
-        objects.append(_compile(flags, source, directory / f"{source.stem}.o"))
-    target = directory / f"cuda_on_host{sysconfig.get_config_var('EXT_SUFFIX')}"
+    for source in sources:
+        target = directory / f"{source.name}.o"
+        objects.append(str(target))
+        extra = shim if source.suffix == ".cu" else []
+        _run(["g++", *flags, *extra, "-c", str(source), "-o", str(target)])
+    target = directory / f"{name.split('.')[-1]}{sysconfig.get_config_var('EXT_SUFFIX')}"
     _run(["g++", "-shared", *objects, "-o", str(target)])
-    spec = importlib.util.spec_from_file_location("cuda_on_host", target)
+    spec = importlib.util.spec_from_file_location(name, target)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _compile(flags: list[str], source: Path, target: Path) -> str:
-    _run(["g++", *flags, "-c", str(source), "-o", str(target)])
-    return str(target)
 
 
 def _run(command: list[str]) -> None:

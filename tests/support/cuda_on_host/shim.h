@@ -1,4 +1,4 @@
-// Compiles csrc/cuda/*.cu with a host compiler and runs the kernels thread by thread, so that their
+// Compiles CUDA sources with a host compiler and runs the kernels thread by thread, so that their
 // index arithmetic and their order of operations can be tested without a GPU.
 //
 // Where threads wait for one another, a block's threads are coroutines: one runs until it waits,
@@ -12,7 +12,8 @@
 #include <memory>
 #include <vector>
 
-#include "cuda/launch.h"
+#include "cuda/target.h"
+#include "table.h"
 
 #define MEZO_CUDA_ACCESS
 #define MEZO_CUDA_LAUNCHER
@@ -183,7 +184,7 @@ double half_of(uint32_t word, int which) {
   return __half2float(value);
 }
 
-// The product of csrc/cuda/mma.cuh: every lane shows its words to its warp, then sums up its own
+// The product of bench/experiments/csrc/mma.cuh: every lane shows its words to its warp, then sums up its own
 // four results, exactly but for one rounding.
 template <int64_t kDType>
 void mma(float c[4], const uint32_t a[4], const uint32_t b[2]) {

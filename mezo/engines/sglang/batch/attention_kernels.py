@@ -17,21 +17,13 @@ from typing import Any
 
 import torch
 
-from mezo.engines.sglang.batch.two_pass import composed_attention
 from mezo_kernels import SharedPrefixPlan, shared_prefix_attention
 
 # Overrides the choice: a form's name, or "engine" for no sharing.
 ENVIRONMENT_VARIABLE = "MEZO_ATTENTION_FORM"
 ENGINE = "engine"
 DEFAULT = "triton"
-FORMS: dict[str, Callable[..., Any]] = {
-    DEFAULT: shared_prefix_attention,
-    "composed": composed_attention,
-    "flashinfer": functools.partial(shared_prefix_attention, backend="flashinfer"),
-}
-# FlashInfer splits prefixes by the whole batch, so that a row's bits depend on its company: only
-# where it is asked for.
-_AUTOMATIC = (DEFAULT, "composed")
+FORMS: dict[str, Callable[..., Any]] = {DEFAULT: shared_prefix_attention}
 # SGLang's backends that keep a row's bits as they do, by their names in the points.
 _MEASURED_AS = {"triton": "sglang_triton"}
 _POINTS = Path(__file__).parent / "attention_points"
@@ -61,7 +53,7 @@ def form_of(
     if not points:
         return DEFAULT
     unshared = _MEASURED_AS.get(engines_own, "")
-    best = fastest(plan, points, (*_AUTOMATIC, unshared), gqa=gqa, head_dim=head_dim)
+    best = fastest(plan, points, (*FORMS, unshared), gqa=gqa, head_dim=head_dim)
     return ENGINE if best == unshared else best
 
 

@@ -3,7 +3,7 @@
 SGLang has compiled kernels for CPUs with AMX alone. Elsewhere it calls `F.linear`, which is MKL's
 product (AVX2 at most on CPUs that are not Intel's), and writes norms, rotary embeddings and
 activations as chains of torch operations. Here the product is oneDNN's, which uses what the CPU
-has, and the rest is `mezo_kernels.layers`. Whatever these do not cover goes to SGLang's.
+has, and the rest is `mezo_kernels.cpu`. Whatever these do not cover goes to SGLang's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mezo.engines.sglang.batch.patch import replaced
-from mezo_kernels import layers
+from mezo_kernels import cpu as layers
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mezo.engines.sglang.batch.patch import replaced
-from mezo_kernels import SegmentedLora
+from mezo_kernels.cpu import SegmentedLora
 
 # The calls of SGLang's LoRA backends.
 LORA_CALLS = ("run_lora_a_sgemm", "run_lora_b_sgemm", "run_qkv_lora", "run_gate_up_lora")

@@ -20,7 +20,7 @@ from mezo.engines.sglang.batch.attention import Grouping, PairedAttention
 from mezo.engines.sglang.batch.cpu_layers import cpu_layers
 from mezo.engines.sglang.batch.cpu_lora import segmented_lora
 from mezo.engines.sglang.batch.patch import replaced
-from mezo_kernels import label_logits, label_nll, label_nll_from_parts
+from mezo_kernels import label_logits, label_nll
 
 
 @dataclass
@@ -143,11 +143,13 @@ class Readout(torch.nn.Module):
         self, hidden: torch.Tensor, weight: torch.Tensor, first: int, tokens: torch.Tensor
     ) -> torch.Tensor:
         """Negative log-likelihoods; each rank has a share of the vocabulary."""
-        parts = label_nll(hidden, weight, tokens, vocab_start=first, partial=True, **self._rule)
-        stacked = torch.stack(tuple(parts)).unsqueeze(0)
-        if self._group.world_size > 1:
-            stacked = self._group.all_gather(stacked, dim=0)
-        return label_nll_from_parts([(m, s, t) for m, s, t in stacked])
+        gather = self._gather if self._group.world_size > 1 else None
+        return label_nll(hidden, weight, tokens, vocab_start=first, all_gather=gather, **self._rule)
+
+    def _gather(self, parts: torch.Tensor) -> torch.Tensor:
+        """Parts of the losses from all ranks, in their order."""
+        gathered: torch.Tensor = self._group.all_gather(parts.unsqueeze(0), dim=0)
+        return gathered
 
     def _logits(
         self, hidden: torch.Tensor, weight: torch.Tensor, first: int, tokens: torch.Tensor

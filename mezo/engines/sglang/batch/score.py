@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from mezo.config import MezoConfig
-from mezo.core.step import Scores
-from mezo.data.batch import BASE, THETA, Rows
+from mezo.core.rows import BASE, THETA, Rows, Scores
 from mezo.engines.sequences import Reading, sequences_of
 from mezo.engines.sglang import compat
 from mezo.engines.sglang.batch import attention, logprobs
@@ -37,7 +36,7 @@ class _Sequence:
 
 
 def score_rows(
-    scheduler: Any, rows: Rows, adapters: dict[str, str | None], *, theta: str
+    scheduler: Any, rows: Rows, adapters: dict[str, str | None], *, theta: str | None
 ) -> Scores:
     """Score every row under every adapter, all of them in one batch where they fit.
 
@@ -51,7 +50,7 @@ def score_rows(
         scheduler: this rank's scheduler.
         rows: R token rows.
         adapters: {slot name: lora uid, or None for the base model}.
-        theta: uid of the adapter that detached prefixes run under.
+        theta: uid of the adapter that detached prefixes run under; None where there are none.
 
     Returns:
         The sums of the completion tokens' log-likelihoods (or logits, see `Rows`), and what was
@@ -110,7 +109,7 @@ def is_busy(scheduler: Any, rows: Rows, copies: int) -> bool:
     return max_requests < copies or max_tokens < copies * longest
 
 
-def _owner(sequence: _Sequence, uid: str | None, theta: str) -> str | None:
+def _owner(sequence: _Sequence, uid: str | None, theta: str | None) -> str | None:
     """The uid that a prefix outside of the cache runs under."""
     return uid if sequence.owner == _OWN else theta
 
@@ -176,7 +175,7 @@ class _Batch:
     adapters: dict[str, str | None]
     prefixes: Prefixes
     slots: dict[Owned, Any]
-    theta: str
+    theta: str | None
 
     @torch.inference_mode()
     def score(self, sums: dict[str, list[float]]) -> tuple[int, int]:

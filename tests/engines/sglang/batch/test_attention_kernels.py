@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-import sys
 
 import pytest
 import torch
 
 import mezo
 from mezo_kernels import SharedPrefixPlan
-from mezo_kernels.attention import flashinfer
-from tests.support import fake_flashinfer
 from tests.support.independent import activated_pair, check_activated_step
 from tests.support.tiny import LINEARS, random_batch
 
@@ -58,10 +55,10 @@ def forms():
 @pytest.fixture
 def points():
     return (
-        point(256, 2, triton=5.0, composed=9.0, sglang_triton=4.0),
-        point(16384, 2, triton=50.0, composed=45.0, sglang_triton=100.0),
-        point(16384, 2, gqa=1, triton=70.0, composed=90.0, sglang_triton=100.0),
-        point(16384, 32, triton=60.0, composed=90.0, sglang_triton=1600.0),
+        point(256, 2, triton=5.0, other=9.0, sglang_triton=4.0),
+        point(16384, 2, triton=50.0, other=45.0, sglang_triton=100.0),
+        point(16384, 2, gqa=1, triton=70.0, other=90.0, sglang_triton=100.0),
+        point(16384, 32, triton=60.0, other=90.0, sglang_triton=1600.0),
     )
 
 
@@ -69,22 +66,22 @@ def points():
     ("groups", "gqa", "expected"),
     [
         ([(300, 2)], 4, "sglang_triton"),
-        ([(9000, 2)], 4, "composed"),
+        ([(9000, 2)], 4, "other"),
         ([(9000, 2)], 1, "triton"),
         ([(12000, 16)], 4, "triton"),
-        ([(300, 2)] * 20 + [(9000, 2)], 4, "triton"),  # 150; sglang_triton 180, composed 225
+        ([(300, 2)] * 20 + [(9000, 2)], 4, "triton"),  # 150; sglang_triton 180, other 225
         ([(300, 2), (0, 1), (0, 1)], 4, "sglang_triton"),  # nothing shared counts nothing
         ([(0, 1)], 4, "triton"),
     ],
 )
 def test_the_form_with_the_least_time_over_all_groups_wins(forms, points, groups, gqa, expected):
-    names = ("triton", "composed", "sglang_triton", "flashinfer")
+    names = ("triton", "other", "sglang_triton")
     assert forms.fastest(plan(*groups), points, names, gqa=gqa, head_dim=128) == expected
 
 
 def test_never_slower_at_a_measured_point(forms):
     rng = random.Random(0)
-    names = ("triton", "composed", "flashinfer", "sglang_triton")
+    names = ("triton", "other", "sglang_triton")
     points = [
         point(prefix, rows, gqa, **{name: rng.uniform(1, 100) for name in names})
         for prefix in (256, 2048, 32768)
@@ -124,31 +121,20 @@ def test_a_named_form_that_cannot_run_is_refused(forms, monkeypatch):
     monkeypatch.setenv("MEZO_ATTENTION_FORM", "fastest")
     with pytest.raises(ValueError, match="MEZO_ATTENTION_FORM must be one of"):
         forms.check_named_form(*caches)
-    monkeypatch.setenv("MEZO_ATTENTION_FORM", "flashinfer")
-    # On any device, the package is not there.
-    monkeypatch.setitem(sys.modules, "flashinfer", None)
-    reason_against = flashinfer.reason_against
-    monkeypatch.setattr(flashinfer, "reason_against", lambda _: reason_against("cuda"))
-    said = r"must name a form that runs in this engine, got 'flashinfer' .*`pip install flashinfer"
-    with pytest.raises(ValueError, match=said):
-        forms.check_named_form(*caches)
-    # The package is there, and does not take these tensors.
-    monkeypatch.setitem(sys.modules, "flashinfer", fake_flashinfer)
-    forms.check_named_form(*caches)
-    for other in (torch.zeros(8, 2, 64), torch.zeros(8, 2, 80, dtype=torch.bfloat16)):
-        with pytest.raises(ValueError, match=r"got 'flashinfer' .* use 'triton'\); unset"):
-            forms.check_named_form(other, other)
+    # The kernel is there, and does not take these tensors.
+    monkeypatch.setenv("MEZO_ATTENTION_FORM", "triton")
+    wide = torch.zeros(8, 2, 320, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"got 'triton' .*engine's own attention.*\); unset"):
+        forms.check_named_form(wide, wide)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["engine", "composed"])
+@pytest.mark.parametrize("form", ["engine", "triton"])
 def test_steps_are_those_of_base_keys_and_values_with_peft(form, tiny_model_dir, start_engine):
     model_dir = tiny_model_dir("llama")
     with pytest.MonkeyPatch.context() as patch:
         # For the engine's processes, which start now.
         patch.setenv("MEZO_ATTENTION_FORM", form)
-        if form == "composed":
-            patch.setenv("TRITON_INTERPRET", "1")
         engine = start_engine(model_dir, CONFIG, max_total_tokens=2048)
     rng = random.Random(1)
     pair = activated_pair(model_dir, CONFIG)
@@ -161,8 +147,7 @@ def test_steps_are_those_of_base_keys_and_values_with_peft(form, tiny_model_dir,
 @pytest.mark.slow
 def test_a_form_that_cannot_run_is_refused_at_attach(tiny_model_dir, start_engine):
     with pytest.MonkeyPatch.context() as patch:
-        # FlashInfer does fp32 nowhere.
-        patch.setenv("MEZO_ATTENTION_FORM", "flashinfer")
+        patch.setenv("MEZO_ATTENTION_FORM", "fastest")
         engine = start_engine(tiny_model_dir("llama"), CONFIG)
-    with pytest.raises(ValueError, match="MEZO_ATTENTION_FORM must name a form that runs"):
+    with pytest.raises(ValueError, match="MEZO_ATTENTION_FORM must be one of"):
         mezo.attach(engine, dataclasses.replace(CONFIG, name="other"))

@@ -1,0 +1,1 @@
+"""Attention of rows that share a prefix by other people's kernels."""
