@@ -4,6 +4,7 @@
 #   make demo     fine-tune SmolLM2-135M on Rotten Tomatoes; DEMO_ARGS adds to the command
 #   make test     lint and tests, no GPU needed; PYTEST_ARGS='-k report' narrows the tests
 #   make bench    the pytest-benchmark files; BENCH_ARGS adds to the command
+#   make tables   README's and docs' tables and figures, written from bench/results
 #   make lint     ruff and mypy
 #   make clean    build outputs and caches; .venv, runs and the model stay
 #
@@ -34,7 +35,7 @@ BUILD_REQUIRES := 'setuptools>=77' 'pybind11>=2.13' ninja 'cmake>=3.24'
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test bench lint clean
+.PHONY: setup demo test bench tables lint clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMPS)/installed
@@ -52,6 +53,9 @@ test: setup lint
 bench: setup
 	$(BIN)/python -m pytest tests/bench --benchmark-enable --benchmark-only $(BENCH_ARGS)
 
+tables: $(STAMPS)/installed
+	@$(BIN)/python -m bench.tables
+
 lint: $(STAMPS)/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -59,7 +63,7 @@ lint: $(STAMPS)/installed
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks $(STAMPS)/installed
-	rm -f mezo_kernels/_C*.so bench/experiments/_C*.so
+	rm -f mezo_kernels/_C*.so
 	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMPS)/venv:

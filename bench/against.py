@@ -1,159 +1,172 @@
-"""The same steps by two checkouts, in turn, in one run: what a change costs.
+"""The same work by two checkouts, in turn, in one run: what a change costs.
 
 `python -m bench.against OTHER` starts an engine from this checkout and one from OTHER (a git
-worktree with its native module built), takes the steps of `bench.step` in both by turns, and prints
-the other's time over ours, the median of per-round ratios. Both must give the same losses, to the
-bit.
+worktree with its native module built), runs the steps of `bench.step` in both by turns, and prints
+the other's time over ours, the median of per-round ratios. `--question directions` does the same
+with the kernels of `bench.directions`. Both checkouts must give the same losses, or the same bits.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
-from statistics import median
+from typing import Any
+
+from bench.served import REPLY
+from bench.timing import Timing
 
 HERE = Path(__file__).parents[1]
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SERVED = Path(__file__).parent / "served.py"
+WARM_UP = 3
+GROUP = "sglang.srt.plugins"
 
 
-def serve(model_dir: str, engine_name: str) -> None:
-    """Take steps on demand: a mode a line in, seconds and losses out (a process of each build)."""
-    import mezo
-    from mezo import tasks
+def step_job(engine: str, model: str | None) -> dict[str, Any]:
+    """The batch and the settings of `bench.step`, in plain values."""
+    from bench.step import demo_batch, demo_settings
+    from mezo.tasks import assets
 
-    task = tasks.get("rotten_tomatoes")
-    examples = task.load(None).train[:16]
-    batch = mezo.Batch(
-        prompts=[task.prompt(e.text) for e in examples],
-        options=list(task.options),
-        labels=[e.label for e in examples],
+    return {
+        "question": "step",
+        "engine": engine,
+        "model": model or str(assets.model_dir()),
+        "batch": demo_batch(),
+        "config": demo_settings(),
+    }
+
+
+def directions_job(model: str) -> dict[str, Any]:
+    from bench.shapes import lora_specs
+
+    specs = [(spec.name, list(spec.shape)) for spec in lora_specs(model)]
+    return {"question": "directions", "specs": specs}
+
+
+def write_entry_point(checkout: Path, folder: Path) -> None:
+    """Write metadata that names the plugin of a checkout, for the front of PYTHONPATH.
+
+    SGLang finds the plugin by an entry point of an installed distribution. The installed one is
+    that of a single checkout, whose module may not exist in the other.
+    """
+    text = (checkout / "pyproject.toml").read_text()
+    found = re.search(
+        rf'^\[project\.entry-points\."{re.escape(GROUP)}"\]\n(\w+) = "(.+)"', text, re.M
     )
-    runs = {}
-    for prefix in ("exact", "activated"):
-        config = mezo.MezoConfig(
-            rank=8,
-            target_modules=LINEARS,
-            lr=1e-4,
-            eps=1e-3,
-            invocation=task.invocation,
-            prefix=prefix,
-            name=prefix,
+    if found is None:
+        raise SystemExit(
+            f"bench.against: {checkout}/pyproject.toml names no entry point of {GROUP}"
         )
-        if not runs:
-            engine, tokenizer = start(model_dir, engine_name, config)
-        if engine_name == "sglang" or not runs:  # a plain model holds one run
-            runs[prefix] = mezo.attach(engine, config, tokenizer=tokenizer)
-    print(json.dumps(list(runs)), flush=True)
-    for line in sys.stdin:
-        run = runs[line.strip()]
-        started = time.perf_counter()
-        result = run.step(batch)
-        seconds = time.perf_counter() - started
-        print(json.dumps({"seconds": seconds, "losses": result.losses}), flush=True)
-    if engine_name == "sglang":
-        engine.shutdown()
-
-
-def start(model_dir: str, engine_name: str, config: object) -> tuple[object, object]:
-    """The engine and, for a plain model, its tokenizer."""
-    import mezo
-
-    if engine_name == "sglang":
-        return mezo.launch_engine(model_dir, config, max_loras_per_batch=7), None
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(model_dir)
+    metadata = folder / "mezo_sglang-0.1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: mezo-sglang\nVersion: 0.1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[{GROUP}]\n{found[1]} = {found[2]}\n")
 
 
 class Build:
-    """A process that takes steps with the packages of one checkout."""
+    """A process that does the work with the packages of one checkout."""
 
-    def __init__(self, checkout: Path, model_dir: str, engine_name: str) -> None:
+    def __init__(self, checkout: Path, job: dict[str, Any]) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        write_entry_point(checkout, Path(self._folder.name))
+        path = os.pathsep.join((self._folder.name, str(checkout)))
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__, "--serve", model_dir, engine_name],
-            env={**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
+            [sys.executable, "-W", "ignore", SERVED],
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             cwd=checkout,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        self.modes: list[str] = self._read()
+        try:
+            self.cases: list[str] = self._ask(json.dumps(job))
+        except BaseException:
+            self.close()
+            raise
 
-    def _read(self) -> object:
+    def _ask(self, line: str) -> Any:
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
-        while line := self._process.stdout.readline():
-            if line.startswith(("[", "{")):
-                try:
-                    return json.loads(line)
-                except ValueError:  # a log line of the engine's
-                    continue
+        with contextlib.suppress(BrokenPipeError):
+            print(line, file=self._process.stdin, flush=True)
+        while answer := self._process.stdout.readline():
+            if answer.startswith(REPLY):
+                return json.loads(answer.removeprefix(REPLY))
         raise RuntimeError(f"bench.against: a build ended with {self._process.wait()}")
 
-    def step(self, mode: str) -> dict[str, object]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(mode + "\n")
-        self._process.stdin.flush()
-        return self._read()
+    def run(self, case: str) -> dict[str, Any]:
+        """Seconds of one call and its result."""
+        return self._ask(case)
 
     def close(self) -> None:
+        """End the process, which shuts its engine down, and remove the metadata."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(120)
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(120)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._folder.cleanup()
 
 
-def compare(ours: Build, theirs: Build, rounds: int) -> dict[str, tuple[float, float, float]]:
-    """{mode: median and quartiles of their time over ours}; raises where losses differ."""
-    ratios: dict[str, list[float]] = {}
-    for mode in ours.modes:
-        for number in range(rounds + 3):
+def compare(ours: Build, theirs: Build, rounds: int) -> dict[str, Timing]:
+    """{case: our times, and the other's over them}; raises where results differ."""
+    timings = {}
+    for case in ours.cases:
+        seconds, ratios = [], []
+        for number in range(rounds + WARM_UP):
             # Who goes first changes each round.
             pair = (ours, theirs) if number % 2 else (theirs, ours)
-            results = {build: build.step(mode) for build in pair}
-            if results[ours]["losses"] != results[theirs]["losses"]:
-                raise RuntimeError(f"bench.against: losses of step {number}, {mode}, differ")
-            if number >= 3:
-                ratio = results[theirs]["seconds"] / results[ours]["seconds"]
-                ratios.setdefault(mode, []).append(ratio)
-    quartiles = {}
-    for mode, values in ratios.items():
-        values.sort()
-        quartiles[mode] = (median(values), values[len(values) // 4], values[-len(values) // 4])
-    return quartiles
+            results = {build: build.run(case) for build in pair}
+            if results[ours]["result"] != results[theirs]["result"]:
+                raise RuntimeError(f"bench.against: results of call {number}, {case}, differ")
+            if number >= WARM_UP:
+                seconds.append(results[ours]["seconds"])
+                ratios.append(results[theirs]["seconds"] / seconds[-1])
+        timings[case] = Timing(case, seconds, ratios)
+    return timings
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("other", type=Path, nargs="?", help="a checkout with its module built")
+    parser.add_argument("other", type=Path, help="a checkout with its module built")
+    parser.add_argument("--question", default="step", choices=("step", "directions"))
     parser.add_argument("--engine", default="sglang", choices=("sglang", "transformers"))
-    parser.add_argument("--model", help="default SmolLM2-135M-Instruct")
+    parser.add_argument(
+        "--model",
+        help="of step: a directory, default SmolLM2-135M-Instruct; "
+        "of directions: a name of bench.shapes, default smollm2-135m",
+    )
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.serve:
-        serve(*arguments.serve)
-        return
-    from mezo.tasks import assets
-
-    model = arguments.model or str(assets.model_dir())
-    builds = [Build(path, model, arguments.engine) for path in (HERE, arguments.other.resolve())]
-    try:
-        for mode, (middle, low, high) in compare(*builds, arguments.rounds).items():
+    if arguments.question == "step":
+        job = step_job(arguments.engine, arguments.model)
+        what = arguments.engine
+    else:
+        job = directions_job(arguments.model or "smollm2-135m")
+        what = "directions"
+    with contextlib.ExitStack() as stack:
+        builds = []
+        for checkout in (HERE, arguments.other.resolve()):
+            builds.append(Build(checkout, job))
+            stack.callback(builds[-1].close)
+        for case, timing in compare(*builds, arguments.rounds).items():
+            low, high = timing.ratio_p25_p75
             print(
-                f"{arguments.engine}, {mode}: the other build's step takes {middle:.3f} of ours "
-                f"[{low:.3f}, {high:.3f}], {arguments.rounds} rounds, the same losses"
+                f"{what}, {case}: the other build takes {timing.ratio:.3f} of our time "
+                f"[{low:.3f}, {high:.3f}], {arguments.rounds} rounds, the same results"
             )
-    finally:
-        for build in builds:
-            build.close()
 
 
 if __name__ == "__main__":

@@ -1,75 +1,80 @@
-"""Directions on the CPU, one thread: our calls against the torch.randn loop of MeZO.
+"""Directions: our calls against the torch.normal loop of MeZO and what else a user would run.
 
-`python -m bench.directions` prints the table and writes bench/results/cpu/directions.{json,md}.
+`python -m bench.directions` measures this host and writes bench/results/<device>/directions.*. On
+a CPU that is one thread, each of our code paths; on a GPU the device backends as CUDA graphs.
 """
 
+from __future__ import annotations
+
 import argparse
-import json
 import os
+import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 
 import mezo_kernels as mk
-from bench.shapes import lora_specs
-from bench.timing import Timing, environment, interleave
+from bench import runner
+from bench.baselines import LOOP, gpu_baselines, torch_loop
+from bench.directions_cases import (
+    MEANING,
+    Buffers,
+    Case,
+    complaint_of_cpu,
+    complaint_of_gpu,
+    cpu_cases,
+    gpu_cases,
+)
+from bench.environment import facts_line
+from bench.gpu.roofline import measure as measure_roofline
+from bench.runner import Bench, Candidate, Facts, Question, Row
+from bench.timing import (
+    Call,
+    CudaEvents,
+    HostClock,
+    Timing,
+    as_graph,
+    interleave,
+    num_sets,
+)
 from mezo_kernels import _native
 
-EPS = 1e-3
-RESULTS = Path(__file__).parent / "results" / "cpu"
+BACKENDS = ("cuda", "triton")
+WHAT_ON_CPU = {
+    "pair": "pair: +eps and -eps of one z",
+    "step": "step: update, then the next pair",
+    "update": "one pass: theta += c z",
+    "generation": "generation: one normal (ours with its fma)",
+    "threads": "threads: the same, wall-clock",
+}
+CPU_METHOD = (
+    "Ratios first: the torch loop's time over ours, median of per-round ratios, interleaved in "
+    "one process on one thread, in CPU time of that thread. The loop is MeZO's: reseed, "
+    "`torch.normal` per tensor, add in place, all in the dtype of the row; two passes for a "
+    "pair, four for a step (both signs, restore, update). Ours keeps fp32 masters: the pair "
+    "goes from one z to two slots in the dtype of the row, the step applies the last update in "
+    "the same call, and one pass adds to the masters. Written by `python -m bench.directions`."
+)
+GPU_METHOD = (
+    "Ratio: the baseline's time over the row's, median of per-round ratios, interleaved in one "
+    "process. The baseline is the first row of a case: MeZO's loop as it is run, without its "
+    "reseeding; a replay has none. Our rows are CUDA graphs of the call with scalars on the "
+    "device, after a check of their bits against the cpu backend. `memory us` is the time of "
+    "a copy in the same pattern, `issue us` the static instruction count at the full issue rate."
+)
+GENERATION_ELEMENTS = 64 * 256 * 1024
 
 
-class Case:
-    """The LoRA tensors of one model, two slots beside them, and the calls to compare."""
-
-    def __init__(self, model: str, dtype: torch.dtype) -> None:
-        self.specs = lora_specs(model)
-        self.masters = [torch.randn(spec.shape) for spec in self.specs]
-        self.in_place = [master.to(dtype, copy=True) for master in self.masters]
-        self.outputs = [[m.to(dtype, copy=True) for m in self.masters] for _ in range(2)]
-        self.plan = mk.AdapterPlan(self.masters, self.specs, self.outputs)
-        self.num_elements = sum(master.numel() for master in self.masters)
-        self.step = 0
-
-    def pair(self) -> list[mk.Direction]:
-        self.step += 1
-        return [mk.Direction(0, self.step)] * 2
-
-    def torch_loop(self, scale: float) -> None:
-        """One pass of MeZO's `zo_perturb_parameters`: reseed, draw z, add."""
-        torch.manual_seed(0)
-        for tensor in self.in_place:
-            z = torch.normal(0.0, 1.0, tensor.shape, dtype=tensor.dtype)
-            tensor.add_(z, alpha=scale)
-
-    def torch_pair(self) -> None:
-        """+eps, then -2 eps: both signs of one z, in place."""
-        self.torch_loop(EPS)
-        self.torch_loop(-2 * EPS)
-
-    def torch_step(self) -> None:
-        """All four passes of a MeZO step: both signs, restore, update."""
-        self.torch_pair()
-        self.torch_loop(EPS)
-        self.torch_loop(-1e-6)
-
-    def pair_into_slots(self) -> None:
-        mk.perturb_into(self.plan, directions=self.pair(), scales=[EPS, -EPS], backend="cpu")
-
-    def update_and_pair(self) -> None:
-        update = (self.pair()[:1], [-1e-6])
-        pair, scales = self.pair(), [EPS, -EPS]
-        mk.perturb_into(self.plan, directions=pair, scales=scales, update=update, backend="cpu")
-
-    def add_directions(self) -> None:
-        directions = self.pair()[:1]
-        mk.add_directions_(self.plan, directions=directions, coefficients=[-1e-6], backend="cpu")
-
-
-def generation() -> Callable[[], object]:
+@dataclass(frozen=True)
+class Generation:
     """64 directions of one L2-resident tensor, accumulated: generation and one fma each."""
+
+    name: str  # "generation": by code path; "threads": by number of threads
+
+
+def generation() -> Call:
     plan = mk.AdapterPlan([torch.zeros(256, 1024)], [mk.TensorSpec("hot", (256, 1024))])
     directions = [mk.Direction(0, step) for step in range(64)]
     coefficients = [1e-6] * len(directions)
@@ -78,16 +83,25 @@ def generation() -> Callable[[], object]:
     )
 
 
-GENERATION_ELEMENTS = 64 * 256 * 1024
-
-
-def on_isa(isa: str, call: Callable[[], object]) -> Callable[[], object]:
-    """The call on one code path."""
+def torch_generation() -> Call:
+    buffer = torch.empty(256, 1024)
 
     def run() -> None:
+        for _ in range(64):
+            buffer.normal_()
+
+    return run
+
+
+def on_isa(isa: str, call: Call) -> Call:
+    """The call on one code path."""
+
+    def run() -> object:
         _native.module().set_isa(isa)
-        call()
-        _native.module().set_isa("auto")
+        try:
+            return call()
+        finally:
+            _native.module().set_isa("auto")
 
     return run
 
@@ -105,140 +119,244 @@ def vector_isas() -> list[str]:
     return [isa for isa in found if isa != "portable"]
 
 
-def check(case: Case, isas: list[str]) -> None:
-    """Refuse to time a path whose bits are not those of the reference (first layer's tensors)."""
-    some = slice(0, 14)
-    slots = [slot[some] for slot in case.outputs]
-    plan = mk.AdapterPlan(case.masters[some], case.specs[some], slots)
-    pair, scales = case.pair(), [EPS, -EPS]
-    mk.perturb_into(plan, directions=pair, scales=scales, backend="reference")
-    expected = [tensor.clone() for slot in slots for tensor in slot]
-    for isa in isas:
-        on_isa(isa, lambda: mk.perturb_into(plan, directions=pair, scales=scales, backend="cpu"))()
-        written = [tensor for slot in slots for tensor in slot]
-        if not all(map(torch.equal, written, expected)):
-            raise SystemExit(f"FAIL: {isa} does not give the bits of the reference")
+def on_threads(count: int, call: Call) -> Call:
+    def run() -> None:
+        torch.set_num_threads(count)
+        call()
+        torch.set_num_threads(1)
+
+    return run
 
 
-def measure(model: str, dtype: torch.dtype, rounds: int) -> list[dict[str, object]]:
-    """Rows of the table: the torch loop against each code path, for the pair and for the step."""
-    case = Case(model, dtype)
-    rows = []
-    isas = vector_isas()
-    check(case, isas)
-    for what, baseline, ours in (
-        ("pair: +eps and -eps of one z", case.torch_pair, case.pair_into_slots),
-        ("step: update, then the next pair", case.torch_step, case.update_and_pair),
-        ("one pass: theta += c z", lambda: case.torch_loop(EPS), case.add_directions),
-    ):
-        calls = {"torch loop": baseline} | {isa: on_isa(isa, ours) for isa in isas}
-        for timing in interleave(calls, rounds).values():
-            rows.append(row(what, model, str(dtype), timing, case.num_elements))
-    return rows
+# The CPU.
 
 
-def row(what: str, model: str, dtype: str, timing: Timing, num_elements: int) -> dict[str, object]:
-    p20, p80 = timing.p20_p80
+def cpu_candidates(case: Case | Generation) -> list[Candidate]:
+    """The baseline, then our code paths; of "threads", our call on more and more of them."""
+    if case.name == "threads":
+        cores = len(os.sched_getaffinity(0))
+        counts = [count for count in (1, 2, 4, 8, 16, 32, 64) if count <= cores]
+        call = generation()
+        return [
+            Candidate(f"{count} threads", lambda count=count: on_threads(count, call))
+            for count in counts
+        ]
+    if isinstance(case, Generation):
+        return [
+            Candidate("torch.normal_", torch_generation),
+            *(
+                Candidate(i, lambda i=i: on_isa(i, generation()), is_ours=True)
+                for i in vector_isas()
+            ),
+        ]
+    buffers = Buffers(case, "cpu", case.specs)
+    tensors = [master.to(case.dtype, copy=True) for master in buffers.masters]
+    ours = buffers.on_host("cpu")
+    return [
+        Candidate("torch loop", lambda: torch_loop(case.what, tensors, seed=0)),
+        *(
+            Candidate(
+                isa,
+                lambda isa=isa: on_isa(isa, ours),
+                lambda _, isa=isa: on_isa(isa, lambda: complaint_of_cpu(case))(),
+                is_ours=True,
+            )
+            for isa in vector_isas()
+        ),
+    ]
+
+
+def measure_on_cpu(case: Case | Generation, bench: Bench) -> None:
+    is_case = isinstance(case, Case)
+    labels = {
+        "what": WHAT_ON_CPU[case.what if is_case else case.name],
+        "model": case.model if is_case else "-",
+        "dtype": str(case.dtype).removeprefix("torch.") if is_case else "float32",
+    }
+    calls = bench.usable(labels, cpu_candidates(case))
+    clock = time.perf_counter if case.name == "threads" else time.thread_time
+    num_elements = case.num_elements if is_case else GENERATION_ELEMENTS
+    for timing in interleave(calls, bench.rounds, stopwatch=HostClock(clock)).values():
+        bench.rows.append(cpu_row(labels, timing, num_elements))
+
+
+def cpu_row(labels: dict[str, str], timing: Timing, num_elements: int) -> Row:
+    low, high = timing.p20_p80
     nanoseconds = 1e9 / num_elements
     return {
-        "what": what,
-        "model": model,
-        "dtype": dtype.removeprefix("torch."),
+        **labels,
         "path": timing.name,
         "ratio": round(timing.ratio, 2),
         "ns_per_element": round(timing.p50 * nanoseconds, 3),
-        "p20": round(p20 * nanoseconds, 3),
-        "p80": round(p80 * nanoseconds, 3),
+        "p20": round(low * nanoseconds, 3),
+        "p80": round(high * nanoseconds, 3),
         "elements": num_elements,
     }
 
 
-def measure_generation(rounds: int) -> list[dict[str, object]]:
-    """Rows for generation alone, all in the L2 cache, against torch.randn of the same size."""
-    buffer = torch.empty(256, 1024)
-
-    def torch_randn() -> None:
-        for _ in range(64):
-            buffer.normal_()
-
-    calls = {"torch.normal_": torch_randn} | {
-        isa: on_isa(isa, generation()) for isa in vector_isas()
-    }
-    what = "generation: one normal (ours with its fma)"
-    return [
-        row(what, "-", "torch.float32", timing, GENERATION_ELEMENTS)
-        for timing in interleave(calls, rounds).values()
-    ]
+CPU_COLUMNS: dict[str, Callable[[Row], object]] = {
+    "what": lambda r: r["what"],
+    "dtype": lambda r: r["dtype"],
+    "path": lambda r: r["path"],
+    "ratio": lambda r: f"{r['ratio']:.2f}",
+    "ns per element": lambda r: f"{r['ns_per_element']:.2f}",
+    "p20 - p80": lambda r: f"{r['p20']:.2f} - {r['p80']:.2f}",
+}
 
 
-def measure_threads(rounds: int) -> list[dict[str, object]]:
-    """Rows for the replay of 64 directions on 1, 2, 4 ... threads, in wall-clock seconds."""
-    cores = len(os.sched_getaffinity(0))
-    counts = [count for count in (1, 2, 4, 8, 16, 32, 64) if count <= cores]
-    call = generation()
-
-    def on_threads(count: int) -> Callable[[], object]:
-        def run() -> None:
-            torch.set_num_threads(count)
-            call()
-            torch.set_num_threads(1)
-
-        return run
-
-    calls = {f"{count} threads": on_threads(count) for count in counts}
-    timings = interleave(calls, rounds, clock=time.perf_counter)
-    what = "threads: the same, wall-clock"
-    return [row(what, "-", "torch.float32", t, GENERATION_ELEMENTS) for t in timings.values()]
+# A GPU.
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    lines = [
-        "| what | dtype | path | ratio | ns per element | p20 - p80 |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r['what']} | {r['dtype']} | {r['path']} | {r['ratio']:.2f} | "
-        f"{r['ns_per_element']:.2f} | {r['p20']:.2f} - {r['p80']:.2f} |"
-        for r in rows
-    ]
-    return "\n".join(lines)
+def gpu_candidates(case: Case, sets: list[Buffers]) -> Iterable[Candidate]:
+    """The baselines, MeZO's loop first; then the backends, with and without a graph."""
+
+    def variants(make: Callable[[Buffers], Call], *, is_graph: bool) -> Callable[[], list[Call]]:
+        return lambda: [as_graph(make(b)) if is_graph else make(b) for b in sets]
+
+    for name, make in gpu_baselines(case).items():
+        if name == LOOP:
+            # The loop as MeZO runs it, launch by launch; and at its best, as a graph.
+            yield Candidate(name, variants(make, is_graph=False))
+            name = f"{LOOP} as a graph"
+        yield Candidate(name, variants(make, is_graph=name != "torch.compile"))
+    for backend in BACKENDS:
+        if mk.backends()[backend] is not None:
+            continue
+
+        def ours(buffers: Buffers, backend: str = backend) -> Call:
+            return buffers.on_device(backend)
+
+        wrong = complaint_of_gpu(case, backend)
+        ways = (
+            {backend: True}
+            if case.what == "replay"
+            else {
+                backend: True,
+                f"{backend} without a graph": False,
+            }
+        )
+        for name, is_graph in ways.items():
+            yield Candidate(
+                name, variants(ours, is_graph=is_graph), lambda _, wrong=wrong: wrong, is_ours=True
+            )
 
 
-def report(rows: list[dict[str, object]], where: dict[str, object]) -> str:
-    facts = ", ".join(f"{key} {value}" for key, value in where.items() if key != "cpu_flags")
+def measure_on_gpu(case: Case, bench: Bench) -> None:
+    l2_bytes = bench.facts["l2_bytes"]
+    sets = [Buffers(case, "cuda", case.specs) for _ in range(num_sets(case.nbytes, l2_bytes))]
+    calls = bench.usable({"case": case.name}, gpu_candidates(case, sets))
+    if calls:
+        timings = interleave(calls, bench.rounds, stopwatch=CudaEvents())
+        bench.rows += gpu_rows(case, timings, bench.facts["roofline"], l2_bytes)
+
+
+def gpu_rows(case: Case, timings: dict[str, Timing], roofline: Facts, l2_bytes: int) -> list[Row]:
+    """Rows of the table; the model of bytes and instructions is that of our backends only."""
+    rows = []
+    peak = roofline["patterns"][case.nbytes // case.num_elements]
+    issue_per_second = roofline["clock_hz"] * roofline["multiprocessors"] * 128
+    is_cold = case.nbytes * num_sets(case.nbytes, l2_bytes) > 2 * l2_bytes
+    for timing in timings.values():
+        row: Row = {"case": case.name, "path": timing.name, **runner.microseconds(timing, 2)}
+        row["l2"] = "cold" if is_cold else "hot"
+        if timing.name.startswith(BACKENDS):
+            row |= {
+                "gb_per_s": round(case.nbytes / timing.p50 * 1e-9, 1),
+                "percent_of_copy": round(100 * case.nbytes / timing.p50 / peak, 1),
+                "memory_us": round(case.nbytes / peak * 1e6, 2),
+                "issue_us": round(case.sass / issue_per_second * 1e6, 2),
+            }
+        rows.append(row)
+    return rows
+
+
+GPU_COLUMNS: dict[str, Callable[[Row], object]] = {
+    "case": lambda r: r["case"],
+    "path": lambda r: r["path"],
+    "us [p20, p80]": lambda r: f"{r['p50_us']} [{r['p20_us']}, {r['p80_us']}]",
+    "ratio": lambda r: r["ratio"],
+    "GB/s": lambda r: r.get("gb_per_s", ""),
+    "% of copy": lambda r: r.get("percent_of_copy", ""),
+    "memory us": lambda r: r.get("memory_us", ""),
+    "issue us": lambda r: r.get("issue_us", ""),
+    "L2": lambda r: r.get("l2", ""),
+}
+
+
+def limits(roofline: Facts) -> str:
+    """What was measured of the GPU itself; JSON has made strings of the patterns' bytes."""
+    patterns = ", ".join(
+        f"{n} B: {rate * 1e-9:.0f} GB/s" for n, rate in roofline["patterns"].items()
+    )
+    lanes = roofline["wide_multiplies"] / roofline["clock_hz"] / roofline["multiprocessors"]
     return (
-        "# Directions on the CPU\n\n"
-        "Ratios first: the torch loop's time over ours, median of per-round ratios, interleaved in "
-        "one process on one thread, in CPU time of that thread. The loop is MeZO's: reseed, "
-        "`torch.normal` per tensor, add in place, all in the dtype of the row; two passes for a "
-        "pair, four for a step (both signs, restore, update). Ours keeps fp32 masters: the pair "
-        "goes from one z to two slots in the dtype of the row, the step applies the last update in "
-        "the same call, and one pass adds to the masters. Written by `python -m bench.directions`."
-        "\n\n"
-        f"{table(rows)}\n\n"
-        f"Measured with: {facts}; flags {' '.join(map(str, where['cpu_flags']))}.\n"
+        f"Limits measured here: copy {roofline['copy'] * 1e-9:.0f} GB/s; in the patterns of our "
+        f"kernels {patterns}; IMAD.WIDE.U32 {lanes:.1f} lanes per clock and multiprocessor at "
+        f"{roofline['clock_hz'] * 1e-9:.3f} GHz.\n\n"
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    where = environment()
-    rows = measure_generation(arguments.rounds) + measure_threads(arguments.rounds)
-    for dtype in (torch.bfloat16, torch.float32):
-        rows += measure(arguments.model, dtype, arguments.rounds)
-    text = report(rows, where)
-    print(text)
-    if arguments.dry_run:
-        return
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "directions.md").write_text(text)
-    (RESULTS / "directions.json").write_text(json.dumps({**where, "rows": rows}, indent=1) + "\n")
+# Both.
 
+
+def cases(options: argparse.Namespace) -> list[Case | Generation]:
+    if options.device == "cuda":
+        return gpu_cases()
+    return [Generation("generation"), Generation("threads"), *cpu_cases(options.model)]
+
+
+def begin(bench: Bench) -> None:
+    if bench.device == "cuda":
+        bench.facts["roofline"] = vars(measure_roofline())
+        unusable = {b: mk.backends()[b] for b in BACKENDS}
+        bench.notes += [f"{b}: {reason}" for b, reason in unusable.items() if reason is not None]
+
+
+def measure(case: Case | Generation, bench: Bench) -> None:
+    if bench.device == "cuda":
+        measure_on_gpu(case, bench)
+    else:
+        measure_on_cpu(case, bench)
+
+
+def report(facts: Facts) -> str:
+    is_gpu = "roofline" in facts
+    title, method = ("a GPU", GPU_METHOD) if is_gpu else ("the CPU", CPU_METHOD)
+    rows = runner.table(facts["rows"], GPU_COLUMNS if is_gpu else CPU_COLUMNS)
+    return (
+        f"# Directions on {title}\n\n{method}\n\n{rows}\n\n"
+        f"{limits(facts['roofline']) if is_gpu else ''}"
+        f"{runner.notes_list(facts.get('notes', ()))}{facts_line(facts)}\n"
+    )
+
+
+def plan(found: list[Case | Generation]) -> str:
+    """The cases as a table of what they move and compute."""
+    columns: dict[str, Callable[[Row], object]] = {
+        "case": lambda r: r["case"].name,
+        "tensors": lambda r: len(r["case"].specs),
+        "elements": lambda r: r["case"].num_elements,
+        "bytes": lambda r: r["case"].nbytes,
+        "lane instructions": lambda r: f"{r['case'].sass:.4g}",
+        "passes of MeZO": lambda r: r["case"].num_passes,
+    }
+    rows = [{"case": case} for case in found if isinstance(case, Case)]
+    meanings = "\n".join(f"* {what}: {meaning}" for what, meaning in MEANING.items())
+    return f"{runner.table(rows, columns)}\n\n{meanings}"
+
+
+QUESTION = Question(
+    name="directions",
+    description=__doc__,
+    cases=cases,
+    measure=measure,
+    report=report,
+    plan=plan,
+    add_options=lambda parser: parser.add_argument(
+        "--model", default="smollm2-135m", help="of the CPU's cases, a name of bench.shapes"
+    ),
+    begin=begin,
+)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(runner.main(QUESTION))

@@ -1,191 +1,272 @@
 """Attention of rows that share prefixes, label losses, LoRA of pairs, against what runs without.
 
-`python -m bench.paired` prints the tables of this host and writes bench/results/<device>/paired.*;
-the JSON has the times of each form by shape, too, under "points". `--dry-run` lists the cases.
+`python -m bench.paired` prints the table of this host and writes bench/results/<device>/paired.*;
+the JSON of a GPU also has the times of each attention kernel by shape, under "points".
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
-from itertools import pairwise
-from pathlib import Path
+import time
+from collections.abc import Callable, Sequence
 
 import torch
 
+from bench import runner
+from bench.attention_kernels import KERNELS, LABELS, NOT_SHARING
+from bench.environment import facts_line
+from bench.gpu.roofline import copy_bandwidth
 from bench.paired_cases import (
-    CPU_ATTENTION,
-    CPU_LABELS,
-    GPU_LABELS,
+    LIGER,
     Attention,
-    Calls,
-    gpu_attention,
+    AttentionCase,
+    LabelCase,
+    LoraCase,
+    PairLora,
+    cpu_cases,
+    gpu_cases,
     label_calls,
 )
-from bench.paired_gpu import gpu_rows, row_of
-from bench.timing import environment, gpu_environment, interleave
-from mezo_kernels.cpu import SegmentedLora
+from bench.runner import Bench, Candidate, Facts, Question, Row
+from bench.timing import (
+    Call,
+    CudaEvents,
+    Timing,
+    as_graph,
+    interleave,
+    l2_reader,
+    rebased,
+)
 
-RESULTS = Path(__file__).parent / "results"
-# V and D_in of the lm_head of SmolLM2-135M, the model of the demo.
-VOCAB, HIDDEN = 49152, 576
-# (D_in, D_out of the stacked modules) of its linear layers; tokens of the demo's activated and
-# exact steps.
-MODULES = ((576, (576, 192, 192)), (576, (576,)), (576, (1536, 1536)), (1536, (576,)))
-RANK, CPU_LORA = 8, (96, 832)
 CPU_METHOD = (
     "Ratios: the first path's time over this one's, median of per-round ratios, interleaved in one "
     "process. One thread, CPU time of that thread, fp32."
 )
 GPU_METHOD = (
     "Ratios: the baseline's time over this one's, median of per-round ratios, interleaved in one "
-    "process. The baseline of attention is the fastest form that reads the prefix for each row, of "
-    "those that run here; of label losses the first path. bf16, CUDA graphs between events "
+    "process. The baseline of attention is the fastest kernel that reads the prefix for each row, "
+    "of those that run here; of label losses the first path. bf16, CUDA graphs between events "
     "(Liger's loss without a graph, under no_grad), L2 cold: twice its size is read before each "
-    "call. `% of copy`: the time of a copy of the bytes that must move (prefix once a group, "
-    "suffix, q, result) over the time measured; few queries a prefix are bound by it, many by "
+    "call. `% of copy`: the time of a copy of the bytes that must move (prefix once per group, "
+    "suffix, q, result) over the time measured; few queries per prefix are bound by it, many by "
     "arithmetic. `peak MiB`: what a call allocates at most."
 )
+WHAT = {AttentionCase: "attention, per layer", LabelCase: "label loss", LoraCase: "LoRA of a pair"}
+# bf16 rounds weights, values and results by 2**-9 each; logits of bf16 are off by up to 2**-9 of
+# their size, about 10.
+ATTENTION_LIMIT = {"cpu": 1e-5, "cuda": 0.02}
+LABEL_LIMIT = {"cpu": 2e-5, "cuda": 0.2}
+LORA_LIMIT = 1e-4
+DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
+MIN_ROUNDS = 5
+# Of one case, timing only; cases that take microseconds reach the rounds that are asked for.
+SECONDS_PER_CASE = 0.5
 
 
-def check(name: str, results: Sequence[torch.Tensor], limit: float) -> None:
-    """Refuse to time results that differ."""
-    error = max(float((r.float() - results[0].float()).abs().max()) for r in results[1:])
-    if not error <= limit:
-        raise SystemExit(f"FAIL: {name}: results differ by {error:.3g} > {limit:.3g}")
+def labels_of(case: AttentionCase | LabelCase | LoraCase) -> dict[str, str]:
+    return {"what": WHAT[type(case)], "case": str(case)}
 
 
-def measure(what: str, name: str, calls: Calls, rounds: int, **timer: object) -> list[dict]:
-    """A row of the table for each call; the first is the baseline."""
-    timings = interleave(calls, rounds, **timer)
-    return [row_of(what, name, timing.name, timing) for timing in timings.values()]
+def attention_candidates(one: Attention, device: str) -> list[Candidate]:
+    """On a CPU what torch offers and ours; on a GPU every kernel that is installed."""
 
+    def complaint(call: Call) -> str | None:
+        error = one.error(call())
+        return f"relative RMS error {error:.3g}" if not error <= ATTENTION_LIMIT[device] else None
 
-def cpu_rows(rounds: int) -> list[dict]:
-    rows = []
-    for case in CPU_ATTENTION:
-        one = Attention(case, torch.float32, "cpu")
-        check(str(case), [one.row_loop(), one.torch_native(), one.ours()], 1e-5)
-        calls = {
-            "SDPA per request (torch_native)": one.torch_native,
-            "SDPA per row, own queries": one.row_loop,
-            "shared_prefix_attention": one.ours,
-            "the same with a new plan": one.ours_with_new_plan,
+    if device == "cuda":
+        makes = {name: lambda make=make: make(one) for name, make in KERNELS.items()}
+    else:
+        makes = {
+            "SDPA per request (torch_native)": lambda: one.torch_native,
+            "SDPA per row, own queries": lambda: one.row_loop,
+            "shared_prefix_attention": lambda: one.ours,
+            "the same with a new plan": lambda: one.ours_with_new_plan,
         }
-        rows += measure("attention, a layer", str(case), calls, rounds)
-    for num_tokens in CPU_LABELS:
-        calls = label_calls(num_tokens, VOCAB, HIDDEN, torch.float32, "cpu")
-        name = f"T {num_tokens}, V {VOCAB}, D_in {HIDDEN}"
-        check(name, [calls["linear + log_softmax"](), calls["label_nll"]()], 2e-5)
-        rows += measure("label loss", name, calls, max(5, rounds // 3))
-    for num_tokens in CPU_LORA:
-        name = f"T {num_tokens}, r {RANK}, the modules of a layer"
-        calls, outputs = lora_calls(num_tokens)
-        check(name, outputs, 1e-4)
-        rows += measure("LoRA of a pair", name, calls, rounds)
+    return [Candidate(name, make, complaint) for name, make in makes.items()]
+
+
+def label_candidates(case: LabelCase, device: str) -> list[Candidate]:
+    calls = label_calls(case, DTYPE[device], device)
+    expected = calls["linear + log_softmax"]().float()
+
+    def complaint(call: Call) -> str | None:
+        error = float((call().float() - expected).abs().max())
+        return f"losses differ by {error:.3g}" if not error <= LABEL_LIMIT[device] else None
+
+    return [
+        Candidate(
+            name,
+            lambda call=call: call,
+            complaint if name in (LIGER, "label_nll") else None,
+        )
+        for name, call in calls.items()
+    ]
+
+
+def lora_candidates(one: PairLora) -> list[Candidate]:
+    expected = one.added(one.loop)
+
+    def complaint(call: Call) -> str | None:
+        error = float((one.added(call) - expected).abs().max())
+        return f"outputs differ by {error:.3g}" if not error <= LORA_LIMIT else None
+
+    return [
+        Candidate("addmm per adapter and module (torch_native)", lambda: one.loop),
+        Candidate("SegmentedLora", lambda: one.ours, complaint, is_ours=True),
+    ]
+
+
+def row_of(labels: dict[str, str], path: str, timing: Timing) -> Row:
+    return {**labels, "path": path, **runner.microseconds(timing)}
+
+
+def measure(case: AttentionCase | LabelCase | LoraCase, bench: Bench) -> None:
+    labels, device = labels_of(case), bench.device
+    if isinstance(case, AttentionCase):
+        calls = bench.usable(
+            labels, attention_candidates(Attention(case, DTYPE[device], device), device)
+        )
+        timings = time_calls(calls, bench)
+        if device == "cuda":
+            bench.rows += attention_rows(case, timings, bench.facts["copy_bytes_per_second"])
+            bench.facts["points"].append(point_of(case, timings))
+            return
+    elif isinstance(case, LabelCase):
+        calls = bench.usable(labels, label_candidates(case, device))
+        if device == "cuda":
+            peaks = {name: peak_mib(call) for name, call in calls.items()}
+            timings = time_calls(calls, bench)
+            bench.rows += [
+                row_of(labels, n, timing) | {"peak_mib": peaks[n]} for n, timing in timings.items()
+            ]
+            return
+        timings = interleave(calls, max(5, bench.rounds // 3))
+    else:
+        timings = interleave(bench.usable(labels, lora_candidates(PairLora(case))), bench.rounds)
+    bench.rows += [row_of(labels, name, timing) for name, timing in timings.items()]
+
+
+def time_calls(calls: dict[str, Call], bench: Bench) -> dict[str, Timing]:
+    """On a GPU as CUDA graphs between events with caches flushed, as often as the time allows."""
+    if bench.device == "cpu":
+        return interleave(calls, bench.rounds)
+
+    def as_graph_or_plain(name: str, call: Call) -> Call:
+        # Liger asks for a number on the host, which a capture forbids.
+        if name == LIGER:
+            return call
+        try:
+            return as_graph(call)
+        except RuntimeError as problem:
+            name = LABELS.get(name, name)
+            bench.notes.append(f"{name}: without a graph. {runner.line_of(problem)}")
+            return call
+
+    graphs = {name: as_graph_or_plain(name, call) for name, call in calls.items()}
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for call in graphs.values():
+        call()
+    torch.cuda.synchronize()
+    fitting = int(SECONDS_PER_CASE / (time.perf_counter() - start))
+    rounds = max(MIN_ROUNDS, min(bench.rounds, fitting))
+    flush = l2_reader(bench.facts["l2_bytes"])
+    return interleave(graphs, rounds, warm_up=1, stopwatch=CudaEvents(before=flush))
+
+
+def attention_rows(case: AttentionCase, timings: dict[str, Timing], copy_rate: float) -> list[Row]:
+    """Rows of the table; ratios against the fastest kernel that does not share."""
+    plain = [name for name in NOT_SHARING if name in timings] or list(timings)
+    baseline = min(plain, key=lambda name: timings[name].p50)
+    rows = []
+    for name, timing in rebased(timings, baseline).items():
+        path = LABELS[name] + (" (baseline)" if name == baseline else "")
+        share = 100 * case.nbytes / copy_rate / timing.p50
+        rows.append(row_of(labels_of(case), path, timing) | {"percent_of_copy": round(share, 1)})
     return rows
 
 
-def lora_calls(num_tokens: int) -> tuple[Calls, list[torch.Tensor]]:
-    """All linear modules of a layer of SmolLM2-135M for two adapters, by each path."""
-    segments = [0, num_tokens // 2, num_tokens]
-    lora = SegmentedLora(segments, [2, 3], [2.0, 2.0], RANK)
-    modules = []
-    for depth, widths in MODULES:
-        offsets = [sum(widths[:i]) for i in range(len(widths) + 1)]
-        shapes = ((4, len(widths) * RANK, depth), (4, offsets[-1], RANK))
-        a, b = (torch.randn(shape) / shape[-1] ** 0.5 for shape in shapes)
-        x, base = torch.randn(num_tokens, depth), torch.randn(num_tokens, offsets[-1])
-        modules.append((x, a, b, base, offsets))
-
-    def loop(x, a, b, out, offsets) -> torch.Tensor:
-        """Each adapter and each stacked module apart, as SGLang's torch_native backend."""
-        for slot, (start, stop) in zip((2, 3), pairwise(segments), strict=True):
-            h = 2.0 * (x[start:stop] @ a[slot].T)
-            for i, (first, last) in enumerate(pairwise(offsets)):
-                own = h[:, i * RANK : (i + 1) * RANK]
-                out[start:stop, first:last].addmm_(own, b[slot, first:last].T)
-        return out
-
-    def ours(x, a, b, out, offsets) -> torch.Tensor:
-        lora.expand_(out, lora.shrink(x, a, len(offsets) - 1), b, offsets)
-        return out
-
-    outputs = [
-        torch.cat([path(x, a, b, base.clone(), o) for x, a, b, base, o in modules], dim=1)
-        for path in (loop, ours)
-    ]
-    calls = {
-        "addmm per adapter and module (torch_native)": lambda: [loop(*m) for m in modules],
-        "SegmentedLora": lambda: [ours(*m) for m in modules],
+def point_of(case: AttentionCase, timings: dict[str, Timing]) -> Row:
+    """The same for whoever chooses an attention kernel by shape."""
+    return {
+        "prefix": case.prefix[0],
+        "suffix": case.suffix,
+        "rows": case.num_rows,
+        "gqa": case.gqa,
+        "head_dim": case.dim,
+        "us": {name: round(timing.p50 * 1e6, 2) for name, timing in timings.items()},
     }
-    return calls, outputs
 
 
-def report(rows: list[dict], where: dict[str, object], notes: Sequence[str] = ()) -> str:
-    # On a CPU no row has these.
-    extra = {"percent_of_copy": "% of copy", "peak_mib": "peak MiB"}
-    extra = {key: title for key, title in extra.items() if any(key in row for row in rows)}
-    titles = ["what", "case", "path", "ratio", "us", "p20 - p80", *extra.values()]
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    for r in rows:
-        times = f"{r['p50_us']:.0f} | {r['p20_us']:.0f} - {r['p80_us']:.0f}"
-        cells = [r["what"], r["case"], r["path"], f"{r['ratio']:.2f}", times]
-        lines.append(f"| {' | '.join([*cells, *(str(r.get(key, '')) for key in extra)])} |")
-    facts = ", ".join(f"{key} {value}" for key, value in where.items() if key != "cpu_flags")
-    said = "".join(f"* {note}\n" for note in notes)
-    return (
-        "# Shared prefixes, label losses, LoRA of pairs\n\n"
-        f"{GPU_METHOD if extra else CPU_METHOD} Written by `python -m bench.paired`.\n\n"
-        + "\n".join(lines)
-        + (f"\n\n{said}" if said else "\n")
-        + f"\nMeasured with: {facts}.\n"
+def peak_mib(call: Call) -> float:
+    """The most memory that a call has allocated at once on the GPU."""
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return round((torch.cuda.max_memory_allocated() - before) / (1 << 20), 1)
+
+
+COLUMNS: dict[str, Callable[[Row], object]] = {
+    "what": lambda r: r["what"],
+    "case": lambda r: r["case"],
+    "path": lambda r: r["path"],
+    "ratio": lambda r: f"{r['ratio']:.2f}",
+    "us": lambda r: f"{r['p50_us']:.0f}",
+    "p20 - p80": lambda r: f"{r['p20_us']:.0f} - {r['p80_us']:.0f}",
+}
+GPU_COLUMNS = COLUMNS | {
+    "% of copy": lambda r: r.get("percent_of_copy", ""),
+    "peak MiB": lambda r: r.get("peak_mib", ""),
+}
+
+
+def cases(options: argparse.Namespace) -> Sequence[AttentionCase | LabelCase | LoraCase]:
+    return gpu_cases(quick=options.quick) if options.device == "cuda" else cpu_cases()
+
+
+def begin(bench: Bench) -> None:
+    bench.facts["points"] = []
+    if bench.device == "cuda":
+        rate = bench.facts["copy_bytes_per_second"] = copy_bandwidth()
+        bench.notes.append(f"Copy: {rate * 1e-9:.0f} GB/s, read and written.")
+
+
+def plan(found: Sequence[AttentionCase | LabelCase | LoraCase]) -> str:
+    """The cases, one per line; attention with the 16-bit bytes that must move."""
+    return "\n".join(
+        f"{case.name}, {case.nbytes} bytes" if isinstance(case, AttentionCase) else case.name
+        for case in found
     )
 
 
-def plan_of() -> list[str]:
-    """The cases, one a line."""
-    lines = [f"cpu attention: {case}" for case in CPU_ATTENTION]
-    lines += [f"cpu label loss: T {t}, V {VOCAB}, D_in {HIDDEN}" for t in CPU_LABELS]
-    lines += [f"cpu LoRA of a pair: T {t}, r {RANK}" for t in CPU_LORA]
-    lines += [f"gpu attention: {case}, {case.nbytes} bytes" for case in gpu_attention()]
-    lines += [f"gpu label loss: T {t}, V {vocab}, D_in {dim}" for t, vocab, dim in GPU_LABELS]
-    return lines
+def report(facts: Facts) -> str:
+    is_gpu = "copy_bytes_per_second" in facts
+    return (
+        "# Shared prefixes, label losses, LoRA of pairs\n\n"
+        f"{GPU_METHOD if is_gpu else CPU_METHOD} Written by `python -m bench.paired`.\n\n"
+        f"{runner.table(facts['rows'], GPU_COLUMNS if is_gpu else COLUMNS)}\n\n"
+        f"{runner.notes_list(facts['notes'])}{facts_line(facts)}\n"
+    )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--out", type=Path, help="default bench/results/<device>")
-    parser.add_argument("--name", default="paired", help="of the files")
-    parser.add_argument("--quick", action="store_true", help="on a GPU a dozen shapes only")
-    parser.add_argument("--budget", type=float, default=170.0, help="seconds on a GPU")
-    parser.add_argument("--dry-run", action="store_true", help="list the cases, measure nothing")
-    arguments = parser.parse_args()
-    if arguments.dry_run:
-        print("\n".join(plan_of()))
-        return 0
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    points: list[dict] = []
-    notes: list[str] = []
-    if torch.cuda.is_available():
-        device, where = torch.cuda.get_device_name().lower().replace(" ", "-"), gpu_environment()
-        rows, points, notes = gpu_rows(arguments.rounds, arguments.budget, quick=arguments.quick)
-    else:
-        device, where = "cpu", environment()
-        rows = cpu_rows(arguments.rounds)
-    text = report(rows, where, notes)
-    print(text)
-    directory = arguments.out or RESULTS / device
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / f"{arguments.name}.md").write_text(text)
-    facts = {**where, "notes": notes, "points": points, "rows": rows}
-    (directory / f"{arguments.name}.json").write_text(json.dumps(facts, indent=1) + "\n")
-    return int(any(note.startswith("FAIL") for note in notes))
-
+QUESTION = Question(
+    name="paired",
+    description=__doc__,
+    cases=cases,
+    measure=measure,
+    report=report,
+    plan=plan,
+    add_options=lambda parser: parser.add_argument(
+        "--quick", action="store_true", help="on a GPU a dozen shapes of attention only"
+    ),
+    begin=begin,
+    budget_s=170.0,
+    needs_all_cases=False,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(runner.main(QUESTION))

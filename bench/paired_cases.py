@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate, product
+from itertools import accumulate, pairwise, product
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
 import mezo_kernels as mk
+from bench.timing import Call
+from mezo_kernels.cpu import SegmentedLora
 
 # H, H_kv, D of SmolLM2-135M, the model of the demo.
 HEADS, KV_HEADS, HEAD_DIM = 9, 3, 64
 # Copies of a prefix for each row that are still made.
 COPIES_LIMIT = 16 << 30
 LIGER = "Liger fused linear cross-entropy"
+# (D_in, D_out of the stacked modules) of a layer of that model.
+MODULES = ((576, (576, 192, 192)), (576, (576,)), (576, (1536, 1536)), (1536, (576,)))
 
-Call = Callable[[], object]
 Calls = dict[str, Call]
 
 
@@ -36,13 +38,17 @@ class AttentionCase:
     dim: int = HEAD_DIM
 
     @property
+    def name(self) -> str:
+        return f"attention, per layer: {self}"
+
+    @property
     def gqa(self) -> int:
         """Heads of a KV head."""
         return self.heads // self.kv_heads
 
     @property
     def nbytes(self) -> int:
-        """16-bit bytes that must move: a prefix once a group, the suffix, q in, the result out."""
+        """16-bit bytes that must move: a prefix per group, the suffix, q, the result."""
         tokens = self.num_groups * self.num_rows * self.suffix
         keys = self.num_groups * self.prefix[0] + tokens
         return 2 * self.dim * (2 * keys * self.kv_heads + 2 * tokens * self.heads)
@@ -82,7 +88,7 @@ class Attention:
         self.make_plan = lambda: mk.SharedPrefixPlan(**ranges, kv_indices=slots)
         self.plan = self.make_plan()
         self.case, self.scale = case, case.dim**-0.5
-        self._truth: list[tuple[range, torch.Tensor]] = []
+        self._expected: list[tuple[range, torch.Tensor]] = []
 
         def normal(tokens: int, heads: int) -> torch.Tensor:
             return torch.randn(tokens, heads, case.dim, device=device).to(dtype)
@@ -159,16 +165,16 @@ class Attention:
         ).transpose(1, 2)
 
     def error(self, result: torch.Tensor) -> float:
-        """Relative RMS error of the first and the last row, against the reference in fp32."""
-        if not self._truth:
+        """Relative RMS error against the reference in fp32; on a GPU of the first and last row."""
+        if not self._expected:
             rows = self.rows()
-            self._truth = [
-                (own, self._row_in_fp32(slots, own)) for slots, own in (rows[0], rows[-1])
-            ]
+            some = rows if self.q.device.type == "cpu" else (rows[0], rows[-1])
+            self._expected = [(own, self._row_in_fp32(slots, own)) for slots, own in some]
         result = result.reshape(self.q.shape)
-        errors = [result[own.start : own.stop].float() - truth for own, truth in self._truth]
+        errors = [result[own.start : own.stop].float() - right for own, right in self._expected]
         squares = sum(float(error.square().mean()) for error in errors)
-        return (squares / sum(float(truth.square().mean()) for _, truth in self._truth)) ** 0.5
+        norm = sum(float(right.square().mean()) for _, right in self._expected)
+        return (squares / norm) ** 0.5
 
     def _row_in_fp32(self, slots: torch.Tensor, own: range) -> torch.Tensor:
         mine = slice(own.start, own.stop)
@@ -185,8 +191,25 @@ class Attention:
         )
 
 
-def label_calls(num_tokens: int, vocab: int, dim: int, dtype: torch.dtype, device: str) -> Calls:
-    """F.linear and log_softmax, the product alone, Liger's fused loss where it is there, ours."""
+@dataclass(frozen=True)
+class LabelCase:
+    """Losses of tokens off their last hidden states."""
+
+    num_tokens: int
+    vocab: int = 49152
+    dim: int = 576
+
+    @property
+    def name(self) -> str:
+        return f"label loss: {self}"
+
+    def __str__(self) -> str:
+        return f"T {self.num_tokens}, V {self.vocab}, D_in {self.dim}"
+
+
+def label_calls(case: LabelCase, dtype: torch.dtype, device: str) -> Calls:
+    """F.linear and log_softmax, the product only, Liger's fused loss where it is there, ours."""
+    num_tokens, vocab, dim = case.num_tokens, case.vocab, case.dim
     hidden = torch.randn(num_tokens, dim, device=device).to(dtype)
     lm_head = (torch.randn(vocab, dim, device=device) * 3 / dim**0.5).to(dtype)
     targets = torch.randint(0, vocab, (num_tokens,), device=device)
@@ -197,7 +220,7 @@ def label_calls(num_tokens: int, vocab: int, dim: int, dtype: torch.dtype, devic
 
     calls: Calls = {
         "linear + log_softmax": baseline,
-        "linear alone": lambda: F.linear(hidden, lm_head),
+        "linear only": lambda: F.linear(hidden, lm_head),
     }
     if device != "cpu":
         calls[LIGER] = lambda: liger_nll(hidden, lm_head, targets)
@@ -212,12 +235,74 @@ def liger_nll(hidden: torch.Tensor, lm_head: torch.Tensor, targets: torch.Tensor
     return liger_fused_linear_cross_entropy(hidden, lm_head, targets, reduction="none")
 
 
-CPU_ATTENTION = [
-    AttentionCase(prefix, suffix)
-    for prefix, suffix in product(((20, 80), (200, 400), (20, 400)), (1, 3, 8))
-]
-CPU_LABELS = (32, 96, 512)
-GPU_LABELS = [(tokens, 131072, 4096) for tokens in (32, 512, 4096)]
+@dataclass(frozen=True)
+class LoraCase:
+    """All linear modules of a layer of SmolLM2-135M for the two adapters of a pair."""
+
+    num_tokens: int
+    rank: int = 8
+
+    @property
+    def name(self) -> str:
+        return f"LoRA of a pair: {self}"
+
+    def __str__(self) -> str:
+        return f"T {self.num_tokens}, r {self.rank}, the modules of a layer"
+
+
+class PairLora:
+    """The tensors of a case, and two ways through them."""
+
+    def __init__(self, case: LoraCase) -> None:
+        num_tokens, self.rank = case.num_tokens, case.rank
+        self.segments = [0, num_tokens // 2, num_tokens]
+        self.lora = SegmentedLora(self.segments, [2, 3], [2.0, 2.0], self.rank)
+        self.modules = []
+        for depth, widths in MODULES:
+            offsets = [sum(widths[:i]) for i in range(len(widths) + 1)]
+            shapes = ((4, len(widths) * self.rank, depth), (4, offsets[-1], self.rank))
+            a, b = (torch.randn(shape) / shape[-1] ** 0.5 for shape in shapes)
+            x, base = torch.randn(num_tokens, depth), torch.randn(num_tokens, offsets[-1])
+            self.modules.append((x, a, b, base, offsets))
+
+    def loop(self) -> list[torch.Tensor]:
+        """Each adapter and each stacked module apart, as SGLang's torch_native backend."""
+        for x, a, b, out, offsets in self.modules:
+            for slot, (start, stop) in zip((2, 3), pairwise(self.segments), strict=True):
+                h = 2.0 * (x[start:stop] @ a[slot].T)
+                for i, (first, last) in enumerate(pairwise(offsets)):
+                    own = h[:, i * self.rank : (i + 1) * self.rank]
+                    out[start:stop, first:last].addmm_(own, b[slot, first:last].T)
+        return [module[3] for module in self.modules]
+
+    def ours(self) -> list[torch.Tensor]:
+        for x, a, b, out, offsets in self.modules:
+            self.lora.expand_(out, self.lora.shrink(x, a, len(offsets) - 1), b, offsets)
+        return [module[3] for module in self.modules]
+
+    def added(self, call: Call) -> torch.Tensor:
+        """What a call adds to the outputs, which are then as before."""
+        before = [module[3].clone() for module in self.modules]
+        call()
+        parts = [module[3] - old for module, old in zip(self.modules, before, strict=True)]
+        for module, old in zip(self.modules, before, strict=True):
+            module[3].copy_(old)
+        return torch.cat(parts, dim=1)
+
+
+def cpu_cases() -> list[AttentionCase | LabelCase | LoraCase]:
+    """The demo's shapes; LoRA for the tokens of its activated and exact steps."""
+    prefixes = ((20, 80), (200, 400), (20, 400))
+    return [
+        *(AttentionCase(prefix, suffix) for prefix, suffix in product(prefixes, (1, 3, 8))),
+        *map(LabelCase, (32, 96, 512)),
+        *map(LoraCase, (96, 832)),
+    ]
+
+
+def gpu_cases(*, quick: bool = False) -> list[AttentionCase | LabelCase]:
+    labels = [LabelCase(tokens, 131072, 4096) for tokens in (32, 512, 4096)]
+    return [*labels, *gpu_attention(quick=quick)]
 
 
 def gpu_attention(*, quick: bool = False) -> list[AttentionCase]:

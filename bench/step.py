@@ -1,49 +1,59 @@
 """A training step on the CPU: the engines against the paper's loop, same model, same batch.
 
-`python -m bench.step` prints the table and writes bench/results/cpu/step.{json,md}. The batch is 16
-Rotten Tomatoes sentences with " The movie was" behind them, and the loss is the cross-entropy over
-the two label words. Each candidate runs on one thread.
+`python -m bench.step` prints the tables and writes bench/results/cpu/step.*. The batch is 16 Rotten
+Tomatoes sentences with " The movie was" behind them, and the loss is the cross-entropy over the two
+label words. Each candidate runs on one thread.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import time
-from collections import defaultdict
+import sys
 from collections.abc import Callable
-from pathlib import Path
-from statistics import median
+from typing import Any
 
 import torch
 
 import mezo
-from bench.e2e_parts import PaperLoop
-from bench.timing import Timing, environment, interleave
-from mezo import tasks
-from mezo.core.messages import Profile
-from mezo.tasks import assets
+from bench import runner
+from bench.environment import facts_line
+from bench.runner import Bench, Facts, Question, Row
+from bench.step_candidates import PARTS, PaperLoop, part_shares, take_turns
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-RESULTS = Path(__file__).parent / "results" / "cpu"
 BATCH_SIZE = 16
+PLAIN = "plain loop (transformers, PEFT)"
+EXACT = ("transformers, exact", "sglang, exact")
+ACTIVATED = "sglang, activated, prompts cached"
+# Two libraries' products in fp32 and two attentions differ by rounding.
+LOSS_LIMIT = 1e-4
 
 
-class PlainLoop(PaperLoop):
-    """The paper's loop on a PEFT model, one padded forward a sign."""
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """The batch of the demo's task on a model."""
 
-    def __init__(self, model_dir: str, config: mezo.MezoConfig, batch: mezo.Batch) -> None:
+    model_dir: str
+    batch: mezo.Batch
+    config: mezo.MezoConfig
+    name: str = "rotten tomatoes"
+
+
+class PeftLoop(PaperLoop):
+    """The paper's loop on a PEFT model, one padded forward per sign."""
+
+    def __init__(self, demo: Demo) -> None:
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        config, batch = demo.config, demo.batch
         lora = LoraConfig(
             r=config.rank, lora_alpha=config.alpha, target_modules=list(config.target_modules)
         )
-        base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(demo.model_dir, dtype=torch.float32)
         self.model = get_peft_model(base, lora).eval()
         super().__init__([p for p in self.model.parameters() if p.requires_grad], config)
-        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        tokenizer = AutoTokenizer.from_pretrained(demo.model_dir)
         rows = [tokenizer(prompt + str(config.invocation))["input_ids"] for prompt in batch.prompts]
         width = max(map(len, rows))
         self.ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
@@ -58,144 +68,135 @@ class PlainLoop(PaperLoop):
         return torch.nn.functional.cross_entropy(scores, self.labels).item()
 
 
-def measure(rounds: int) -> tuple[list[dict[str, object]], dict[str, dict[str, float]]]:
-    """One row a candidate, the plain loop is the baseline; and the parts of the sglang steps."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def demo_batch() -> dict[str, Any]:
+    """The fields of the batch, in plain values."""
+    from mezo import tasks
 
     task = tasks.get("rotten_tomatoes")
     examples = task.load(None).train[:BATCH_SIZE]
-    batch = mezo.Batch(
-        prompts=[task.prompt(e.text) for e in examples],
-        options=list(task.options),
-        labels=[e.label for e in examples],
-    )
-    exact = mezo.MezoConfig(
-        rank=8, target_modules=LINEARS, lr=1e-4, eps=1e-3, invocation=task.invocation
-    )
-    activated = dataclasses.replace(exact, prefix="activated", name="activated")
-    model_dir = str(assets.model_dir())
-    plain = PlainLoop(model_dir, exact, batch)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    engine = mezo.launch_engine(model_dir, exact, max_loras_per_batch=7)
-    try:
-        runs = {
-            "transformers, exact": mezo.attach(model, exact, tokenizer=tokenizer),
-            "sglang, exact": mezo.attach(engine, exact),
-            "sglang, activated, prompts cached": mezo.attach(engine, activated),
-        }
-        results: dict[str, list[mezo.StepResult]] = {name: [] for name in runs}
-
-        def stepper(name: str) -> Callable[[], None]:
-            return lambda: results[name].append(mezo.step(runs[name], batch))
-
-        calls = {"plain loop (transformers, PEFT)": plain.step}
-        calls |= {name: stepper(name) for name in runs}
-        timings = interleave(calls, rounds, warm_up=1, clock=time.perf_counter)
-        parts = {
-            name: breakdown(run, batch, rounds)
-            for name, run in runs.items()
-            if name.startswith("sglang")
-        }
-    finally:
-        engine.shutdown()
-    return [row(timing, results.get(timing.name)) for timing in timings.values()], parts
-
-
-def breakdown(run: mezo.Run, batch: mezo.Batch, rounds: int) -> dict[str, float]:
-    """Median seconds of each part of a step, under a stopwatch in the engine."""
-    samples: dict[str, list[float]] = defaultdict(list)
-    request = Profile(run.name, run.request(batch))
-    for _ in range(rounds):
-        started = time.perf_counter()
-        seconds = run.session.call(request).seconds
-        seconds["messages"] = time.perf_counter() - started - sum(seconds.values())
-        for part, value in seconds.items():
-            samples[part].append(value)
-    return {part: median(values) for part, values in samples.items()}
-
-
-def row(timing: Timing, results: list[mezo.StepResult] | None) -> dict[str, object]:
-    last = results[-1] if results else None
-    shares = {}
-    if results:
-        for part in ("weights", "score"):
-            values = sorted(r.timings[part] / r.timings["total"] for r in results[1:])
-            shares[part] = values[len(values) // 2]
     return {
-        "name": timing.name,
-        "ratio": timing.ratio,
-        "seconds_p50": timing.p50,
-        "seconds_p20_p80": timing.p20_p80,
-        "tokens": last.tokens if last else None,
-        "prompt_tokens": last.prompt_tokens if last else None,
-        "reused_tokens": last.reused_tokens if last else None,
-        "shares": shares,
+        "prompts": [task.prompt(e.text) for e in examples],
+        "options": list(task.options),
+        "labels": [e.label for e in examples],
     }
 
 
-PARTS = ("linear", "attention", "lora", "layers", "lm_head", "weights", "engine", "messages")
+def demo_settings() -> dict[str, Any]:
+    """The fields of the exact run's config, in plain values."""
+    from mezo import tasks
+
+    invocation = tasks.get("rotten_tomatoes").invocation
+    return {
+        "rank": 8,
+        "target_modules": list(LINEARS),
+        "lr": 1e-4,
+        "eps": 1e-3,
+        "invocation": invocation,
+    }
 
 
-def parts_table(parts: dict[str, dict[str, float]]) -> list[str]:
-    lines = ["| step | " + " | ".join(PARTS) + " |", "|---" * (len(PARTS) + 1) + "|"]
-    for name, seconds in parts.items():
-        whole = sum(seconds.values())
-        shares = [f"{100 * seconds.get(part, 0.0) / whole:.1f} %" for part in PARTS]
-        lines.append(f"| {name} | {' | '.join(shares)} |")
-    return lines
+def cases(options: runner.Options) -> list[Demo]:
+    from mezo.tasks import assets
 
-
-def report(
-    rows: list[dict[str, object]], parts: dict[str, dict[str, float]], where: dict[str, object]
-) -> str:
-    lines = [
-        "# A training step on the CPU",
-        "",
-        'The batch is 16 Rotten Tomatoes sentences with " The movie was" behind them,',
-        "the loss that over the label words, SmolLM2-135M in fp32, one thread each. Ratios: the",
-        "plain loop's time over the candidate's, median of per-round ratios, all in one run, in",
-        "turn. Tokens: of the last step, by the engine's own count; the transformers engine shares",
-        "no keys and values, pads, and counts that. Weights, forward: shares of the step.",
-        "Written by `python -m bench.step`.",
-        "",
-        "| step | ratio | tokens computed | prompt tokens reused | weights | forward |",
-        "|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        shares = r["shares"]
-        assert isinstance(shares, dict)
-        own = [f"{100 * shares[k]:.1f} %" if shares else "" for k in ("weights", "score")]
-        numbers = ["" if r[k] is None else str(r[k]) for k in ("tokens", "reused_tokens")]
-        lines.append(f"| {r['name']} | {r['ratio']:.2f} | {' | '.join([*numbers, *own])} |")
-    lines += [
-        "",
-        "Where an sglang step's time goes, medians under a stopwatch in the scheduler's process;",
-        "layers: norms, rotary embedding, activations and Python between them; engine: requests,",
-        "KV slots, cache, batches; messages: to the scheduler and back.",
-        "",
-        *parts_table(parts),
-    ]
-    facts = ", ".join(f"{key} {value}" for key, value in where.items() if key != "cpu_flags")
-    return "\n".join([*lines, "", f"Measured with: {facts}.", ""])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    where = environment()
-    rows, parts = measure(arguments.rounds)
-    text = report(rows, parts, where)
-    print(text)
-    if not arguments.dry_run:
-        (RESULTS / "step.md").write_text(text)
-        (RESULTS / "step.json").write_text(
-            json.dumps({**where, "rows": rows, "parts": parts}, indent=1) + "\n"
+    if options.device != "cpu":
+        raise SystemExit(
+            "bench.step: is a question for a CPU; pass --device cpu, or use bench.e2e."
         )
+    config = mezo.MezoConfig(**demo_settings())
+    return [Demo(options.model or str(assets.model_dir()), mezo.Batch(**demo_batch()), config)]
 
+
+def measure(demo: Demo, bench: Bench) -> None:
+    """A row for each candidate; the plain loop is the baseline."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    activated = dataclasses.replace(demo.config, prefix="activated", name="activated")
+    plain = PeftLoop(demo)
+    model = AutoModelForCausalLM.from_pretrained(demo.model_dir, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(demo.model_dir)
+    engine = mezo.launch_engine(demo.model_dir, demo.config, max_loras_per_batch=7)
+    try:
+        runs = {
+            EXACT[0]: mezo.attach(model, demo.config, tokenizer=tokenizer),
+            EXACT[1]: mezo.attach(engine, demo.config),
+            ACTIVATED: mezo.attach(engine, activated),
+        }
+        rows = take_turns({PLAIN: plain.step}, runs, demo.batch, bench.rounds, warm_up=1)
+    finally:
+        engine.shutdown()
+    bench.rows += checked(rows, bench)
+
+
+def checked(rows: list[Row], bench: Bench) -> list[Row]:
+    """The rows, without the exact steps if the engines' first losses differ: those FAIL."""
+    losses = [row["first_loss"] for row in rows if row["name"] in EXACT]
+    if max(losses) - min(losses) <= LOSS_LIMIT:
+        return rows
+    for name in EXACT:
+        bench.notes.append(f"FAIL {name}: first losses differ: {losses}")
+    labels = {"name", "parts", "tokens", "reused_tokens"}
+    return [
+        {k: v for k, v in row.items() if k in labels} | {"fail": "other losses"}
+        if row["name"] in EXACT
+        else row
+        for row in rows
+    ]
+
+
+def share(row: Row, part: str) -> str:
+    return f"{100 * row['shares'][part]:.1f} %" if row["shares"] else ""
+
+
+def count(row: Row, key: str) -> str:
+    return "" if row[key] is None else str(row[key])
+
+
+COLUMNS: dict[str, Callable[[Row], object]] = {
+    "step": lambda r: r["name"],
+    "ratio": lambda r: f"{r['ratio']:.2f}",
+    "tokens computed": lambda r: count(r, "tokens"),
+    "prompt tokens reused": lambda r: count(r, "reused_tokens"),
+    "weights": lambda r: share(r, "weights"),
+    "forward": lambda r: share(r, "score"),
+}
+
+
+def parts_table(rows: list[Row]) -> str:
+    columns: dict[str, Callable[[Row], object]] = {"step": lambda r: r["name"]}
+    for i, part in enumerate(PARTS):
+        columns[part] = lambda r, i=i: part_shares(r)[i]
+    return runner.table([row for row in rows if row["parts"]], columns)
+
+
+def report(facts: Facts) -> str:
+    return (
+        "# A training step on the CPU\n\n"
+        f'The batch is {BATCH_SIZE} Rotten Tomatoes sentences with " The movie was" behind them,\n'
+        "the loss that over the label words, SmolLM2-135M in fp32, one thread each. Ratios: the\n"
+        "plain loop's time over the candidate's, median of per-round ratios, all in one run, in\n"
+        "turn. Tokens: of the last step, by the engine's own count; the transformers engine\n"
+        "shares no keys and values, pads, and counts that. Weights, forward: shares of the step.\n"
+        "Written by `python -m bench.step`.\n\n"
+        f"{runner.table(facts['rows'], COLUMNS)}\n\n"
+        "Where an sglang step's time goes, medians under a stopwatch in the scheduler's process;\n"
+        "layers: norms, rotary embedding, activations and Python between them; engine: requests,\n"
+        "KV cache places, cache, batches; messages: to the scheduler and back.\n\n"
+        f"{parts_table(facts['rows'])}\n\n"
+        f"{runner.notes_list(facts.get('notes', ()))}{facts_line(facts)}\n"
+    )
+
+
+QUESTION = Question(
+    name="step",
+    description=__doc__,
+    cases=cases,
+    measure=measure,
+    report=report,
+    add_options=lambda parser: parser.add_argument(
+        "--model", help="directory, default SmolLM2-135M-Instruct"
+    ),
+    rounds=8,
+)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(runner.main(QUESTION))

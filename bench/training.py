@@ -1,8 +1,8 @@
 """Tables and a plot of training runs, made from the summaries that `mezo train` writes.
 
 `python -m bench.training DIRECTORY...` reads DIRECTORY/summary.json of each run, copies what it
-needs into bench/results/cpu/training.json and writes docs/training.md and docs/training.png:
-held-out accuracy and cross-entropy against steps and against wall time.
+needs into bench/results/cpu/training.json and writes docs/training.png and the documents' tables
+(`make tables`): held-out accuracy and cross-entropy against steps and against wall time.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def label(run: dict[str, Any]) -> str:
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """One row an evaluation point, one column a run."""
+    """One row per run, with its evaluations."""
     lines = [
-        "| run | lr, clip | step: accuracy (cross-entropy) | minutes | tokens a step |",
+        "| run | lr, clip | step: accuracy (cross-entropy) | minutes | tokens per step |",
         "|---|---|---|---|---|",
     ]
     for run in runs:
@@ -88,7 +88,26 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
+def text(runs: list[dict[str, Any]]) -> str:
+    """What the runs have in common, the table and the plot."""
+    first = runs[0]
+    return (
+        f"{first['model']} on {first['task']}, SGLang {first['versions']['sglang']}, fp32, batch "
+        f"{first['batch_size']}, LoRA rank {first['config']['rank']} on all linears, eps "
+        f"{first['config']['eps']:g}, learning rate {first['schedule']} to 0, "
+        f"{first['train_examples']} training sentences, "
+        f"{first['held_out']['after']['num_examples']} held out; one thread on a core of its own, "
+        "other work on the second core. Minutes are those of the steps, without evaluations. "
+        "Measured by `python -m bench.training`, written by `make tables` from "
+        "`bench/results/cpu/training.json`.\n\n"
+        f"{table(runs)}\n\n"
+        "![Accuracy and cross-entropy against steps and minutes](training.png)"
+    )
+
+
 def main() -> None:
+    from bench import tables
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directories", type=Path, nargs="+")
     arguments = parser.parse_args()
@@ -98,20 +117,8 @@ def main() -> None:
         runs.append({key: summary[key] for key in _KEPT})
     RESULTS.write_text(json.dumps(runs, indent=1) + "\n")
     plot(runs, DOCS / "training.png")
-    text = table(runs)
-    (DOCS / "training.md").write_text(
-        "# Training runs on the CPU\n\n"
-        f"{runs[0]['model']} on {runs[0]['task']}, SGLang {runs[0]['versions']['sglang']}, fp32, "
-        f"batch {runs[0]['batch_size']}, LoRA rank {runs[0]['config']['rank']} on all linears, "
-        f"eps {runs[0]['config']['eps']:g}, learning rate linear to 0, "
-        f"{runs[0]['train_examples']} training sentences, "
-        f"{runs[0]['held_out']['after']['num_examples']} held out; one thread on a core of its "
-        "own, other work on the second core. Minutes are those of the steps, without evaluations. "
-        "Written by "
-        "`python -m bench.training` from `bench/results/cpu/training.json`.\n\n"
-        f"{text}\n\n![Accuracy and cross-entropy against steps and minutes](training.png)\n"
-    )
-    print(text)
+    tables.main()
+    print(table(runs))
 
 
 if __name__ == "__main__":

@@ -6,21 +6,21 @@ the table; --dry-run prints the cases and needs no GPU.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 
 import mezo_kernels as mk
-from bench import gpu_main
+from bench import runner
+from bench.environment import facts_line
 from bench.experiments.lora.call import LoraCall
+from bench.runner import Bench, Candidate, Facts, Question, Row
 from bench.shapes import MODELS
-from bench.timing import Timing, as_graph, gpu_environment, interleave_on_gpu
-from mezo_kernels import directions
+from bench.timing import Call, CudaEvents, as_graph, interleave
+from mezo_kernels.backends import load
 from mezo_kernels.directions.scalars import scalars_of
 
 EPS, SCALING = 1e-3, 2.0
@@ -74,14 +74,16 @@ def cases() -> list[Case]:
 
 
 def plan_of(found: list[Case]) -> str:
-    lines = ["| case | layers | D_in | D_out | rows | elements of A and B | slot bytes moved |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    lines += [
-        f"| {c.name} | {c.num_layers} | {c.sizes[0]} | {c.sizes[1]} | {2 * c.rows} | "
-        f"{c.num_elements} | {2 * 2 * 2 * c.num_elements} |"
-        for c in found
-    ]
-    return "\n".join(lines)
+    columns: dict[str, Callable[[Row], object]] = {
+        "case": lambda r: r["case"].name,
+        "layers": lambda r: r["case"].num_layers,
+        "D_in": lambda r: r["case"].sizes[0],
+        "D_out": lambda r: r["case"].sizes[1],
+        "rows": lambda r: 2 * r["case"].rows,
+        "elements of A and B": lambda r: r["case"].num_elements,
+        "slot bytes moved": lambda r: 2 * 2 * 2 * r["case"].num_elements,
+    }
+    return runner.table([{"case": case} for case in found], columns)
 
 
 class Buffers:
@@ -122,13 +124,13 @@ class Buffers:
 
     def inside(self, backend: str) -> None:
         """All layers with z inside of the products."""
-        module = importlib.import_module(f"bench.experiments.lora.{backend}")
+        module = load("perturbed_lora", backend)
         for sent in self.sent:
             module.run(sent)
 
     def write_slots(self, backend: str) -> None:
         """The slots of all layers, in one launch."""
-        directions.perturb_scalars(self.plan, self.scalars, backend)
+        load("perturb_into", backend).perturb_scalars(self.plan, self.scalars)
 
     def products(self) -> None:
         """All layers from their slots."""
@@ -154,88 +156,99 @@ def difference(case: Case, name: str, device: str, writer: str, num_layers: int 
     return float((inside - slots).square().mean().sqrt() / slots.square().mean().sqrt())
 
 
-def measure(case: Case, backends: list[str], rounds: int) -> tuple[dict[str, Timing], list[str]]:
-    """Timings of all layers by candidate, and what failed."""
-    notes, buffers = [], Buffers(case, "cuda")
-    writer = "cuda" if "cuda" in backends else backends[0]
+def candidates(case: Case, buffers: Buffers, usable: list[str]) -> list[Candidate]:
+    """The slots, the products only, and each backend that is usable here."""
+    writer = "cuda" if "cuda" in usable else usable[0]
 
     def slots() -> None:
         buffers.write_slots(writer)
         buffers.products()
 
-    calls: dict[str, Callable[[], object]] = {SLOTS: slots, PRODUCTS: buffers.products}
-    for name in backends:
+    def graph(call: Call) -> Callable[[], Call]:
+        return lambda: as_graph(call)
+
+    def complaint(name: str) -> str | None:
         # y and h are rounded to bf16 on the way, and the library adds in another order.
-        if (found := difference(case, name, "cuda", writer)) > 2**-6:
-            notes.append(f"FAIL {case.name}: {name} differs from the slots by {found:.2g} (RMS)")
-            continue
-        calls[name] = lambda name=name: buffers.inside(name)
-    graphs = {name: [as_graph(call)] for name, call in calls.items()}
-    return interleave_on_gpu(graphs, rounds), notes
+        found = difference(case, name, "cuda", writer)
+        return f"differs from the slots by {found:.2g} (RMS)" if found > 2**-6 else None
+
+    return [
+        Candidate(SLOTS, graph(slots), is_ours=True),
+        Candidate(PRODUCTS, graph(buffers.products), is_ours=True),
+        *(
+            Candidate(
+                name,
+                graph(lambda name=name: buffers.inside(name)),
+                lambda _, name=name: complaint(name),
+                is_ours=True,
+            )
+            for name in usable
+        ),
+    ]
 
 
-def row_of(case: Case, timings: dict[str, Timing]) -> dict[str, object]:
-    """Microseconds a layer, and the ratios to the slots."""
-    layers = case.num_layers
-    row: dict[str, object] = {"case": case.name}
-    for name, timing in timings.items():
-        p20, p80 = timing.p20_p80
-        row[name] = {
-            "us": round(timing.p50 * 1e6 / layers, 2),
-            "p20_us": round(p20 * 1e6 / layers, 2),
-            "p80_us": round(p80 * 1e6 / layers, 2),
-            "ratio": round(timing.ratio, 3),
-        }
-    contenders = {name: t.ratio for name, t in timings.items() if name != PRODUCTS}
-    row["wins"] = max(contenders, key=lambda name: contenders[name])
-    return row
+def measure(case: Case, bench: Bench) -> None:
+    """Microseconds per layer of each candidate, and the ratios to the slots."""
+    usable = [name for name in BACKENDS if mk.backends()[name] is None]
+    if not usable:
+        raise runner.StopRunError("no backend is usable here")
+    calls = bench.usable({"case": case.name}, candidates(case, Buffers(case, "cuda"), usable))
+    for timing in interleave(calls, bench.rounds, stopwatch=CudaEvents()).values():
+        row = runner.microseconds(timing, 2)
+        per_layer = {k: round(row[k] / case.num_layers, 2) for k in ("p50_us", "p20_us", "p80_us")}
+        bench.rows.append({"case": case.name, "path": timing.name, **row, **per_layer})
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    names = (SLOTS, PRODUCTS, *BACKENDS)
-    lines = ["| case | " + " | ".join(names) + " | wins |", "|---|" + "---|" * (len(names) + 1)]
+def begin(bench: Bench) -> None:
+    reasons = {name: mk.backends()[name] for name in BACKENDS}
+    bench.notes += [f"{name}: {reason}" for name, reason in reasons.items() if reason is not None]
+
+
+def table(rows: list[Row]) -> str:
+    """A line per case: us and ratio of each candidate, and which of them is the fastest."""
+    by_case: dict[str, dict[str, Row]] = {}
     for row in rows:
-        cells = []
-        for name in names:
-            cell = row.get(name)
-            assert cell is None or isinstance(cell, dict)
-            cells.append("" if cell is None else f"{cell['us']} (x{cell['ratio']})")
-        lines.append(f"| {row['case']} | {' | '.join(cells)} | {row['wins']} |")
-    return "\n".join(lines)
+        by_case.setdefault(row["case"], {})[row["path"]] = row
+
+    def cell(found: dict[str, Row], name: str) -> str:
+        row = found.get(name)
+        if row is None or "fail" in row:
+            return "" if row is None else "FAIL"
+        return f"{row['p50_us']} (x{row['ratio']})"
+
+    def fastest(found: dict[str, Row]) -> str:
+        times = {n: r["p50_us"] for n, r in found.items() if n != PRODUCTS and "fail" not in r}
+        return min(times, key=lambda name: times[name], default="")
+
+    columns: dict[str, Callable[[Row], object]] = {"case": lambda r: r["case"]}
+    for name in (SLOTS, PRODUCTS, *BACKENDS):
+        columns[name] = lambda r, name=name: cell(by_case[r["case"]], name)
+    columns["wins"] = lambda r: fastest(by_case[r["case"]])
+    return runner.table([{"case": case} for case in by_case], columns)
 
 
-def report(rows: list[dict[str, object]], where: dict[str, object], notes: list[str]) -> str:
-    facts = ", ".join(f"{key} {value}" for key, value in where.items())
-    said = "\n".join(f"* {note}" for note in notes)
+def report(facts: Facts) -> str:
     return (
         "# Perturbed LoRA on a GPU\n\n"
-        f"Microseconds a layer, bf16, +eps and -eps with T rows each, added to y. `{SLOTS}`: "
+        f"Microseconds per layer, bf16, +eps and -eps with T rows each, added to y. `{SLOTS}`: "
         "perturb_into of the module's slots in all layers in one launch, then two library products "
-        f"a copy and layer; `{PRODUCTS}`: without the launch, a bound for slots that many batches "
-        "share. The backends make z inside of the products. Each candidate is a CUDA graph of all "
-        f"layers, interleaved; the ratio is over `{SLOTS}`, median of the rounds.\n\n"
-        f"{table(rows)}\n\n{said}\n\nMeasured with: {facts}.\n"
+        f"per copy and layer; `{PRODUCTS}`: without the launch, a bound for slots that many "
+        "batches share. The backends make z inside of the products. Each candidate is a CUDA "
+        f"graph of all layers, interleaved; the ratio is over `{SLOTS}`, median of the rounds.\n\n"
+        f"{table(facts['rows'])}\n\n{runner.notes_list(facts['notes'])}{facts_line(facts)}\n"
     )
 
 
-def run(out: Path, rounds: int, budget_s: float, only: str) -> int:
-    """Measure and write; the exit status is 1 where a case failed."""
-    where = gpu_environment()
-    reasons = {name: mk.backends()[name] for name in BACKENDS}
-    backends = [name for name in BACKENDS if reasons[name] is None]
-    rows: list[dict[str, object]] = []
-
-    def measure_one(case: Case) -> list[str]:
-        timings, said = measure(case, backends, rounds)
-        rows.append(row_of(case, timings))
-        return said
-
-    notes = [f"{name}: {reason}" for name, reason in reasons.items() if reason is not None]
-    found = cases() if backends else []
-    notes += gpu_main.measure_all(found, measure_one, budget_s=budget_s, only=only)
-    facts = {**where, "notes": notes, "rows": rows}
-    return gpu_main.write(out, "perturbed_lora", report(rows, where, notes), facts)
-
+QUESTION = Question(
+    name="perturbed_lora",
+    description=__doc__,
+    cases=lambda options: cases(),
+    measure=measure,
+    report=report,
+    plan=plan_of,
+    begin=begin,
+    rounds=20,
+)
 
 if __name__ == "__main__":
-    sys.exit(gpu_main.main("perturbed_lora", __doc__, cases, plan_of, run, rounds=20))
+    sys.exit(runner.main(QUESTION))

@@ -1,4 +1,4 @@
-"""Which form of the attention a batch takes, and that each gives the same step."""
+"""Which attention kernel a batch uses, and that each gives the same step."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def plan(*groups):
 
 
 @pytest.fixture
-def forms():
+def kernels():
     from mezo.engines.sglang.batch import attention_kernels
 
     return attention_kernels
@@ -74,12 +74,14 @@ def points():
         ([(0, 1)], 4, "triton"),
     ],
 )
-def test_the_form_with_the_least_time_over_all_groups_wins(forms, points, groups, gqa, expected):
+def test_the_kernel_with_the_least_time_over_all_groups_wins(
+    kernels, points, groups, gqa, expected
+):
     names = ("triton", "other", "sglang_triton")
-    assert forms.fastest(plan(*groups), points, names, gqa=gqa, head_dim=128) == expected
+    assert kernels.fastest(plan(*groups), points, names, gqa=gqa, head_dim=128) == expected
 
 
-def test_never_slower_at_a_measured_point(forms):
+def test_never_slower_at_a_measured_point(kernels):
     rng = random.Random(0)
     names = ("triton", "other", "sglang_triton")
     points = [
@@ -90,51 +92,51 @@ def test_never_slower_at_a_measured_point(forms):
     ]
     for p in points:
         batch = plan((p["prefix"], p["rows"]))
-        best = forms.fastest(batch, points, names, gqa=p["gqa"], head_dim=128)
+        best = kernels.fastest(batch, points, names, gqa=p["gqa"], head_dim=128)
         assert p["us"][best] == min(p["us"].values())
 
 
 def test_points_are_those_of_the_device_and_the_engines_backend(
-    forms, points, tmp_path, monkeypatch
+    kernels, points, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(forms, "_POINTS", tmp_path)
+    monkeypatch.setattr(kernels, "_POINTS", tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
-    forms.points_of.cache_clear()
+    kernels.points_of.cache_clear()
     batch, gpu = plan((300, 2)), torch.device("cuda")
     options = {"gqa": 4, "head_dim": 128}
-    assert forms.form_of(batch, device=gpu, engines_own="triton", **options) == "triton"
-    forms.points_of.cache_clear()
+    assert kernels.choose(batch, device=gpu, engines_own="triton", **options) == "triton"
+    kernels.points_of.cache_clear()
     (tmp_path / "nvidia-h100.json").write_text(json.dumps({"points": points}))
-    assert forms.form_of(batch, device=gpu, engines_own="triton", **options) == "engine"
-    # What another backend of the engine takes has not been measured.
-    assert forms.form_of(batch, device=gpu, engines_own="fa3", **options) == "triton"
+    assert kernels.choose(batch, device=gpu, engines_own="triton", **options) == "engine"
+    # What another backend of the engine needs has not been measured.
+    assert kernels.choose(batch, device=gpu, engines_own="fa3", **options) == "triton"
     cpu = torch.device("cpu")
-    assert forms.form_of(batch, device=cpu, engines_own="triton", **options) == "triton"
-    forms.points_of.cache_clear()
+    assert kernels.choose(batch, device=cpu, engines_own="triton", **options) == "triton"
+    kernels.points_of.cache_clear()
 
 
-def test_a_named_form_that_cannot_run_is_refused(forms, monkeypatch):
+def test_a_named_kernel_that_cannot_run_is_refused(kernels, monkeypatch):
     caches = [torch.zeros(8, 2, 64, dtype=torch.bfloat16)] * 2
     for name in ("triton", "engine", ""):
-        monkeypatch.setenv("MEZO_ATTENTION_FORM", name)
-        forms.check_named_form(*caches)
-    monkeypatch.setenv("MEZO_ATTENTION_FORM", "fastest")
-    with pytest.raises(ValueError, match="MEZO_ATTENTION_FORM must be one of"):
-        forms.check_named_form(*caches)
+        monkeypatch.setenv("MEZO_ATTENTION_KERNEL", name)
+        kernels.check_named(*caches)
+    monkeypatch.setenv("MEZO_ATTENTION_KERNEL", "fastest")
+    with pytest.raises(ValueError, match="MEZO_ATTENTION_KERNEL must be one of"):
+        kernels.check_named(*caches)
     # The kernel is there, and does not take these tensors.
-    monkeypatch.setenv("MEZO_ATTENTION_FORM", "triton")
+    monkeypatch.setenv("MEZO_ATTENTION_KERNEL", "triton")
     wide = torch.zeros(8, 2, 320, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"got 'triton' .*engine's own attention.*\); unset"):
-        forms.check_named_form(wide, wide)
+        kernels.check_named(wide, wide)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["engine", "triton"])
-def test_steps_are_those_of_base_keys_and_values_with_peft(form, tiny_model_dir, start_engine):
+@pytest.mark.parametrize("kernel", ["engine", "triton"])
+def test_steps_are_those_of_base_keys_and_values_with_peft(kernel, tiny_model_dir, start_engine):
     model_dir = tiny_model_dir("llama")
     with pytest.MonkeyPatch.context() as patch:
         # For the engine's processes, which start now.
-        patch.setenv("MEZO_ATTENTION_FORM", form)
+        patch.setenv("MEZO_ATTENTION_KERNEL", kernel)
         engine = start_engine(model_dir, CONFIG, max_total_tokens=2048)
     rng = random.Random(1)
     pair = activated_pair(model_dir, CONFIG)
@@ -145,9 +147,9 @@ def test_steps_are_those_of_base_keys_and_values_with_peft(form, tiny_model_dir,
 
 
 @pytest.mark.slow
-def test_a_form_that_cannot_run_is_refused_at_attach(tiny_model_dir, start_engine):
+def test_a_kernel_that_cannot_run_is_refused_at_attach(tiny_model_dir, start_engine):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEZO_ATTENTION_FORM", "fastest")
+        patch.setenv("MEZO_ATTENTION_KERNEL", "fastest")
         engine = start_engine(tiny_model_dir("llama"), CONFIG)
-    with pytest.raises(ValueError, match="MEZO_ATTENTION_FORM must be one of"):
+    with pytest.raises(ValueError, match="MEZO_ATTENTION_KERNEL must be one of"):
         mezo.attach(engine, dataclasses.replace(CONFIG, name="other"))

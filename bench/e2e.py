@@ -1,7 +1,7 @@
 """A MeZO step end to end on a GPU: the SGLang engine against plain loops, same weights' shapes.
 
-`bench/gpu_e2e.sh WHEELS [OUT]` installs SGLang on a bare box and runs this. First the engine's
-losses and projected gradients are held against a float32 forward of the same small model, for both
+`bench/gpu/e2e.sh WHEELS [OUT]` installs SGLang on a bare box and runs this. First the engine's
+losses and projected gradients are compared with a float32 forward of the same small model, for both
 LoRA backends; then, for each shape, four candidates take turns in one run: the paper's loop, the
 `transformers` engine, `sglang` exact and `sglang` activated. Cases that the time does not allow are
 named at the end. `--dry-run` prints the cases on any host.
@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import random
 import shutil
+import sys
 import tempfile
-import time
 from collections.abc import Callable
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 
 import mezo
-from bench.e2e_parts import AGREEMENT_SHAPE, PlainLoop, Shape, make_batch, make_config, shapes
-from bench.step import PARTS, breakdown
-from bench.timing import environment, gpu_environment, interleave
+from bench import runner
+from bench.decoders import AGREEMENT_SHAPE, Shape, make_batch, make_config, shapes
+from bench.environment import facts_line
+from bench.runner import Bench, Facts, Question, Row
+from bench.step_candidates import PARTS, SlotLoop, part_shares, take_turns
 
 PROMPTS = {"sst2": (20, 40), "long": (400, 400)}  # least and most tokens of a prompt
 BATCHES = (16, 64)
@@ -47,15 +46,35 @@ class Case:
         return f"{self.shape.name} b{self.batch_size} {self.prompts}"
 
 
-def cases(names: list[str]) -> list[Case]:
-    """All cases, the first of each shape before the second of any."""
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """The engine against float32 on the same weights, batches and directions."""
+
+    model_dir: str | None
+    directions: int
+    name: str = "agreement"
+
+
+def cases(options: argparse.Namespace) -> list[Agreement | Case]:
+    """The agreement, then all cases, the first of each shape before the second of any."""
     known = shapes()
-    return [
+    speed = [
         Case(known[name], prompts, size)
         for size in BATCHES
         for prompts in PROMPTS
-        for name in names
+        for name in options.shapes.split(",")
     ]
+    return [Agreement(options.model, options.directions), *speed]
+
+
+def measure(case: Agreement | Case, bench: Bench) -> None:
+    if isinstance(case, Agreement):
+        checks = agreement(bench.device, case.model_dir, case.directions)
+        bench.facts["agreement"] = checks
+        if not all(check["ok"] for check in checks):
+            raise runner.StopRunError("the engine's errors are above the gate")
+    else:
+        bench.rows += speed_rows(case, bench.device, bench.rounds)
 
 
 def server_args(device: str, lora_backend: str) -> dict[str, Any]:
@@ -86,9 +105,6 @@ def load_hf(model_dir: str, device: str, dtype: torch.dtype) -> Any:
     return AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval()
 
 
-# ---------------------------------------------------------------------------------- agreement
-
-
 def agreement(device: str, model_dir: str | None, directions: int) -> list[dict[str, Any]]:
     """The engine against float32 on the same weights, batches and directions.
 
@@ -106,7 +122,7 @@ def agreement(device: str, model_dir: str | None, directions: int) -> list[dict[
         config = make_config(lr=1e-3, eps=1e-2)
         rng = random.Random(1)
         batches = [make_batch(rng, 8, (12, 40), 500) for _ in range(directions)]
-        truth = pairs(load_hf(model_dir, "cpu", torch.float32), config, batches)
+        reference = pairs(load_hf(model_dir, "cpu", torch.float32), config, batches)
         plain = pairs(load_hf(model_dir, device, dtype), config, batches)
         found = []
         for lora_backend in LORA_BACKENDS if device != "cpu" else ("torch_native",):
@@ -119,7 +135,7 @@ def agreement(device: str, model_dir: str | None, directions: int) -> list[dict[
                 }
             finally:
                 engine.shutdown()
-            found.append(verdict(lora_backend, ours, plain, truth, dtype) | {"floors": floors})
+            found.append(verdict(lora_backend, ours, plain, reference, dtype) | {"floors": floors})
     return found
 
 
@@ -150,16 +166,16 @@ def noise_floor(host: Any, config: mezo.MezoConfig, batches: list[mezo.Batch]) -
 
 
 def verdict(
-    name: str, ours: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, dtype: torch.dtype
+    name: str, ours: torch.Tensor, plain: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype
 ) -> dict[str, Any]:
     """Errors of losses and projected gradients, and whether they are within the gate."""
 
     def rms(values: torch.Tensor) -> float:
         return math.sqrt(values.square().mean().item())
 
-    rounding = torch.finfo(dtype).eps / 2 * truth[:, :2].abs().max().item()
-    loss, plain_loss = rms((ours - truth)[:, :2]), rms((plain - truth)[:, :2])
-    grad, plain_grad = rms((ours - truth)[:, 2]), rms((plain - truth)[:, 2])
+    rounding = torch.finfo(dtype).eps / 2 * reference[:, :2].abs().max().item()
+    loss, plain_loss = rms((ours - reference)[:, :2]), rms((plain - reference)[:, :2])
+    grad, plain_grad = rms((ours - reference)[:, 2]), rms((plain - reference)[:, 2])
     # A loss error enters the projected gradient twice, divided by 2 eps = 0.02.
     grad_rounding = rounding * math.sqrt(2) / 0.02
     return {
@@ -168,15 +184,12 @@ def verdict(
         "loss_error_pytorch": plain_loss,
         "grad_error": grad,
         "grad_error_pytorch": plain_grad,
-        "grad_rms": rms(truth[:, 2]),
+        "grad_rms": rms(reference[:, 2]),
         "ok": loss <= 2 * plain_loss + rounding and grad <= 2 * plain_grad + grad_rounding,
     }
 
 
-# -------------------------------------------------------------------------------------- speed
-
-
-def measure(case: Case, device: str, rounds: int) -> list[dict[str, Any]]:
+def speed_rows(case: Case, device: str, rounds: int) -> list[Row]:
     """Rows of one case: four candidates in turn."""
     rng = random.Random(case.name)
     batch = make_batch(rng, case.batch_size, PROMPTS[case.prompts], case.shape.vocab_used)
@@ -198,7 +211,7 @@ def measure(case: Case, device: str, rounds: int) -> list[dict[str, Any]]:
         )
         try:
             engine_bytes = used_memory(device) - before
-            rows = take_turns(case, engine, batch, (exact, activated), device, rounds)
+            rows = rows_on_engine(case, engine, batch, (exact, activated), device, rounds)
         finally:
             engine.shutdown()
     finally:
@@ -208,14 +221,14 @@ def measure(case: Case, device: str, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def take_turns(
+def rows_on_engine(
     case: Case,
     engine: Any,
     batch: mezo.Batch,
     configs: tuple[mezo.MezoConfig, mezo.MezoConfig],
     device: str,
     rounds: int,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Interleave the candidates on one engine and one Hugging Face model."""
     exact, activated = configs
     if device != "cpu":
@@ -226,34 +239,12 @@ def take_turns(
         "sglang, exact": mezo.attach(engine, exact),
         "sglang, activated, prompts cached": mezo.attach(engine, activated),
     }
-    plain = PlainLoop(runs["transformers, exact"], batch)
-    results: dict[str, list[mezo.StepResult]] = {name: [] for name in runs}
-
-    def stepper(name: str) -> Callable[[], None]:
-        return lambda: results[name].append(mezo.step(runs[name], batch))
-
-    calls = {"plain loop": plain.step, **{name: stepper(name) for name in runs}}
-    timings = interleave(calls, rounds, warm_up=2, clock=time.perf_counter)
-    rows = []
-    for name, timing in timings.items():
-        last = results[name][-1] if name in results else None
-        parts = breakdown(runs[name], batch, rounds) if name.startswith("sglang") else {}
-        rows.append(
-            {
-                "case": case.name,
-                "name": name,
-                "ratio": timing.ratio,
-                "seconds_p50": timing.p50,
-                "seconds_p20_p80": timing.p20_p80,
-                "tokens": last.tokens if last else None,
-                "reused_tokens": last.reused_tokens if last else None,
-                "parts": parts,
-                "torch_peak_bytes": None if device == "cpu" else torch.cuda.max_memory_allocated(),
-            }
-        )
+    plain = {"plain loop": SlotLoop(runs["transformers, exact"], batch).step}
+    rows = take_turns(plain, runs, batch, rounds, warm_up=2)
+    peak = None if device == "cpu" else torch.cuda.max_memory_allocated()
     for run in runs.values():
         run.close()
-    return rows
+    return [{"case": case.name, **row, "torch_peak_bytes": peak} for row in rows]
 
 
 def used_memory(device: str) -> int:
@@ -264,99 +255,71 @@ def used_memory(device: str) -> int:
     return total - free
 
 
-# ------------------------------------------------------------------------------------- report
+COLUMNS: dict[str, Callable[[Row], object]] = {
+    "case": lambda r: r["case"],
+    "step": lambda r: r["name"],
+    "ratio": lambda r: f"{r['ratio']:.2f}",
+    "s/step [p20, p80]": lambda r: (
+        f"{r['seconds_p50']:.4f} [{r['seconds_p20_p80'][0]:.4f}, {r['seconds_p20_p80'][1]:.4f}]"
+    ),
+    "tokens": lambda r: r["tokens"] or "",
+    "reused": lambda r: r["reused_tokens"] or "",
+    **{part: lambda r, i=i: part_shares(r, 0)[i] for i, part in enumerate(PARTS)},
+}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| case | step | ratio | s/step [p20, p80] | tokens | reused | " + " | ".join(PARTS) + " |",
-        "|---" * (6 + len(PARTS)) + "|",
+def check_line(check: Facts) -> str:
+    """What the agreement of one LoRA backend was."""
+    errors = [
+        f"{what} error {check[what + '_error']:.2e} "
+        f"(PyTorch in the same dtype {check[what + '_error_pytorch']:.2e})"
+        for what in ("loss", "grad")
     ]
-    for row in rows:
-        whole = sum(row["parts"].values())
-        shares = [
-            f"{100 * row['parts'].get(part, 0.0) / whole:.0f} %" if whole else "" for part in PARTS
-        ]
-        low, high = row["seconds_p20_p80"]
-        lines.append(
-            f"| {row['case']} | {row['name']} | {row['ratio']:.2f} | {row['seconds_p50']:.4f} "
-            f"[{low:.4f}, {high:.4f}] | {row['tokens'] or ''} | {row['reused_tokens'] or ''} | "
-            + " | ".join(shares)
-            + " |"
-        )
-    return "\n".join(lines)
+    floors = ", ".join(f"{floor:.1e} ({mode})" for mode, floor in check["floors"].items())
+    return (
+        f"- {check['lora_backend']}: {'ok' if check['ok'] else 'FAIL'}; {', '.join(errors)}, "
+        f"projected_grad rms {check['grad_rms']:.2e}; |L+ - L-| at eps 0 at most {floors}"
+    )
 
 
-def report(
-    checks: list[dict[str, Any]], rows: list[dict[str, Any]], left_out: list[str], where: Any
-) -> str:
-    lines = ["# A MeZO step end to end", "", "Agreement with float32 on the same weights:", ""]
-    for check in checks:
-        word = "ok" if check["ok"] else "FAIL"
-        errors = [
-            f"{what} error {check[what + '_error']:.2e} "
-            f"(PyTorch in the same dtype {check[what + '_error_pytorch']:.2e})"
-            for what in ("loss", "grad")
-        ]
-        lines.append(
-            f"- {check['lora_backend']}: {word}; {', '.join(errors)}, "
-            f"projected_grad rms {check['grad_rms']:.2e}; |L+ - L-| at eps 0 at most "
-            + ", ".join(f"{floor:.1e} ({mode})" for mode, floor in check["floors"].items())
-        )
-    lines += [
-        "",
-        "Ratio: the paper's loop's time over the candidate's, median of per-round ratios, in turn",
-        "in one process; random weights. Shares of parts: under a stopwatch, synchronised.",
-        "",
-        table(rows),
-        "",
-    ]
-    if left_out:
-        lines += [f"Left out for want of time: {', '.join(left_out)}.", ""]
-    facts = ", ".join(f"{key} {value}" for key, value in where.items() if key != "cpu_flags")
-    return "\n".join([*lines, f"Measured with: {facts}.", ""])
+def report(facts: Facts) -> str:
+    checks = "\n".join(map(check_line, facts.get("agreement", ())))
+    return (
+        "# A MeZO step end to end\n\nAgreement with float32 on the same weights:\n\n"
+        f"{checks or '- not measured'}\n\n"
+        "Ratio: the paper's loop's time over the candidate's, median of per-round ratios, in turn\n"
+        "in one process; random weights. Shares of parts: under a stopwatch, synchronised.\n\n"
+        f"{runner.table(facts['rows'], COLUMNS)}\n\n"
+        f"{runner.notes_list(facts['notes'])}{facts_line(facts)}\n"
+    )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def plan(found: list[Agreement | Case]) -> str:
+    return "\n".join(
+        f"{case.name}: {case.shape.num_parameters() / 1e9:.2f} G parameters"
+        for case in found
+        if isinstance(case, Case)
+    )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shapes", default="opt-1.3b,llama-3.1-8b,opt-13b")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--model", help="directory of a small real model for the agreement check")
-    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--directions", type=int, default=20)
-    parser.add_argument("--budget", type=float, default=540.0, help="seconds")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--dry-run", action="store_true")
-    arguments = parser.parse_args()
-    wanted = cases(arguments.shapes.split(","))
-    if arguments.dry_run:
-        for case in wanted:
-            print(f"{case.name}: {case.shape.num_parameters() / 1e9:.2f} G parameters")
-        return 0
-    if arguments.device == "cpu":
-        torch.set_num_threads(1)
-    started = time.perf_counter()
-    checks = agreement(arguments.device, arguments.model, arguments.directions)
-    rows: list[dict[str, Any]] = []
-    left_out, took = [], [0.0]
-    if all(check["ok"] for check in checks):
-        for case in wanted:
-            begin = time.perf_counter()
-            if begin - started + median(took) > arguments.budget:
-                left_out.append(case.name)
-                continue
-            rows += measure(case, arguments.device, arguments.rounds)
-            took.append(time.perf_counter() - begin)
-    where = environment() if arguments.device == "cpu" else gpu_environment()
-    text = report(checks, rows, left_out, where)
-    print(text)
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "e2e.md").write_text(text)
-        results = {**where, "agreement": checks, "rows": rows, "left_out": left_out}
-        (arguments.out / "e2e.json").write_text(json.dumps(results, indent=1) + "\n")
-    return 0 if all(check["ok"] for check in checks) else 1
 
+
+QUESTION = Question(
+    name="e2e",
+    description=__doc__,
+    cases=cases,
+    measure=measure,
+    report=report,
+    plan=plan,
+    add_options=add_options,
+    rounds=8,
+    budget_s=540.0,
+    needs_all_cases=False,
+)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(runner.main(QUESTION))

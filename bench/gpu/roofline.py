@@ -1,4 +1,4 @@
-"""The limits of this GPU, measured: bench/roofline.cu, built with nvcc when it is asked for."""
+"""The limits of this GPU, measured: bench/gpu/roofline.cu, built with nvcc when it is asked for."""
 
 import ctypes
 import shutil

@@ -1,4 +1,4 @@
-"""What bench/gpu_directions.py times: the cases, their byte and instruction models, their calls."""
+"""What bench/directions.py times: the cases, their byte and instruction models, their calls."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 import mezo_kernels as mk
 from bench.shapes import FLAT, lora_specs
-from mezo_kernels import directions
-from mezo_kernels.directions.scalars import Scalars, scalars_of
+from mezo_kernels.backends import load
+from mezo_kernels.directions.scalars import scalars_of
 
 EPS, LR = 1e-3, -1e-6
-# Static SASS per element of the cuda backend on sm_90 (tests/kernels/test_cuda_budgets.py): what a
-# thread executes once, and what each further direction adds.
+# Static SASS per element of the cuda backend on sm_90 (tests/kernels/directions/
+# test_cuda_budgets.py): what a thread executes once, and what each further direction adds.
 SASS = {"pair": 50.7, "step": 91.4, "update": 45.7, "replay": 45.7}
 SASS_PER_DIRECTION = 38.5
 NBYTES = {"pair": 8, "step": 12, "update": 8, "replay": 8}
 MEANING = {
-    "pair": "fp32 masters -> two bf16 slots, +eps z and -eps z",
-    "step": "update of the fp32 masters, then the next two bf16 slots",
+    "pair": "fp32 masters -> two slots, +eps z and -eps z",
+    "step": "update of the fp32 masters, then the next two slots",
     "update": "update of the fp32 masters, in place",
     "replay": "many directions into the fp32 masters, in place",
 }
@@ -29,20 +29,21 @@ MEANING = {
 
 @dataclass(frozen=True)
 class Case:
-    """One row group of the table."""
+    """One call on the LoRA tensors of one model; slots have ``dtype``, masters are fp32."""
 
     what: str
     model: str
     rank: int = 8
     targets: str = "all-linear"
     num_directions: int = 1
+    dtype: torch.dtype = torch.bfloat16
 
     @property
     def name(self) -> str:
         where = self.model if self.model == FLAT else f"{self.model} {self.targets} r{self.rank}"
-        return f"{self.what} {where}" + (
-            f" K={self.num_directions}" if self.num_directions > 1 else ""
-        )
+        width = "" if self.dtype == torch.bfloat16 else f" {str(self.dtype).split('.')[1]}"
+        many = f" K={self.num_directions}" if self.num_directions > 1 else ""
+        return f"{self.what} {where}{width}{many}"
 
     @cached_property
     def specs(self) -> list[mk.TensorSpec]:
@@ -54,7 +55,7 @@ class Case:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that must move: masters in, masters out where they change, slots out."""
+        """Bytes that must move with bf16 slots: masters in, masters out if changed, slots out."""
         return NBYTES[self.what] * self.num_elements
 
     @property
@@ -69,7 +70,16 @@ class Case:
         return {"pair": 2, "step": 4, "update": 1, "replay": self.num_directions}[self.what]
 
 
-def cases(*, replay_directions: int = 10_000) -> list[Case]:
+def cpu_cases(model: str) -> list[Case]:
+    """Each call with slots in bf16, then each in fp32."""
+    return [
+        Case(what, model, dtype=dtype)
+        for dtype in (torch.bfloat16, torch.float32)
+        for what in ("pair", "step", "update")
+    ]
+
+
+def gpu_cases(*, replay_directions: int = 10_000) -> list[Case]:
     """All cases, the large ones first."""
     lora = [("smollm2-135m", 8), ("opt-1.3b", 8), ("opt-13b", 8), ("llama-3.1-8b", 16)]
     lora += [("qwen3-32b", 16)]
@@ -84,21 +94,20 @@ def cases(*, replay_directions: int = 10_000) -> list[Case]:
 
 
 class Buffers:
-    """One set of masters and slots of a case on a device, with the scalars of its call there."""
+    """One set of masters and slots of a case on a device."""
 
     def __init__(self, case: Case, device: str, specs: Sequence[mk.TensorSpec]) -> None:
-        self.case, self.specs = case, list(specs)
+        self.case, self.specs, self.device = case, list(specs), torch.device(device)
         generator = torch.Generator(device).manual_seed(1)
         self.masters = [
             torch.randn(spec.shape, generator=generator, device=device) for spec in self.specs
         ]
         num_slots = 2 if case.what in ("pair", "step") else 0
         self.slots = [
-            [torch.empty_like(master, dtype=torch.bfloat16) for master in self.masters]
+            [torch.empty_like(master, dtype=case.dtype) for master in self.masters]
             for _ in range(num_slots)
         ]
         self.plan = mk.AdapterPlan(self.masters, self.specs, self.slots or None)
-        self.scalars = self._scalars(torch.device(device))
 
     def _directions(self) -> tuple[list[mk.Direction], list[float], tuple[list, list]]:
         """(directions of the slots, scales, update)."""
@@ -108,42 +117,49 @@ class Buffers:
         pair = [mk.Direction(0, case.num_directions)] * len(self.slots)
         return pair, [EPS, -EPS][: len(self.slots)], update
 
-    def _scalars(self, device: torch.device) -> Scalars:
-        return scalars_of(device, *self._directions())
-
-    def ours(self, backend: str) -> Callable[[], object]:
+    def on_device(self, backend: str) -> Callable[[], object]:
         """The call on a device backend, with scalars that lie there already."""
-        module = directions._on_device(backend)
+        module = load("perturb_into", backend)
         run = module.perturb_scalars if self.slots else module.add_scalars_
-        return lambda: run(self.plan, self.scalars)
+        scalars = scalars_of(self.device, *self._directions())
+        return lambda: run(self.plan, scalars)
 
-    def on_cpu(self) -> None:
-        """The call on the cpu backend, for the bits."""
+    def on_host(self, backend: str) -> Callable[[], object]:
+        """The public call, on the cpu or the reference backend."""
         pair, scales, (moves, coefficients) = self._directions()
-        if self.slots:
-            mk.perturb_into(
-                self.plan,
-                directions=pair,
-                scales=scales,
-                update=(moves, coefficients),
-                backend="cpu",
+        if not self.slots:
+            return lambda: mk.add_directions_(
+                self.plan, directions=moves, coefficients=coefficients, backend=backend
             )
-        else:
-            mk.add_directions_(
-                self.plan, directions=moves, coefficients=coefficients, backend="cpu"
-            )
+        update = (moves, coefficients) if moves else None
+        return lambda: mk.perturb_into(
+            self.plan, directions=pair, scales=scales, update=update, backend=backend
+        )
 
     def everything(self) -> list[torch.Tensor]:
         return [*self.masters, *(tensor for slot in self.slots for tensor in slot)]
 
-    def take(self, other: Buffers) -> None:
-        """Copy the masters of another set."""
+    def copy_masters_of(self, other: Buffers) -> None:
         for mine, theirs in zip(self.masters, other.masters, strict=True):
             mine.copy_(theirs)
 
+    def has_bits_of(self, other: Buffers) -> bool:
+        return all(
+            torch.equal(a.cpu().view(torch.int8), b.cpu().view(torch.int8))
+            for a, b in zip(self.everything(), other.everything(), strict=True)
+        )
 
-def has_bits_of_cpu(case: Case, backend: str, limit: int = 2_000_000) -> bool:
-    """Compare the first and the last tensors of a case, up to ``limit`` elements each way.
+
+def complaint_of_cpu(case: Case) -> str | None:
+    """Compare the cpu backend's code path in use with the reference, in the first layer."""
+    ours, theirs = (Buffers(case, "cpu", case.specs[:14]) for _ in range(2))
+    ours.on_host("cpu")()
+    theirs.on_host("reference")()
+    return None if ours.has_bits_of(theirs) else "differs from the bits of the reference"
+
+
+def complaint_of_gpu(case: Case, backend: str, limit: int = 2_000_000) -> str | None:
+    """Compare a device backend with cpu: first and last tensors, up to ``limit`` elements.
 
     The flat case is cut to its first rows, and a replay to 4 tensors.
     """
@@ -157,10 +173,7 @@ def has_bits_of_cpu(case: Case, backend: str, limit: int = 2_000_000) -> bool:
         specs = [mk.TensorSpec(whole.name, (rows, whole.shape[1]), 0, 0, whole.shape)]
     specs = specs[:3] + specs[-1:] if case.what == "replay" else specs
     ours, theirs = Buffers(case, "cuda", specs), Buffers(case, "cpu", specs)
-    theirs.take(ours)
-    ours.ours(backend)()
-    theirs.on_cpu()
-    return all(
-        torch.equal(a.cpu().view(torch.int8), b.view(torch.int8))
-        for a, b in zip(ours.everything(), theirs.everything(), strict=True)
-    )
+    theirs.copy_masters_of(ours)
+    ours.on_device(backend)()
+    theirs.on_host("cpu")()
+    return None if ours.has_bits_of(theirs) else "differs from the bits of the cpu backend"

@@ -1,4 +1,4 @@
-"""Model shapes with random weights, batches of random tokens, and the paper's loop on them."""
+"""Model shapes with random weights, and batches of random tokens."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import torch
 
 import mezo
 from bench.shapes import MODELS
-from mezo import objectives
-from mezo.core.rows import THETA
-from mezo.engines.transformers import TransformersSession
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,54 +130,3 @@ def make_batch(
 
     prompts = [ids(rng.randint(*prompt_tokens)) for _ in range(size)]
     return mezo.Batch(prompts=prompts, completions=[ids(1) for _ in prompts])
-
-
-class PaperLoop:
-    """Algorithm 1 as the paper's code runs it: perturb in place by seed; four passes of z a step.
-
-    A subclass says what ``loss()`` is.
-    """
-
-    def __init__(self, parameters: list[torch.Tensor], config: mezo.MezoConfig) -> None:
-        self.parameters = parameters
-        self.config = config
-        self.seed = 0
-
-    def loss(self) -> float:
-        raise NotImplementedError
-
-    def perturb(self, scale: float) -> None:
-        torch.manual_seed(self.seed)
-        for parameter in self.parameters:
-            z = torch.normal(
-                0.0, 1.0, parameter.shape, device=parameter.device, dtype=parameter.dtype
-            )
-            parameter.data.add_(z, alpha=scale)
-
-    @torch.inference_mode()
-    def step(self) -> None:
-        self.seed += 1
-        eps = self.config.eps
-        self.perturb(eps)
-        loss_plus = self.loss()
-        self.perturb(-2 * eps)
-        loss_minus = self.loss()
-        self.perturb(eps)
-        self.perturb(-self.config.lr * (loss_plus - loss_minus) / (2 * eps))
-
-
-class PlainLoop(PaperLoop):
-    """The paper's loop on one LoRA slot of a `transformers` run, one padded forward a sign."""
-
-    def __init__(self, run: mezo.Run, batch: mezo.Batch) -> None:
-        session = run.session
-        assert isinstance(session, TransformersSession)
-        layers = session._layers.values()
-        super().__init__([t for layer in layers for t in layer.slots[THETA].values()], run.config)
-        self.session = session
-        self.encoded = run.encode(batch)
-
-    def loss(self) -> float:
-        scores = self.session._score(self.encoded.rows, [THETA])
-        targets = self.encoded.targets
-        return objectives.of(targets).loss(targets, scores.logprob_sums[THETA])

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Everything a GPU has to show, in one command and under ten minutes: builds the module, runs the
-# tests that need a GPU, compute-sanitizer, bench.gpu_directions, bench.paired and the benchmark of
+# tests that need a GPU, compute-sanitizer, bench.directions, bench.paired and the benchmark of
 # perturbed_lora. Needs no network, no SGLang and no package of mezo/. Exits with 1 when any part
 # failed.
 #
-#   bench/gpu_suite.sh [OUT]    OUT, else $OUT, else bench/results/<device>; PYTHON overrides
+#   bench/gpu/suite.sh [OUT]    OUT, else $OUT, else bench/results/<device>; PYTHON overrides
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 python=${PYTHON:-python3}
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
@@ -76,12 +76,12 @@ if command -v compute-sanitizer >/dev/null; then
 else
   echo "gpu_suite: compute-sanitizer is not on PATH; memcheck and racecheck are left out."
 fi
-part bench 130 $python -m bench.gpu_directions --out "$out" --budget 110
+part directions 130 $python -m bench.directions --device cuda --out "$out" --budget 110
 # Without SGLang and FlashInfer their attention kernels are left out, which the table says.
-part paired 100 $python -m bench.paired --out "$out" --budget 75
+part paired 100 $python -m bench.paired --device cuda --out "$out" --budget 75
 left=$((limit_s - SECONDS - 30))
-part perturbed_lora $((left + 20)) $python -m bench.experiments.lora.measure --rounds 10 --out "$out" \
-  --budget "$left"
+part perturbed_lora $((left + 20)) $python -m bench.experiments.lora.measure --device cuda \
+  --rounds 10 --out "$out" --budget "$left"
 
 $python - "$out" <<'PY'
 import json
@@ -96,10 +96,14 @@ parts = [{"part": name, "status": status, "seconds": int(s)} for name, status, s
 for part in parts:
     said = "ok" if part["status"] == "0" else f"FAILED ({part['status']})"
     print(f"{part['part']:<12} {said:<24} {part['seconds']} s")
-measured = out / "gpu_directions.json"
+measured = out / "directions.json"
 if measured.exists():
     for row in json.loads(measured.read_text())["rows"]:
+        if "fail" in row:
+            print(f"{row['case']:<36} {row['path']:<28} FAIL: {row['fail']}")
+            continue
         share = f"{row['percent_of_copy']} % of copy" if "percent_of_copy" in row else ""
-        print(f"{row['case']:<36} {row['path']:<28} {row['us']:>10} us  x{row['ratio']:<7} {share}")
+        time = f"{row['p50_us']:>10} us  x{row['ratio']:<7}"
+        print(f"{row['case']:<36} {row['path']:<28} {time} {share}")
 PY
 exit "$failed"

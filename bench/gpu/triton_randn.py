@@ -1,4 +1,4 @@
-"""The stock Triton kernel that bench/gpu_baselines.py compares with."""
+"""The stock Triton kernel that bench/baselines.py compares with."""
 
 import torch
 import triton

@@ -1,0 +1,223 @@
+"""The tables and figures of the documents, written from bench/results: `make tables`.
+
+A document marks a place by `<!-- table: NAME -->` and `<!-- end of NAME -->`; what is between them
+comes from a function of BLOCKS. The results' own NAME.md are written anew from NAME.json, too. A
+test fails where a file differs from what is written here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import runner, training
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "training.md")
+# The question behind a results file, by its name or what the name begins with.
+MODULES = {
+    "directions": "bench.directions",
+    "e2e": "bench.e2e",
+    "paired": "bench.paired",
+    "perturbed_lora": "bench.experiments.lora.measure",
+    "prefix_bias": "bench.prefix_bias",
+    "step": "bench.step",
+}
+MARK = re.compile(r"( *<!-- table: (\w+) -->\n).*?( *<!-- end of \2 -->)", re.DOTALL)
+
+
+def results(name: str) -> Any:
+    """The content of a results file of the CPU."""
+    return json.loads((runner.RESULTS / "cpu" / f"{name}.json").read_text())
+
+
+def demo() -> str:
+    """What the demo's run came to; the other seeds are those of docs/training.md."""
+    first, *others = [run for run in results("training") if run["config"]["prefix"] == "activated"]
+    before, after = (first["held_out"][when] for when in ("before", "after"))
+    seeds = " and ".join(str(run["seed"]) for run in others)
+    ends = " and ".join(f"{run['held_out']['after']['accuracy']:.3f}" for run in others)
+    return wrapped(
+        f"In this run the held-out cross-entropy went from {before['cross_entropy']:.3f} to "
+        f"{after['cross_entropy']:.3f} nats and the accuracy from {before['accuracy']:.3f} to "
+        f"{after['accuracy']:.3f} ({after['num_examples']} test sentences, seed {first['seed']}, "
+        f"{first['evaluations'][-1]['seconds'] / 60:.1f} minutes of steps on one core); seeds "
+        f"{seeds} end at {ends}."
+    )
+
+
+def step() -> str:
+    """The ratios of whole steps, and where the activated one's time goes."""
+    facts = results("step")
+    rows = {row["name"]: row for row in facts["rows"]}
+    shown = {
+        "plain loop (transformers, PEFT)": "plain loop (transformers, PEFT)",
+        "transformers, exact": "`transformers`, exact (padded)",
+        "sglang, exact": "`sglang`, exact",
+        "sglang, activated, prompts cached": "`sglang`, activated, prompts cached",
+    }
+    columns: dict[str, Callable[[runner.Row], object]] = {
+        "step": lambda r: shown[r["name"]],
+        "against the paper's loop": lambda r: f"{r['ratio']:.1f}x",
+        "tokens computed": lambda r: r["tokens"] or "",
+    }
+    activated = rows["sglang, activated, prompts cached"]
+    whole = sum(activated["parts"].values())
+    percent = {part: 100 * value / whole for part, value in activated["parts"].items()}
+    named = ("linear", "attention", "lora", "layers")
+    rest = 100 - sum(round(percent[part]) for part in named)
+    text = wrapped(
+        f"Of the activated step {percent['linear']:.0f} % are the linear layers, "
+        f"{percent['attention']:.0f} % attention, {percent['lora']:.0f} % LoRA, "
+        f"{percent['layers']:.0f} % the model's other layers (norms, rotary embedding, activations "
+        "and SGLang's Python between them), "
+        f"{rest:.0f} % everything else; {percent['weights']:.0f} % are the weight path."
+    )
+    table = runner.table([rows[name] for name in shown], columns)
+    return f"{cpu_line(facts, 'step')}\n\n{table}\n\n{text}"
+
+
+def directions() -> str:
+    """The weight path against MeZO's loop, by code path."""
+    facts = results("directions")
+    found = {(row["what"], row["dtype"], row["path"]): row for row in facts["rows"]}
+    whats = {
+        "step: update, then the next pair": (
+            "a step: update, then both perturbed slots (torch: 4 passes)"
+        ),
+        "pair: +eps and -eps of one z": "a pair of slots from one z (torch: 2 passes)",
+    }
+    normal = "generation: one normal (ours with its fma)"
+    wanted = [(what, dtype) for what in whats for dtype in ("bfloat16", "float32")]
+    wanted.append((normal, "float32"))
+
+    def title(what: str, dtype: str) -> str:
+        if what == normal:
+            return "one normal, exact (torch.normal_)"
+        return whats[what] if dtype == "bfloat16" else "the same"
+
+    def ratio(row: runner.Row, path: str) -> str:
+        return f"{found[row['what'], row['dtype'], path]['ratio']:.1f}x"
+
+    columns: dict[str, Callable[[runner.Row], object]] = {
+        "what, against the torch.normal loop of MeZO": lambda r: title(r["what"], r["dtype"]),
+        "slots": lambda r: {"bfloat16": "bf16", "float32": "fp32"}[r["dtype"]],
+        "AVX2": lambda r: ratio(r, "avx2"),
+        "AVX-512": lambda r: ratio(r, "avx512"),
+    }
+    nanoseconds = {
+        path: found[normal, "float32", path]["ns_per_element"]
+        for path in ("torch.normal_", "avx2", "avx512")
+    }
+    threads = found["threads: the same, wall-clock", "float32", "2 threads"]["ratio"]
+    text = wrapped(
+        f"One exact normal takes {nanoseconds['avx2']:.2f} ns (AVX2) or "
+        f"{nanoseconds['avx512']:.2f} ns (AVX-512) on that core, and two threads are "
+        f"{threads:.1f}x as fast as one. The torch loop is fast here because torch "
+        f"{facts['torch'].split('.')[0]}.{facts['torch'].split('.')[1]} draws normals with "
+        f"AVX-512, in {nanoseconds['torch.normal_']:.1f} ns."
+    )
+    table = runner.table([{"what": what, "dtype": dtype} for what, dtype in wanted], columns)
+    return f"{cpu_line(facts, 'directions')}\n\n{table}\n\n{text}"
+
+
+def cpu_line(facts: runner.Facts, name: str) -> str:
+    """Where a table's numbers are from."""
+    return wrapped(
+        f"From `bench/results/cpu/{name}.json` (`python -m bench.{name}`): one thread of a CPU "
+        f"({facts['cpu']}, {facts['torch_cpu_capability']}), torch {facts['torch']}, commit "
+        f"{facts['commit']}, {facts['date']}."
+    )
+
+
+def detached() -> str:
+    """How far detached gradients are from exact ones."""
+    facts = results("prefix_bias")
+    found = {(row["targets"], bool(row["moved"])): row for row in facts["rows"]}
+    some = facts["rows"][0]
+
+    def pair(key: str, has_moved: bool) -> str:
+        return (
+            f"{found['q, v', has_moved][key]:.2f} (q, v) and "
+            f"{found['all linears', has_moved][key]:.2f} (all linears)"
+        )
+
+    moved = next(row["moved"] for row in facts["rows"] if row["moved"])
+    return wrapped(
+        f"On SmolLM2-135M ({some['directions']} directions, batch {some['batch_size']}, sentences "
+        "detached; `bench/results/cpu/prefix_bias.json`) its gradients correlate with the exact "
+        f"ones by {pair('correlation', False)} at B = 0, relative error "
+        f"{pair('relative_error', False)}; by {pair('correlation', True)}, relative error "
+        f"{pair('relative_error', True)}, once the weights have moved by {moved:g}.",
+        indent="  ",
+    )
+
+
+def training_runs() -> str:
+    return training.text(results("training"))
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "detached": detached,
+    "step": step,
+    "directions": directions,
+    "training": training_runs,
+}
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """A paragraph in lines of the width of the documents."""
+    return textwrap.fill(
+        text,
+        100,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def rendered(text: str) -> str:
+    """A document with its blocks written anew."""
+    return MARK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]]()}\n{found[3]}", text)
+
+
+def outside_blocks(text: str) -> str:
+    """A document without what is written here."""
+    return MARK.sub("", text)
+
+
+def report_of(path: Path) -> str | None:
+    """The text of NAME.md for a NAME.json; None where no question has that name."""
+    for name, module in MODULES.items():
+        if path.stem == name or path.stem.startswith(f"{name}_"):
+            question = importlib.import_module(module).QUESTION
+            return question.report(json.loads(path.read_text()))
+    return None
+
+
+def files() -> dict[Path, str]:
+    """{path: content} of every file that `make tables` writes."""
+    found = {path: rendered(path.read_text()) for path in DOCUMENTS}
+    for path in sorted(runner.RESULTS.glob("*/*.json")):
+        text = report_of(path)
+        if text is not None:
+            found[path.with_suffix(".md")] = text
+    return found
+
+
+def main() -> None:
+    for path, text in files().items():
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+            print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
