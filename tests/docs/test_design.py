@@ -42,6 +42,13 @@ def test_names_are_found():
     assert {"Run", "Run.step", "attach", "logger"} <= names_of(ROOT / "mezo" / "run.py")
 
 
+def test_every_room_has_its_words_on_the_start_page():
+    text = (ROOT / "docs" / "design" / "index.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "mezo").rglob("__init__.py")):
+        room = path.parent.relative_to(ROOT).as_posix()
+        assert room == "mezo" or f"`{room}/`" in text, room
+
+
 def test_the_start_page_takes_five_minutes():
     words = (ROOT / "docs" / "design" / "index.md").read_text(encoding="utf-8").split()
     assert len(words) < 1200  # at 240 words per minute
