@@ -11,13 +11,15 @@ import math
 import torch
 
 from bench.experiments import _native
-from mezo_kernels.directions import add_scalars_, perturb_scalars
-from mezo_kernels.directions.cpu import direction_table
+from mezo_kernels.backends import load, resolve
+from mezo_kernels.directions import ON_DEVICE
+from mezo_kernels.directions.cpu import Update, direction_table
 from mezo_kernels.directions.philox import DOMAINS, MASK32, Direction
 from mezo_kernels.directions.plan import AdapterPlan
 from mezo_kernels.directions.scalars import Scalars
 
 _FP32 = torch.finfo(torch.float32)
+_DISTRIBUTIONS = {domain: name for name, domain in DOMAINS.items()}
 
 
 class DeviceStep:
@@ -52,9 +54,9 @@ class DeviceStep:
     Raises:
         ValueError: a plan with another number of slots, or a value outside its range.
 
-    Numerics: losses to coefficients in float64, the operations of mezo/spsa.py in their order, then
-    one rounding to fp32; the same bits on every backend. A step whose losses are not all finite, or
-    whose coefficients are not all finite in fp32, leaves no update.
+    Numerics: losses to coefficients in float64, the operations of `mezo.optim` in their order,
+    then one rounding to fp32; the same bits on every backend. A step whose losses are not all
+    finite, or whose coefficients are not all finite in fp32, leaves no update.
     Graph-safe: yes, after one call outside of a capture. Cost: one launch of one block per step.
     Source: Malladi et al. 2023 (arXiv 2305.17333), Algorithms 1 and 2.
     """
@@ -148,7 +150,12 @@ class DeviceStep:
 
         Numerics, Graph-safe and Cost: those of `perturb_into` and of the class.
         """
-        perturb_scalars(self.plan, self.scalars, backend)
+        name = resolve("perturb_into", backend, self.device.type)
+        module = load("perturb_into", name)
+        if name in ON_DEVICE:
+            module.perturb_scalars(self.plan, self.scalars)
+        else:
+            module.perturb_into(self.plan, *on_host(self.scalars))
         # Behind the kernels on their stream: the update counts once.
         self.scalars.num_updates.zero_()
 
@@ -163,7 +170,13 @@ class DeviceStep:
 
         Numerics, Graph-safe and Cost: those of `add_directions_` and of the class.
         """
-        add_scalars_(self.plan, self.scalars, backend)
+        name = resolve("add_directions_", backend, self.device.type)
+        module = load("add_directions_", name)
+        if name in ON_DEVICE:
+            module.add_scalars_(self.plan, self.scalars)
+        else:
+            _, _, update = on_host(self.scalars)
+            module.add_directions_(self.plan, *update)
         self.scalars.num_updates.zero_()
 
     def advance_(self) -> None:
@@ -205,3 +218,27 @@ class DeviceStep:
         directions = self.scalars.directions
         directions[:n].copy_(directions[n:])
         directions[n:, 2].add_(1).bitwise_and_(MASK32)
+
+
+def on_host(scalars: Scalars) -> tuple[list[Direction], list[float], Update]:
+    """(directions of the slots, their scales, update), as the calls expect them.
+
+    Waits for the device where the scalars lie on one.
+    """
+    rows = [_direction_of_row(row) for row in scalars.directions.tolist()]
+    factors: list[float] = scalars.factors.tolist()
+    first = scalars.max_updates
+    count = int(scalars.num_updates.item())
+    # A slot without a direction is a plain copy, which the calls spell as a scale of 0.
+    slots = [(rows[first + max(index, 0)], index >= 0) for index in scalars.indices]
+    scales = [
+        factor if is_perturbed else 0.0
+        for factor, (_, is_perturbed) in zip(factors[first:], slots, strict=True)
+    ]
+    return [direction for direction, _ in slots], scales, (rows[:count], factors[:count])
+
+
+def _direction_of_row(row: list[int]) -> Direction:
+    low, high, step, tail = row
+    domain, index = tail >> 24, tail & ((1 << 24) - 1)
+    return Direction(low & MASK32 | high << 32, step, index, _DISTRIBUTIONS[domain])

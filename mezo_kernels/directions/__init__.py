@@ -9,7 +9,7 @@ import torch
 from mezo_kernels.backends import EVERY_BACKEND, load, register, resolve
 from mezo_kernels.directions.philox import Direction, TensorSpec
 from mezo_kernels.directions.plan import AdapterPlan
-from mezo_kernels.directions.scalars import Scalars, on_host, scalars_of
+from mezo_kernels.directions.scalars import Scalars, scalars_of
 
 
 class _Backend(Protocol):
@@ -42,15 +42,9 @@ class _DeviceBackend(_Backend, Protocol):
     def perturb_scalars(self, plan: AdapterPlan, scalars: Scalars) -> None: ...
 
 
-register(
-    "sample",
-    "add_directions_",
-    "perturb_into",
-    needs=EVERY_BACKEND,
-    package=__name__,
-)
+register("sample", "add_directions_", "perturb_into", needs=EVERY_BACKEND, package=__name__)
 # These read the scalars of a call from device memory.
-_ON_DEVICE = ("triton", "cuda")
+ON_DEVICE = ("triton", "cuda")
 
 
 def sample(
@@ -137,7 +131,7 @@ def add_directions_(
     plan = _plan_of(function, tensors, specs, None)
     coefficients = rounded_factors(function, "directions", "coefficients", directions, coefficients)
     name = resolve(function, backend, plan.device.type)
-    if name in _ON_DEVICE:
+    if name in ON_DEVICE:
         sent = scalars_of(plan.device, update=(directions, coefficients))
         _on_device(name).add_scalars_(plan, sent)
     else:
@@ -212,33 +206,11 @@ def perturb_into(
     moves, factors = ((), ()) if update is None else update
     factors = rounded_factors(function, "update directions", "update coefficients", moves, factors)
     name = resolve(function, backend, plan.device.type)
-    if name in _ON_DEVICE:
+    if name in ON_DEVICE:
         sent = scalars_of(plan.device, directions, scales, (moves, factors))
         _on_device(name).perturb_scalars(plan, sent)
     else:
         _on_host(name).perturb_into(plan, directions, scales, (moves, factors))
-
-
-def add_scalars_(plan: AdapterPlan, scalars: Scalars, backend: str | None = None) -> None:
-    """`add_directions_` of scalars that are on the plan's device already.
-
-    Graph-safe on triton and cuda, after one such call outside of a capture.
-    """
-    name = resolve("add_directions_", backend, plan.device.type)
-    if name in _ON_DEVICE:
-        _on_device(name).add_scalars_(plan, scalars)
-    else:
-        _, _, update = on_host(scalars)
-        _on_host(name).add_directions_(plan, *update)
-
-
-def perturb_scalars(plan: AdapterPlan, scalars: Scalars, backend: str | None = None) -> None:
-    """`perturb_into` of scalars that are on the plan's device already; graph-safe likewise."""
-    name = resolve("perturb_into", backend, plan.device.type)
-    if name in _ON_DEVICE:
-        _on_device(name).perturb_scalars(plan, scalars)
-    else:
-        _on_host(name).perturb_into(plan, *on_host(scalars))
 
 
 def _plan_of(

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from mezo_kernels.directions.cpu import Update, direction_table, slot_tables
-from mezo_kernels.directions.philox import DOMAINS, MASK32, Direction
-
-_DISTRIBUTIONS = {domain: name for name, domain in DOMAINS.items()}
+from mezo_kernels.directions.philox import DOMAINS, Direction
 
 
 @dataclass(frozen=True)
@@ -69,27 +67,3 @@ def sent(table: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cpu":
         return table
     return table.pin_memory().to(device, non_blocking=True)
-
-
-def on_host(scalars: Scalars) -> tuple[list[Direction], list[float], Update]:
-    """(directions of the slots, their scales, update), as the calls expect them.
-
-    Waits for the device where the scalars lie on one.
-    """
-    rows = [_direction_of_row(row) for row in scalars.directions.tolist()]
-    factors: list[float] = scalars.factors.tolist()
-    first = scalars.max_updates
-    count = int(scalars.num_updates.item())
-    # A slot without a direction is a plain copy, which the calls spell as a scale of 0.
-    slots = [(rows[first + max(index, 0)], index >= 0) for index in scalars.indices]
-    scales = [
-        factor if is_perturbed else 0.0
-        for factor, (_, is_perturbed) in zip(factors[first:], slots, strict=True)
-    ]
-    return [direction for direction, _ in slots], scales, (rows[:count], factors[:count])
-
-
-def _direction_of_row(row: list[int]) -> Direction:
-    low, high, step, tail = row
-    domain, index = tail >> 24, tail & ((1 << 24) - 1)
-    return Direction(low & MASK32 | high << 32, step, index, _DISTRIBUTIONS[domain])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.experiments import _native, lora
+from bench.experiments import _native, device_step, lora
 from tests.support import cuda_on_host
 
 
@@ -16,9 +16,10 @@ def experiments_on_host(tmp_path_factory):
 
 @pytest.fixture
 def on_host(on_host, experiments_on_host, monkeypatch):
-    """backend="cuda" of perturbed_lora runs on the host, as that of the directions does."""
+    """backend="cuda" of the experiments runs on the host, as that of the directions does."""
     monkeypatch.setattr(_native, "C", experiments_on_host)
-    monkeypatch.setattr(lora, "resolve", lambda op, name, device_type: name or "cpu")
+    for module in (device_step, lora):
+        monkeypatch.setattr(module, "resolve", lambda op, name, device_type: name or "cpu")
     return on_host
 
 

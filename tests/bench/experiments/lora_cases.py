@@ -92,23 +92,23 @@ class Problem:
     def reference(self) -> tuple[torch.Tensor, torch.Tensor, float]:
         """(float64 result, the result of torch in the dtype of x, bound of an error)."""
         unit = torch.finfo(self.x.dtype).eps / 2
-        truths, sames, bound = [], [], 0.0
+        references, sames, bound = [], [], 0.0
         for (a, b), (first, last) in zip(self.factors(), pairwise(self.row_indptr), strict=True):
             x, base = self.x[first:last], None if self.out is None else self.out[first:last]
             same = ((x @ a.T) @ b.T) * self.scaling
             x, a, b = x.double(), a.double(), b.double()
             h = x @ a.T
             y = h @ b.T * self.scaling
-            truths.append(y if base is None else y + base.double())
+            references.append(y if base is None else y + base.double())
             sames.append(same if base is None else same + base)
             # h is rounded once after a sum in fp32, which walks at random; so is y.
             size = x.abs() @ a.abs().T
             error = unit * h.abs() + 2**-24 * math.sqrt(x.shape[1]) * size
             walk = 2**-24 * math.sqrt(a.shape[0]) * (h.abs() + error)
             total = (error + walk) @ b.abs().T * abs(self.scaling)
-            total += (unit + 2**-23) * truths[-1].abs()
+            total += (unit + 2**-23) * references[-1].abs()
             bound = max(bound, float(total.max()) if total.numel() else 0.0)
-        return torch.cat(truths), torch.cat(sames), bound
+        return torch.cat(references), torch.cat(sames), bound
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def bound(D, reference):
     return 2**-24 * (4 * math.sqrt(D) * SPREAD + 4 * float(reference.abs().max()))
 
 
-def truth_of(hidden, lm_head, targets, **options):
+def reference_of(hidden, lm_head, targets, **options):
     bias = options.pop("bias", None)
     options["bias"] = None if bias is None else bias.double()
     return mk.label_nll(hidden.double(), lm_head.double(), targets, backend="reference", **options)
@@ -55,7 +55,7 @@ def test_cpu_against_float64(T, V, dtype):
     calls = zip(hidden.split(T), targets.split(T), strict=True)
     ours = torch.cat([mk.label_nll(h, lm_head, t, backend="cpu") for h, t in calls])
     assert ours.dtype == torch.float32
-    reference = truth_of(hidden, lm_head, targets)
+    reference = reference_of(hidden, lm_head, targets)
     torch_logits = F.linear(hidden, lm_head).float()
     torch_nll = F.cross_entropy(torch_logits, targets, reduction="none")
     assert_close_to_reference(ours, torch_nll, reference, bound(48, reference))
@@ -77,7 +77,7 @@ def test_cap_scale_and_bias(soft_cap, logit_scale, with_bias):
     hidden, lm_head, targets = inputs(5, 2600, 64)
     bias = torch.randn(2600, generator=torch.Generator().manual_seed(1)) if with_bias else None
     options = {"soft_cap": soft_cap, "logit_scale": logit_scale, "bias": bias}
-    reference = truth_of(hidden, lm_head, targets, **options)
+    reference = reference_of(hidden, lm_head, targets, **options)
     own = hidden.double() @ lm_head.double().T + (0 if bias is None else bias.double())
     own = own * logit_scale
     own = soft_cap * torch.tanh(own / soft_cap) if soft_cap else own
