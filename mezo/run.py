@@ -125,7 +125,7 @@ class Run:
     def sync(self) -> StepResult | None:
         """Find out whether a step that was interrupted was taken; every other call does so first.
 
-        A step that raised (an interrupt, a lost connection) may have been taken all the same: the
+        A step that raised (an interrupt, a lost connection) may still have been taken: the
         engine is asked, and `steps` counts it then. It is not taken again.
 
         Returns:

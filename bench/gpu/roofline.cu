@@ -9,8 +9,8 @@ namespace {
 constexpr int kChains = 8;
 constexpr int kThreads = 256;
 
-// Eight independent chains a thread of one IMAD.WIDE.U32 and one LOP3 a link, as in Philox. The two
-// run on different pipes, so the time is that of the slower one.
+// Eight independent chains per thread, of one IMAD.WIDE.U32 and one LOP3 per link, as in Philox. The
+// two run on different pipes, so the time is that of the slower one.
 __global__ void wide_multiply_kernel(uint64_t* sink, int rounds) {
   uint32_t values[kChains];
   for (int i = 0; i < kChains; ++i) values[i] = threadIdx.x + i;
@@ -34,7 +34,7 @@ __device__ uint4 rounded(const float4& a, const float4& b) {
   return *reinterpret_cast<const uint4*>(pairs);
 }
 
-// fp32 in, two bf16 out: 8 bytes an element; with kUpdates the fp32 go back too: 12 bytes.
+// fp32 in, two bf16 out: 8 bytes per element; with kUpdates the fp32 go back too: 12 bytes.
 template <bool kUpdates>
 __global__ void fan_out_kernel(float4* master, uint4* plus, uint4* minus, int64_t vectors) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -50,7 +50,7 @@ __global__ void fan_out_kernel(float4* master, uint4* plus, uint4* minus, int64_
   minus[i] = rounded(a, b);
 }
 
-// fp32 in place: 8 bytes an element.
+// fp32 in place: 8 bytes per element.
 __global__ void in_place_kernel(float4* master, int64_t vectors) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= vectors) return;

@@ -22,7 +22,7 @@ class SharedPrefixPlan:
         qo_indptr: `[R + 1]` ints from 0, token ranges of the rows; rows may be empty.
         group_indptr: `[G + 1]` ints from 0 to R, ranges of the groups in ``row_order``.
         kv_indptr: `[G + 1]` ints from 0, ranges of ``kv_indices``; a prefix may be empty.
-        kv_indices: `[kv_indptr[G]]` ints, slots of the caches, one a token (page size 1).
+        kv_indices: `[kv_indptr[G]]` ints, slots of the caches, one per token (page size 1).
         row_order: R numbers of rows, group by group; None where groups follow one another.
 
     Raises:

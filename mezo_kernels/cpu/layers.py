@@ -101,7 +101,7 @@ def rotary(
         IndexError: a position outside of ``cos_sin``.
         RuntimeError: the requested backend is not usable here, with the reason.
 
-    Numerics: fp32; cpu: one rounded product and one fma an element, bits as in `rms_norm`.
+    Numerics: fp32; cpu: one rounded product and one fma per element, bits as in `rms_norm`.
     Graph-safe: no. Cost: every tensor is touched once.
     Source: Su et al. 2021 (arXiv 2104.09864), in the layout of GPT-NeoX.
     """

@@ -160,7 +160,7 @@ def perturb_into(
         outputs: K slots of N tensors each, fp32 | fp16 | bf16, last dim contiguous; strided views
             are fine and nothing outside them is written. None with a plan. Slots must not overlap
             one another nor the masters; only equal addresses are detected.
-        directions: K `Direction`, one a slot; one named several times is generated once.
+        directions: K `Direction`, one per slot; one named several times is generated once.
         scales: K finite floats, rounded to fp32 once, e.g. (+eps, -eps). A scale of 0 writes
             round(master), and no z is computed.
         update: (directions, coefficients) applied to the masters first, as `add_directions_` does.

@@ -61,7 +61,7 @@ class AdapterPlan:
         ValueError: lengths that do not match; a wrong shape, dtype, stride or device; one address
             given twice; two tensor names with one uid.
 
-    Numerics: none. Graph-safe: building it is not. Cost: about 5 us a tensor.
+    Numerics: none. Graph-safe: building it is not. Cost: about 5 us per tensor.
 
     Example:
         >>> import mezo_kernels as mk

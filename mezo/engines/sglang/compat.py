@@ -119,7 +119,7 @@ class Rank:
             reqs=requests,
             req_to_token_pool=scheduler.req_to_token_pool,
             token_to_kv_pool_allocator=scheduler.token_to_kv_pool_allocator,
-            tree_cache=_NamedSlots(scheduler.tree_cache),
+            tree_cache=_NamedKvSlots(scheduler.tree_cache),
             model_config=self.runner.model_config,
             enable_overlap=False,
             spec_algorithm=scheduler.spec_algorithm,
@@ -266,7 +266,7 @@ class Rank:
         return int(tokens), int(self.scheduler.req_to_token_pool.size)
 
 
-class _NamedSlots:
+class _NamedKvSlots:
     """The radix cache, but for requests that name their prefix's KV slots themselves (0.5.22)."""
 
     def __init__(self, tree: BasePrefixCache) -> None:

@@ -69,7 +69,7 @@ def _split(indices: tuple[int, ...], dtypes: tuple[int, ...]) -> list[tuple[Writ
 
 
 def options_of(paths: tuple[int, ...], num_writes: int) -> dict[str, Any]:
-    """How the kernel is compiled: 16 elements a thread, and registers that it does not spill."""
+    """How the kernel is compiled: 16 elements per thread, and registers that it does not spill."""
     # 80 registers keep six blocks on a multiprocessor, 96 five, 112 four, 160 three.
     if GENERAL.value in paths:
         registers = 112 if num_writes <= 2 else 160
