@@ -194,7 +194,7 @@ BAD_ARGS = {
         ValueError,
         "got 'max_total_token'; is 'max_total_tokens'",
     ),
-    "dtype": ({"dtype": "float64"}, ValueError, "dtype must be one of .* got 'float64'; take 'flo"),
+    "dtype": ({"dtype": "float64"}, ValueError, "dtype must be one of .* got 'float64'; use 'flo"),
     "torch's dtype": ({"dtype": torch.float32}, ValueError, "dtype must be one of .* got dtype"),
     "quantization": (
         {"quantization": "fp8"},
