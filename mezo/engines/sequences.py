@@ -8,7 +8,7 @@ from mezo.core.rows import Rows
 
 
 @dataclass(frozen=True)
-class Reading:
+class ScoredToken:
     """The log-likelihood of a token, read off a sequence and added to a row's sum.
 
     Args:
@@ -32,13 +32,13 @@ class TokenSequence:
         tokens: token ids.
         prefix_len: leading tokens that run under the prefix's adapter, else 0.
         prompt_len: leading tokens that are not scored.
-        readings: what rows read off it.
+        scored_tokens: what rows read off it.
     """
 
     tokens: tuple[int, ...]
     prefix_len: int
     prompt_len: int
-    readings: list[Reading]
+    scored_tokens: list[ScoredToken]
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -57,9 +57,9 @@ def sequences_of(rows: Rows) -> list[TokenSequence]:
         zip(rows.tokens, rows.prefix_lens, rows.prompt_lens, rows.is_normalised, strict=True)
     ):
         key = (tuple(row[:-1]), prefix_len, prompt_len)
-        sequence = sequences.setdefault(key, TokenSequence(*key, readings=[]))
-        sequence.readings.extend(
-            Reading(position, row[position + 1], i, is_normalised)
+        sequence = sequences.setdefault(key, TokenSequence(*key, scored_tokens=[]))
+        sequence.scored_tokens.extend(
+            ScoredToken(position, row[position + 1], i, is_normalised)
             for position in range(prompt_len - 1, len(row) - 1)
         )
     return list(sequences.values())

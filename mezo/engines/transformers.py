@@ -176,17 +176,17 @@ class TransformersSession:
         mask = torch.zeros(shape, dtype=torch.int64)
         is_prefix = torch.zeros((*shape, 1), dtype=torch.bool)
         places: dict[tuple[int, int], int] = {}
-        readings = []
+        read = []
         for i, sequence in enumerate(sequences):
             size = len(sequence.tokens)
             ids[i, :size] = torch.tensor(sequence.tokens)
             mask[i, :size] = 1
             is_prefix[i, : sequence.prefix_len] = True
-            for reading in sequence.readings:
-                index = places.setdefault((i, reading.position), len(places))
-                readings.append((index, reading.token, reading.row))
+            for scored in sequence.scored_tokens:
+                index = places.setdefault((i, scored.position), len(places))
+                read.append((index, scored.token, scored.row))
         where = torch.tensor(list(places)).unbind(1)
-        place, token, row = torch.tensor(readings).unbind(1)
+        place, token, row = torch.tensor(read).unbind(1)
         ids, mask, is_prefix = (t.to(self.model.device) for t in (ids, mask, is_prefix))
         sums: dict[str, list[float]] = {}
         has_prefix = any(rows.prefix_lens)

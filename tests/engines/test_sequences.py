@@ -11,7 +11,7 @@ import transformers
 
 import mezo
 from mezo.core.rows import BASE, THETA, Rows, run_slots
-from mezo.engines.sequences import Reading, sequences_of
+from mezo.engines.sequences import ScoredToken, sequences_of
 from mezo.objectives.base import batch_loss
 from mezo_kernels import Direction
 from tests.support.independent import (
@@ -120,21 +120,21 @@ def test_sequences_and_what_is_read_off_them():
     )
     prompt, longer, undivided, earlier = sequences_of(rows)
     assert (prompt.tokens, prompt.prefix_len, prompt.prompt) == ((1, 2), 1, (1, 2))
-    assert prompt.readings == [
-        Reading(1, 7, 0, False),
-        Reading(1, 8, 1, True),
-        Reading(1, 7, 3, True),
+    assert prompt.scored_tokens == [
+        ScoredToken(1, 7, 0, False),
+        ScoredToken(1, 8, 1, True),
+        ScoredToken(1, 7, 3, True),
     ]
     assert (longer.tokens, longer.prefix_len, longer.prompt) == ((1, 2, 8), 1, (1, 2))
-    assert longer.readings == [
-        Reading(1, 8, 2, True),
-        Reading(2, 9, 2, True),
-        Reading(1, 8, 5, True),
-        Reading(2, 5, 5, True),
+    assert longer.scored_tokens == [
+        ScoredToken(1, 8, 2, True),
+        ScoredToken(2, 9, 2, True),
+        ScoredToken(1, 8, 5, True),
+        ScoredToken(2, 5, 5, True),
     ]
     assert (undivided.tokens, undivided.prefix_len) == ((1, 2), 0)
     assert (earlier.tokens, earlier.prompt) == ((1, 2), (1,))
-    assert earlier.readings == [Reading(0, 2, 6, True), Reading(1, 8, 6, True)]
+    assert earlier.scored_tokens == [ScoredToken(0, 2, 6, True), ScoredToken(1, 8, 6, True)]
 
 
 def test_a_prompt_that_is_all_prefix(tiny_model_dir):

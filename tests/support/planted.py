@@ -46,12 +46,12 @@ class Plant(messages.Request[messages.Done]):
 messages.REQUESTS[Plant.operation] = Plant
 
 
-def plant(scheduler, request, agree):
+def plant(rank, request, agree):
     """Undo the fault from before and plant another, or none."""
     while _undo:
         _undo.pop()()
     if request.fault:
-        globals()[request.fault](scheduler)
+        globals()[request.fault](rank.scheduler)
     return messages.Done()
 
 
@@ -171,11 +171,13 @@ def waiting_requests_keep_their_key(scheduler):
 
 
 def kv_enters_the_cache(scheduler):
-    from mezo.engines.sglang import compat, trained
+    from mezo.engines.sglang import trained
+    from mezo.engines.sglang.compat import Rank
 
     def score(adapter, rows, slots):
         scores = before(adapter, rows, slots)
-        compat.insert(scheduler, (7,), compat.alloc_pages(scheduler, 1).reshape(-1), 0)
+        rank = Rank(scheduler)
+        rank.insert((7,), rank.alloc_pages(1).reshape(-1), 0)
         return scores
 
     before = _replace(trained.TrainedAdapter, "score", score)

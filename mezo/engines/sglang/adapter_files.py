@@ -1,21 +1,20 @@
-"""Adapters on their way into SGLang: PEFT's output, or refused before the pool gets them.
+"""Checks of adapters that SGLang loads: what it would serve unlike PEFT is refused before.
 
 SGLang reads r, lora_alpha, target_modules and use_dora of an adapter's config, and of its tensors
-what their names contain. The rest is read over, or stops the engine at the first request. Hooks
-around its loading check every field (`mezo.checkpoint.peft_fields`) and every tensor, and bring
-what is left into the form that SGLang serves right: one scaling, one rank, whole fused projections.
+what their names contain. It ignores the rest, or the rest stops the engine at the first request.
+Hooks around its loading check every field (`mezo.checkpoint.peft_fields`) and every tensor. They
+change what is left so that SGLang serves it right: one scaling, one rank, whole fused projections.
 
-`MEZO_CHECK_ADAPTERS=0` leaves ordinary adapters to SGLang alone. Activated ones are ours, so they
-are always checked.
+`MEZO_CHECK_ADAPTERS=0` leaves ordinary adapters unchecked. Activated ones are ours, so they are
+always checked.
 """
 
 from __future__ import annotations
 
 import os
-import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -35,12 +34,20 @@ from mezo.checkpoint.peft_fields import (
 from mezo.engines.linears import STACKED
 from mezo.engines.sglang.adapter_places import Place, Places
 
+if TYPE_CHECKING:
+    from sglang.srt.lora.lora import LoRAAdapter
+    from sglang.srt.lora.lora_config import LoRAConfig
+    from sglang.srt.lora.lora_manager import LoRAManager
+    from sglang.srt.lora.lora_registry import LoRARef
+    from sglang.srt.lora.mem_pool import LoRAMemoryPool
+    from sglang.srt.managers.io_struct import LoRAUpdateOutput
+
 _LOADING = "sglang.srt.lora"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def hooks() -> Iterator[tuple[str, Callable[..., Any], str]]:
-    """Yield (target, hook, kind) for SGLang's registry; targets that this version has."""
+def hooks() -> Iterator[tuple[str, Callable[..., object], str]]:
+    """Yield (target, hook, kind) for SGLang's registry."""
     for target, hook, kind in (
         ("lora_config.LoRAConfig.__init__", _read_config, "AROUND"),
         ("lora_manager.LoRAManager.load_lora_adapter", _load, "AROUND"),
@@ -50,10 +57,6 @@ def hooks() -> Iterator[tuple[str, Callable[..., Any], str]]:
         ("lora.LoRAAdapter._normalize_weights", _before_stacking, "BEFORE"),
         ("mem_pool.LoRAMemoryPool.load_lora_weight_to_buffer", _before_slot, "BEFORE"),
     ):
-        try:
-            pkgutil.resolve_name(f"{_LOADING}.{target}")
-        except AttributeError:
-            continue
         yield f"{_LOADING}.{target}", hook, kind
 
 
@@ -71,7 +74,7 @@ class _Check:
         fields: its adapter_config.json.
     """
 
-    def __init__(self, manager: Any, name: str, fields: Mapping[str, Any]) -> None:
+    def __init__(self, manager: LoRAManager, name: str, fields: Mapping[str, Any]) -> None:
         self.manager = manager
         self.name = name
         self.fields = fields
@@ -169,7 +172,9 @@ class _Check:
             )
 
 
-def _read_config(original: Callable[..., None], config: Any, *args: Any, **kwargs: Any) -> None:
+def _read_config(
+    original: Callable[..., None], config: LoRAConfig, *args: object, **kwargs: object
+) -> None:
     """Say which field is missing, where SGLang says only its name."""
     try:
         original(config, *args, **kwargs)
@@ -181,8 +186,12 @@ def _read_config(original: Callable[..., None], config: Any, *args: Any, **kwarg
 
 
 def _load(
-    original: Callable[..., Any], manager: Any, lora_ref: Any, *args: Any, **kwargs: Any
-) -> Any:
+    original: Callable[..., LoRAUpdateOutput],
+    manager: LoRAManager,
+    lora_ref: LoRARef,
+    *args: object,
+    **kwargs: object,
+) -> LoRAUpdateOutput:
     """Load an adapter; after a failure forget what SGLang had noted of it."""
     path = str(getattr(lora_ref, "lora_path", ""))
     if _is_local(path) and not os.path.exists(path):
@@ -205,7 +214,7 @@ def _is_local(path: str) -> bool:
     )
 
 
-def _check_pool(manager: Any, name: str, fields: Mapping[str, Any]) -> None:
+def _check_pool(manager: LoRAManager, name: str, fields: Mapping[str, Any]) -> None:
     """Say what does not fit into the engine's pool, where SGLang names it not."""
     pool = getattr(manager, "memory_pool", None)
     targets = fields["target_modules"]
@@ -227,7 +236,7 @@ def _check_pool(manager: Any, name: str, fields: Mapping[str, Any]) -> None:
         )
 
 
-def _before_validation(manager: Any, lora_config: Any, lora_ref: Any) -> None:
+def _before_validation(manager: LoRAManager, lora_config: LoRAConfig, lora_ref: LoRARef) -> None:
     """Check the fields, and let what only tensors can tell pass SGLang's own checks."""
     fields = dict(lora_config.hf_config)
     is_ours = str(lora_ref.lora_path).startswith("mezo:")  # a run's slot, made by our worker
@@ -242,23 +251,19 @@ def _before_validation(manager: Any, lora_config: Any, lora_ref: Any) -> None:
         lora_config.target_modules = "all-linear"
 
 
-def _before_tensor(adapter: Any, name: str, loaded_weight: torch.Tensor) -> None:
+def _before_tensor(adapter: LoRAAdapter, name: str, loaded_weight: torch.Tensor) -> None:
     """Check a tensor before SGLang files it by what its name contains."""
     check: _Check | None = getattr(adapter.config, "mezo_check", None)
     if check is not None:
         check.see(name, loaded_weight)
 
 
-def _before_stacking(adapter: Any) -> None:
+def _before_stacking(adapter: LoRAAdapter) -> None:
     """Give an adapter one scaling, one rank and whole fused projections."""
     check: _Check | None = getattr(adapter.config, "mezo_check", None)
     if check is None:
         return
     stores = [*(layer.weights for layer in adapter.layers), adapter.embedding_layers]
-    if not check.found:  # this SGLang has no hook on single tensors
-        for store in stores:
-            for name, tensor in store.items():
-                check.see(name, tensor)
     for store in stores:
         for name in check.left_out & store.keys():
             del store[name]
@@ -274,7 +279,9 @@ def _before_stacking(adapter: Any) -> None:
     del adapter.config.mezo_check  # it holds the base model
 
 
-def _make_uniform(adapter: Any, check: _Check, stores: list[Any]) -> None:
+def _make_uniform(
+    adapter: LoRAAdapter, check: _Check, stores: list[dict[str, torch.Tensor]]
+) -> None:
     """Write the file's scalings and ranks as one of each, and fill fused projections up."""
     places = {place.path: place for place, _ in check.found.values()}
     adapter.config.r = max(rank_of(check.fields, path) for path in places)
@@ -298,13 +305,13 @@ def _check_pairs(check: _Check) -> None:
     for name, (place, _) in check.found.items():
         parent, _, leaf = place.path.rpartition(".")
         if leaf != place.module and f"{parent}.{place.module}" in factors:
-            raise check.refuse(name, f"must not stand beside {place.module}, got both; keep one")
+            raise check.refuse(name, f"must not be beside {place.module}, got both; keep one")
     for pair in factors.values():
         if len(pair) < 2:
             (factor,) = pair
             raise check.refuse(
                 pair[factor],
-                f"must come with its lora_{'B' if factor == 'A' else 'A'}, got it alone; save the "
+                f"must come with its lora_{'B' if factor == 'A' else 'A'}, got only one; save the "
                 "adapter again with PEFT",
             )
 
@@ -319,7 +326,7 @@ def _padded(tensor: torch.Tensor, factor: str, rank: int, scale: float) -> torch
     return torch.nn.functional.pad(tensor, (0, 0, 0, missing) if factor == "A" else (0, missing))
 
 
-def _fill_group(stores: list[Any], name: str, place: Place, rank: int) -> None:
+def _fill_group(stores: list[dict[str, torch.Tensor]], name: str, place: Place, rank: int) -> None:
     """Put zeros where a fused projection's neighbours have no adapter, in the same layer."""
     store = next(s for s in stores if name in s)
     leaf = place.path.split(".")[-1]
@@ -338,7 +345,12 @@ def _renamed(name: str, leaf: str, piece: str, factor: str) -> str:
 
 
 def _before_slot(
-    pool: Any, uid: Any, buffer_id: int, lora_adapter: Any, *_: Any, **__: Any
+    pool: LoRAMemoryPool,
+    uid: str | None,
+    buffer_id: int,
+    lora_adapter: LoRAAdapter,
+    *_: object,
+    **__: object,
 ) -> None:
     """Clear what SGLang leaves of a slot's last owner: the embedding's or lm_head's part."""
     if uid is None or not lora_adapter.embedding_layers:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from mezo.engines.linears import STACKED
 from mezo.engines.sglang.lora_slots import piece_sizes
 
-# What may stand before "layers.N." in a language model's module names. SGLang reads only what
+if TYPE_CHECKING:
+    from sglang.srt.layers.linear import LinearBase
+    from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+# What may come before "layers.N." in a language model's module names. SGLang reads only what
 # comes after it, so that a vision tower's tensors would land in the language model.
 _TRUNKS = frozenset({"model", "language_model", "text_model", "decoder", "transformer"})
 
@@ -35,7 +39,7 @@ class Place:
     d_in: int
     d_out: int
     neighbours: dict[str, int] = field(default_factory=dict)
-    base: Any = None
+    base: LinearBase | VocabParallelEmbedding = None
 
     def equals_base(self, tensor: torch.Tensor) -> bool:
         """Whether an embedding's or lm_head's weights are the engine's, on this rank."""
@@ -55,7 +59,7 @@ class Places:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        # A LoRA layer stands where its base layer stood.
+        # A LoRA layer replaces its base layer in the model.
         self._modules = {
             name: getattr(module, "base_layer", module) for name, module in model.named_modules()
         }
@@ -75,7 +79,7 @@ class Places:
         leaf = path.rpartition(".")[2]
         if leaf in ("embed_tokens", "lm_head"):
             return self._embedding(path, leaf)
-        for module, pieces in _readings(leaf):
+        for module, pieces in _stacks(leaf):
             name = path.removesuffix(leaf) + module
             trunk, tail = _split(name)
             if trunk <= _TRUNKS and tail in self._by_tail:
@@ -108,19 +112,19 @@ class Places:
         return layer is not None and _is_missing(self._modules.get(layer[1]))
 
 
-def _is_missing(module: Any) -> bool:
+def _is_missing(module: torch.nn.Module | None) -> bool:
     return type(module).__name__ == "PPMissingLayer"
 
 
 def _split(name: str) -> tuple[frozenset[str], str]:
-    """What stands before "layers.N." in a name, and the name from there on."""
+    """What comes before "layers.N." in a name, and the name from there on."""
     match = re.match(r"(.*?)\b(layers\.\d+\..*)", name)
     if match is None:
         return frozenset(), ""
     return frozenset(filter(None, match[1].split("."))), match[2]
 
 
-def _readings(leaf: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _stacks(leaf: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """SGLang's modules that may hold a layer, and the layers that each is fused of."""
     yield leaf, (leaf,)
     for module, pieces in STACKED.items():
@@ -128,7 +132,7 @@ def _readings(leaf: str) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield module, pieces
 
 
-def _linear(path: str, module: str, pieces: tuple[str, ...], base: Any) -> Place:
+def _linear(path: str, module: str, pieces: tuple[str, ...], base: LinearBase) -> Place:
     """A (fused) linear layer."""
     try:
         if pieces == (module,) and module in STACKED:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import importlib
 import multiprocessing
 import os
 import signal
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mezo._arguments import checked_config
 from mezo._inputs import checked_integer
@@ -32,8 +31,13 @@ from mezo.engines.sglang.sizing import (
     slots_needed,
 )
 
+if TYPE_CHECKING:
+    from sglang.srt.entrypoints.engine import Engine
+    from zmq.sugar.context import Context
+    from zmq.sugar.socket import Socket
+
 # The settings under which SGLang runs on a CPU without AMX; every one may be overridden.
-_CPU_ARGS: dict[str, Any] = {
+_CPU_ARGS: dict[str, object] = {
     "device": "cpu",
     "dtype": "float32",
     "attention_backend": "torch_native",
@@ -46,7 +50,7 @@ _CPU_ARGS: dict[str, Any] = {
 # Each layer makes and frees tensors of megabytes. glibc would return their pages to the kernel and
 # fault them in again, which took 13 % of an exact step of SmolLM2-135M.
 _KEEP_PAGES = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the largest that glibc takes
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the largest that glibc accepts
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
 }
 
@@ -57,7 +61,7 @@ def launch_engine(
     *,
     threads: int | None = None,
     **server_args: Any,
-) -> Any:
+) -> Engine:
     """Start an `sglang.Engine` in which ``config`` can be attached, on a GPU or a CPU host.
 
     On a CPU host the limits on memory, requests and tokens follow from the checkpoint's size, the
@@ -68,7 +72,7 @@ def launch_engine(
         config: the run it has to hold; sizes the LoRA pool. Default ``MezoConfig()``.
         threads: CPU hosts: threads of each tensor-parallel rank. Default the environment's
             OMP_NUM_THREADS, else 1.
-        server_args: any argument of `sglang.Engine`; they go before what is chosen here.
+        server_args: any argument of `sglang.Engine`; they override what is chosen here.
 
     Returns:
         The engine. Call ``engine.shutdown()`` when done.
@@ -77,14 +81,14 @@ def launch_engine(
         ImportError: SGLang is missing here, of another version, or does not see our plugin.
         TypeError: ``config`` is no `MezoConfig`.
         ValueError: no model at ``model_path``, an argument that SGLang does not have, or an engine
-            that would not fit into this host's memory or could not hold one row of a step.
+            that would not fit into this host's memory or could not hold one row of any step.
         NotImplementedError: what SGLang does not have on CPU hosts (quantised weights, say).
         EngineError: SGLang cannot start, with the reason; its processes are gone by then.
     """
     has_run = config is not None
     config = checked_config("launch_engine", config)
     if threads is not None:
-        expected, remedy = "an integer >= 1", "take 1, or leave it out"
+        expected, remedy = "an integer >= 1", "use 1, or leave it out"
         threads = checked_integer("launch_engine: threads", threads, 1, None, expected, remedy)
     if reason := available()["sglang"]:
         raise ImportError(f"launch_engine: {reason}")
@@ -121,7 +125,7 @@ def launch_engine(
         return _start(engine_class, args)
 
 
-def _engine_class() -> Any:
+def _engine_class() -> type[Engine]:
     """SGLang's engine with our process entry points (see `mezo.engines.sglang.cpu_host.spawn`)."""
     prepare_import()
     with warnings.catch_warnings():
@@ -134,7 +138,7 @@ def _engine_class() -> Any:
         run_scheduler_process_func = staticmethod(spawn.run_scheduler_process)
         run_detokenizer_process_func = staticmethod(spawn.run_detokenizer_process)
 
-        def __init__(self, **kwargs: Any) -> None:
+        def __init__(self, **kwargs: object) -> None:
             try:
                 super().__init__(**kwargs)
             except BaseException:
@@ -162,8 +166,8 @@ def _cpu_environment(args: Mapping[str, Any], threads: int | None) -> dict[str, 
     return variables
 
 
-def _start(engine_class: Any, args: dict[str, Any]) -> Any:
-    """Start an engine; one that cannot start takes its processes along and raises the reason.
+def _start(engine_class: type[Engine], args: dict[str, Any]) -> Engine:
+    """Start an engine; where it cannot start, end its processes and raise the reason.
 
     Raises:
         EngineError: SGLang's own refusal, or what a process of it left in its report.
@@ -199,7 +203,7 @@ def _start(engine_class: Any, args: dict[str, Any]) -> Any:
 
 
 class _Before:
-    """What this process had before an engine was started, to take away what a failure leaves."""
+    """What this process had before an engine was started, to remove what a failure leaves."""
 
     def __init__(self) -> None:
         self._children = set(multiprocessing.active_children())
@@ -220,10 +224,11 @@ class _Before:
             signal.signal(signal.SIGQUIT, self._handler)
 
 
-def _zmq_contexts() -> list[Any]:
+def _zmq_contexts() -> list[Context[Socket[bytes]]]:
     """All contexts of this process that are open; SGLang keeps them out of reach."""
-    zmq: Any = importlib.import_module("zmq")
-    found = [o for o in gc.get_objects() if issubclass(type(o), zmq.Context)]
+    from zmq.sugar.context import Context
+
+    found = [o for o in gc.get_objects() if issubclass(type(o), Context)]
     return [context for context in found if not context.closed]
 
 

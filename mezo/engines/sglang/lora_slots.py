@@ -12,15 +12,21 @@ names have equal z and equal initial values, and so the copies stay equal to the
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from mezo.engines.linears import STACKED, ModelLinears, check_names, linears_of
 from mezo_kernels import TensorSpec
+
+if TYPE_CHECKING:
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.layers.linear import LinearBase
+    from sglang.srt.lora.layers import BaseLayerWithLoRA
+    from sglang.srt.lora.lora_manager import LoRAManager
+    from sglang.srt.lora.mem_pool import LoRAMemoryPool
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Part:
     row0: int
     is_target: bool
 
-    def view(self, pool: Any, slot: int) -> torch.Tensor:
+    def view(self, pool: LoRAMemoryPool, slot: int) -> torch.Tensor:
         """The part's elements in ``slot``, a strided view of the pool."""
         rows, cols = self.spec.shape
         buffers = pool.A_buffer if self.factor == "A" else pool.B_buffer
@@ -53,7 +59,7 @@ class Part:
         return view
 
 
-def parts_of(manager: Any, target_modules: Sequence[str], rank: int) -> list[Part]:
+def parts_of(manager: LoRAManager, target_modules: Sequence[str], rank: int) -> list[Part]:
     """List the adapter tensors of this rank, layer by layer.
 
     Args:
@@ -101,7 +107,7 @@ def parts_of(manager: Any, target_modules: Sequence[str], rank: int) -> list[Par
     return parts
 
 
-def check_peft_names(model_config: Any, parts: Sequence[Part], rank: int) -> str | None:
+def check_peft_names(model_config: ModelConfig, parts: Sequence[Part], rank: int) -> str | None:
     """Compare the trained parts with the checkpoint's linear layers in transformers.
 
     Args:
@@ -124,7 +130,7 @@ def check_peft_names(model_config: Any, parts: Sequence[Part], rank: int) -> str
 
 
 def _module_parts(
-    module: Any,
+    module: BaseLayerWithLoRA,
     prefix: str,
     name: str,
     pieces: Sequence[str],
@@ -137,8 +143,8 @@ def _module_parts(
     is_whole = name in wanted and len(pieces) > 1
     # SGLang's own slicing of row and column numbers tells which elements this rank holds.
     d_in, sizes = int(base.input_size), piece_sizes(base, len(pieces))
-    columns = _sliced(module.slice_lora_a_weights, base, torch.arange(d_in)[None, :])[0]
-    rows = _sliced(module.slice_lora_b_weights, base, torch.arange(sum(sizes))[:, None])[:, 0]
+    columns: torch.Tensor = module.slice_lora_a_weights(torch.arange(d_in)[None, :])[0]
+    rows: torch.Tensor = module.slice_lora_b_weights(torch.arange(sum(sizes))[:, None])[:, 0]
     parts, first_row = [], 0
     for k, (piece, size) in enumerate(zip(pieces, sizes, strict=True)):
         own, offset, total = (name, 0, sum(sizes)) if is_whole else (piece, first_row, size)
@@ -170,7 +176,7 @@ def _module_parts(
     return parts
 
 
-def piece_sizes(base: Any, num_pieces: int) -> list[int]:
+def piece_sizes(base: LinearBase, num_pieces: int) -> list[int]:
     """Global output rows of each piece of a (stacked) linear layer."""
     if hasattr(base, "total_num_kv_heads"):
         v_head_size = getattr(base, "v_head_size", base.head_size)
@@ -182,15 +188,6 @@ def piece_sizes(base: Any, num_pieces: int) -> list[int]:
     if num_pieces > 1:
         return [int(size) for size in base.output_sizes[:num_pieces]]
     return [int(base.output_size)]
-
-
-def _sliced(slice_fn: Any, base: Any, index: torch.Tensor) -> torch.Tensor:
-    """Apply SGLang's slicing; 0.5.17 wants the rank as an argument."""
-    if len(inspect.signature(slice_fn).parameters) > 1:
-        result: torch.Tensor = slice_fn(index, getattr(base, "tp_rank", 0))
-        return result
-    sliced: torch.Tensor = slice_fn(index)
-    return sliced
 
 
 def _start_of_run(index: torch.Tensor) -> int:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from mezo._inputs import require, shown
 
@@ -19,6 +19,13 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _ITEM_BYTES = {"float32": 4, "float": 4, "float64": 8}  # of a config's dtype; others have 2
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # of a safetensors header
 _GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+class _Tensor(TypedDict):
+    """What a safetensors header says of a tensor."""
+
+    dtype: str
+    data_offsets: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Checkpoint:
         other_bytes: bytes of its other weights, quantised ones.
     """
 
-    config: dict[str, Any]
+    config: Mapping[str, object]
     float_elements: int
     other_bytes: int
 
@@ -102,7 +109,9 @@ class Checkpoint:
         return next((value for value in values if isinstance(value, int)), 0)
 
 
-def read_checkpoint(model_path: Any, revision: str | None = None) -> Checkpoint | None:
+def read_checkpoint(
+    model_path: str | os.PathLike[str], revision: str | None = None
+) -> Checkpoint | None:
     """Read a checkpoint's sizes.
 
     Args:
@@ -156,7 +165,7 @@ def _cached(name: str, revision: str | None) -> Path | None:
     return None
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, object]:
     """The content of config.json."""
     file = path / "config.json"
     if not file.is_file():
@@ -182,7 +191,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _weights(path: Path, config: dict[str, Any]) -> tuple[int, int]:
+def _weights(path: Path, config: Mapping[str, object]) -> tuple[int, int]:
     """Floating-point elements of a checkpoint, and bytes of the rest."""
     index = path / "model.safetensors.index.json"
     names = set(_json(index).get("weight_map", {}).values()) or {"model.safetensors"}
@@ -217,7 +226,7 @@ def _json(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _header(file: Path) -> dict[str, Any] | None:
+def _header(file: Path) -> dict[str, _Tensor] | None:
     """The tensors that a safetensors file names; None for what is not one."""
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")

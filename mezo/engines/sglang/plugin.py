@@ -1,14 +1,25 @@
-"""The entry point of group `sglang.srt.plugins`: puts our worker into every scheduler process."""
+"""The entry point of group `sglang.srt.plugins`: it registers our hooks in SGLang's processes."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from mezo._signals import leave_interrupts_to_the_parent
 from mezo.engines.sglang import adapter_files
 from mezo.engines.sglang.batch import attention
 from mezo.engines.sglang.cpu_host.host import unpin_lora_memory
+from mezo.engines.sglang.eras import ERA
+
+if TYPE_CHECKING:
+    import torch
+    from sglang.srt.managers.io_struct import RpcReqInput, RpcReqOutput
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.models.opt import OPTForCausalLM
 
 
 def register() -> None:
@@ -17,7 +28,11 @@ def register() -> None:
 
     unpin_lora_memory()
     attention.register_backend()
-    HookRegistry.register(_resolution_of_arguments(), attention.resolve_name, HookType.BEFORE)
+    HookRegistry.register(
+        f"sglang.srt.server_args.ServerArgs.{ERA.resolution}",
+        attention.resolve_name,
+        HookType.BEFORE,
+    )
     HookRegistry.register(
         "sglang.srt.managers.scheduler.Scheduler.handle_rpc_request",
         _handle_rpc_request,
@@ -34,9 +49,9 @@ def register() -> None:
     request = "sglang.srt.managers.schedule_batch.Req"
     HookRegistry.register(f"{request}.__init__", _after_req_init, HookType.AFTER)
     HookRegistry.register(f"{request}.init_next_round_input", _before_match, HookType.BEFORE)
-    if _has_match_limit():
-        HookRegistry.register(f"{request}._compute_max_prefix_len", _after_limit, HookType.AFTER)
-    if _makes_replies():
+    HookRegistry.register(f"{request}._compute_max_prefix_len", _after_limit, HookType.AFTER)
+    # Only the caller's process makes replies; the import of that module is slow elsewhere.
+    if ERA.tells_meta_info and "sglang.srt.managers.tokenizer_manager" in sys.modules:
         HookRegistry.register(
             "sglang.srt.managers.tokenizer_manager.TokenizerManager.update_request_meta_info",
             _around_meta_info,
@@ -54,7 +69,11 @@ def register() -> None:
         HookRegistry.register(target, hook, HookType[kind])
 
 
-def _handle_rpc_request(original: Any, scheduler: Any, request: Any) -> Any:
+def _handle_rpc_request(
+    original: Callable[[Scheduler, RpcReqInput], RpcReqOutput],
+    scheduler: Scheduler,
+    request: RpcReqInput,
+) -> RpcReqOutput:
     """Answer our messages; every other one goes to SGLang."""
     from mezo.core.messages import METHOD
     from mezo.engines.sglang import worker
@@ -64,34 +83,14 @@ def _handle_rpc_request(original: Any, scheduler: Any, request: Any) -> Any:
     return worker.handle(scheduler, request)
 
 
-def _resolution_of_arguments() -> str:
-    """Where SGLang derives settings from new server arguments."""
-    from sglang.srt.server_args import ServerArgs
-
-    name = "resolve_once" if hasattr(ServerArgs, "resolve_once") else "__post_init__"
-    return f"sglang.srt.server_args.ServerArgs.{name}"
-
-
-def _has_match_limit() -> bool:
-    from sglang.srt.managers.schedule_batch import Req
-
-    return hasattr(Req, "_compute_max_prefix_len")
-
-
-def _makes_replies() -> bool:
-    """Whether this is the caller's process, of an SGLang whose replies may hold more."""
-    module = sys.modules.get("sglang.srt.managers.tokenizer_manager")
-    return hasattr(getattr(module, "TokenizerManager", None), "update_request_meta_info")
-
-
-def _around_meta_info(original: Any, *args: Any, **kwargs: Any) -> None:
+def _around_meta_info(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     """Let a reply say that an activated adapter's invocation was missing."""
     from mezo.engines.sglang import serve_alora
 
     serve_alora.tell_missing(original, *args, **kwargs)
 
 
-def _after_scheduler_init(_: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+def _after_scheduler_init(_: None, scheduler: Scheduler, *args: object, **kwargs: object) -> None:
     """Let requests of activated adapters find their scheduler."""
     from mezo.engines.sglang import serve_alora
 
@@ -99,23 +98,25 @@ def _after_scheduler_init(_: None, scheduler: Any, *args: Any, **kwargs: Any) ->
     leave_interrupts_to_the_parent()
 
 
-def _after_detokenizer_init(*_: Any, **__: Any) -> None:
+def _after_detokenizer_init(*_: object, **__: object) -> None:
     """As in the schedulers; 0.5.17 loads no plugins there."""
     leave_interrupts_to_the_parent()
 
 
-def _after_req_init(_: None, req: Any, *args: Any, **kwargs: Any) -> None:
+def _after_req_init(
+    _: None, req: Req, *args: object, extra_key: str | None = None, **kwargs: object
+) -> None:
     """Keep KV of an adapter in training apart by version; split requests of activated adapters."""
     from mezo.engines.sglang import serve_alora, trained
 
-    serve_alora.prepare_request(req, kwargs.get("extra_key"))
+    serve_alora.prepare_request(req, extra_key)
     req.mezo_plain_key = None
     if trained.served_version(req.lora_id) is not None and req.mezo_prefix_len is None:
         req.mezo_plain_key = req.extra_key or ""
         _set_version(req)
 
 
-def _set_version(req: Any) -> None:
+def _set_version(req: Req) -> None:
     """Put the version of the weights into a request's key; its KV is found by equal ones only."""
     from mezo.engines.sglang import trained
 
@@ -124,7 +125,9 @@ def _set_version(req: Any) -> None:
         req.extra_key = f"{req.mezo_plain_key}@mezo{version}"
 
 
-def _before_match(req: Any, tree_cache: Any = None, *args: Any, **kwargs: Any) -> None:
+def _before_match(
+    req: Req, tree_cache: BasePrefixCache | None = None, *args: object, **kwargs: object
+) -> None:
     """Have an activated adapter's prefix in the cache before it is looked up there.
 
     A request may have waited while its adapter was updated, and will run under the new weights.
@@ -136,28 +139,30 @@ def _before_match(req: Any, tree_cache: Any = None, *args: Any, **kwargs: Any) -
     serve_alora.complete_prefix(req, tree_cache)
 
 
-def _after_limit(length: int, req: Any, *args: Any, **kwargs: Any) -> int:
+def _after_limit(length: int, req: Req, *args: object, **kwargs: object) -> int:
     """End an activated adapter's match where its invocation begins."""
     from mezo.engines.sglang import serve_alora
 
     return serve_alora.limit_match(length, req)
 
 
-def _before_lora_manager(_: Any, base_model: Any, *args: Any, **kwargs: Any) -> None:
+def _before_lora_manager(
+    _: object, base_model: torch.nn.Module, *args: object, **kwargs: object
+) -> None:
     """Tell SGLang the sizes of OPT's linear layers, which it asks each model for but this one."""
     cls = type(base_model)
     if cls.__name__ == "OPTForCausalLM" and not hasattr(cls, "get_hidden_dim"):
-        cls.get_hidden_dim = _opt_hidden_dim
+        cls.get_hidden_dim = _opt_hidden_dim  # type: ignore[attr-defined]
 
 
-def _opt_hidden_dim(model: Any, name: str, layer: int) -> tuple[int, int]:
+def _opt_hidden_dim(model: OPTForCausalLM, name: str, layer: int) -> tuple[int, int]:
     """(input, output) features of an OPT linear layer."""
     hidden, ffn = model.config.hidden_size, model.config.ffn_dim
     sizes = {"qkv_proj": (hidden, 3 * hidden), "out_proj": (hidden, hidden)}
     return {**sizes, "fc1": (hidden, ffn), "fc2": (ffn, hidden)}[name]
 
 
-def _before_lora_batch(_: Any, forward_batch: Any) -> None:
+def _before_lora_batch(_: object, forward_batch: ForwardBatch) -> None:
     """Bring the slot of a trained adapter up to date before a batch reads it."""
     from mezo.engines.sglang import trained
 

@@ -12,7 +12,11 @@ import signal
 import threading
 from collections.abc import Iterable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sglang.srt.entrypoints.engine import Engine
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +28,10 @@ class EngineProcesses:
         engine: the `sglang.Engine`.
     """
 
-    def __init__(self, engine: Any) -> None:
-        launched = getattr(engine, "_scheduler_init_result", None)
-        pids = getattr(launched, "all_child_pids", None)
-        # 0.5.17 does not list them; `confirm` leaves the right ones when the schedulers answer.
+    def __init__(self, engine: Engine) -> None:
+        pids: list[int] = engine.get_all_child_pids()
+        # An engine that did not start its schedulers lists none. `confirm` leaves the right ones
+        # when they answer.
         self._is_confirmed = bool(pids)
         self._processes = [
             p for p in multiprocessing.active_children() if not pids or p.pid in pids
@@ -61,7 +65,7 @@ class CrashGuard:
         processes: its processes.
     """
 
-    def __init__(self, engine: Any, processes: EngineProcesses) -> None:
+    def __init__(self, engine: Engine, processes: EngineProcesses) -> None:
         self._manager = engine.tokenizer_manager
         self._processes = processes
         self._is_installed = False
@@ -71,18 +75,20 @@ class CrashGuard:
         self._theirs = getattr(self._manager, "signal_handler_class", None)
 
     def install(self) -> None:
-        """Put our handler in the place of SGLang's; only the main thread can."""
+        """Replace SGLang's handler by ours; only the main thread can."""
         if self._is_installed or not self._can_handle():
             return
         guard = self
 
         class Guarded(self._theirs):  # type: ignore[misc, name-defined]
-            def __init__(self, manager: Any) -> None:
+            def __init__(self, manager: TokenizerManager) -> None:
                 super().__init__(manager)
                 if guard._is_noticed:
                     manager.event_loop.call_soon(guard._stop_loop)
 
-            def running_phase_sigquit_handler(self, signum: Any = None, frame: Any = None) -> None:
+            def running_phase_sigquit_handler(
+                self, signum: int | None = None, frame: FrameType | None = None
+            ) -> None:
                 guard._stop_loop()
 
         self._manager.signal_handler_class = Guarded

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a stopwatch around SGLang's own parts, for benchmarks."""
+"""A step's time by part: a stopwatch around SGLang's own parts, for benchmarks."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
 
-from mezo.engines.sglang import compat
 from mezo.engines.sglang.batch import logprobs
 from mezo.engines.sglang.batch.attention import PairedAttention
 from mezo.engines.sglang.batch.cpu_layers import CpuLayers
 from mezo.engines.sglang.batch.cpu_lora import LORA_CALLS, LoraCalls
-from mezo.engines.sglang.batch.patch import replaced
+from mezo.engines.sglang.batch.patch import patched
+from mezo.engines.sglang.compat import Rank
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Stopwatch:
@@ -54,37 +57,37 @@ class Stopwatch:
 
 
 @contextmanager
-def watched(scheduler: Any, watch: Stopwatch) -> Iterator[None]:
+def watched(rank: Rank, watch: Stopwatch) -> Iterator[None]:
     """Count the time of attention, linear layers, LoRA, lm_head and the rest of the model.
 
     "layers" is what is left of the model's own forward: norms, rotary embedding, activations,
     embedding, and Python between them.
     """
-    runner = compat.model_runner(scheduler)
+    runner = rank.runner
     linears = {
         type(method)
-        for module in runner.model.modules()
+        for module in rank.model.modules()
         if (method := getattr(module, "quant_method", None)) is not None
         and hasattr(module, "output_size")
     }
-    calls: list[tuple[Any, str, str]] = [(runner.model, "forward", "layers")]
+    calls: list[tuple[object, str, str]] = [(rank.model, "forward", "layers")]
     calls += [(owner, "forward", "attention") for owner in (runner.attn_backend, PairedAttention)]
     calls += [(kind, "apply", "linear") for kind in linears]
     calls.append((CpuLayers, "linear", "linear"))
     for owner in (runner.lora_manager.lora_backend, LoraCalls):
         calls += [(owner, name, "lora") for name in LORA_CALLS]
-    calls.append((logprobs.Readout, "forward", "lm_head"))
+    calls.append((logprobs.LogprobProcessor, "forward", "lm_head"))
     with ExitStack() as stack:
         for owner, name, part in calls:
             timed = _timed(getattr(owner, name), watch, part)
-            stack.enter_context(replaced(owner, name, timed))
+            stack.enter_context(patched(owner, name, timed))
         yield
 
 
-def _timed(call: Callable[..., Any], watch: Stopwatch, part: str) -> Callable[..., Any]:
+def _timed(call: Callable[P, T], watch: Stopwatch, part: str) -> Callable[P, T]:
     """The call, with its time counted."""
 
-    def timed(*args: Any, **kwargs: Any) -> Any:
+    def timed(*args: P.args, **kwargs: P.kwargs) -> T:
         with watch.part(part):
             return call(*args, **kwargs)
 

@@ -10,12 +10,16 @@ import asyncio
 import concurrent.futures
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sglang.srt.entrypoints.engine import Engine
+    from sglang.srt.lora.lora_registry import LoRARegistry
 
 _LOOK_S = 0.2
 
 
-def register(engine: Any, name: str, uid: str) -> None:
+def register(engine: Engine, name: str, uid: str) -> None:
     """Let requests name an adapter that is in the engine: ``lora_path=name``.
 
     Neither this nor `forget` may be called with the conversation's lock: they may wait for the
@@ -35,7 +39,7 @@ def register(engine: Any, name: str, uid: str) -> None:
     _finish(engine, lambda: registry.register(ref), "attach")
 
 
-def forget(engine: Any, name: str, uid: str) -> None:
+def forget(engine: Engine, name: str, uid: str) -> None:
     """Take a name back, once the requests that use it have ended; an unknown one is fine.
 
     Raises:
@@ -60,13 +64,13 @@ def forget(engine: Any, name: str, uid: str) -> None:
     _finish(engine, forget_it, "close")
 
 
-def _is_known(registry: Any, name: str, uid: str) -> bool:
+def _is_known(registry: LoRARegistry, name: str, uid: str) -> bool:
     """Whether a name is ours; it may be unloaded behind our back, or another adapter's by now."""
     ref = registry.get_all_adapters().get(name)
     return ref is not None and ref.lora_id == uid
 
 
-def _finish(engine: Any, make: Callable[[], Coroutine[Any, Any, None]], op: str) -> None:
+def _finish(engine: Engine, make: Callable[[], Coroutine[object, None, None]], op: str) -> None:
     """Run a coroutine of SGLang's to its end, whatever event loop is running.
 
     Raises:
@@ -76,8 +80,8 @@ def _finish(engine: Any, make: Callable[[], Coroutine[Any, Any, None]], op: str)
     if engine.loop.is_running() and running is not engine.loop:
         _finish_in_another_thread(engine.loop, make())
         return
-    # Free locks of asyncio are taken without a loop, so that nobody who runs it meanwhile is in
-    # the way. One that is held could only come free in a loop.
+    # A free lock of asyncio can be acquired without a loop, whoever runs it meanwhile. One that is
+    # held can only be released in a loop.
     work = make()
     try:
         work.send(None)
@@ -96,7 +100,7 @@ def _finish(engine: Any, make: Callable[[], Coroutine[Any, Any, None]], op: str)
 
 
 def _finish_in_another_thread(
-    loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]
+    loop: asyncio.AbstractEventLoop, work: Coroutine[object, None, None]
 ) -> None:
     """Let a loop that runs in another thread finish a coroutine; run it here if it has stopped."""
     future = asyncio.run_coroutine_threadsafe(work, loop)

@@ -7,39 +7,58 @@ engine's radix cache: keys are looked up in a tree of the same kind that is thro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
+from mezo.config import MezoConfig
 from mezo.core.messages import Check
 from mezo.core.rows import THETA, Rows
+from mezo.core.state import AdapterState
 from mezo.core.step import ScoreFn
 from mezo.diagnostics.selftest import digest, engine_checks
 from mezo.engines.sglang import compat
+from mezo.engines.sglang.compat import Rank
+
+
+class Adapter(Protocol):
+    """What the checks ask of the worker's record of a run.
+
+    Attributes:
+        config: the run's configuration.
+        state: the adapter's state on this rank.
+        uids: SGLang's id of each adapter slot.
+        is_served: whether requests may name the adapter.
+    """
+
+    config: MezoConfig
+    state: AdapterState
+    uids: dict[str, str]
+    is_served: bool
 
 
 def checks(
-    scheduler: Any, adapter: Any, rows: Rows, invocation: Sequence[int], score: ScoreFn
+    rank: Rank, adapter: Adapter, rows: Rows, invocation: Sequence[int], score: ScoreFn
 ) -> list[Check]:
     """Run all checks on this rank.
 
     Args:
-        scheduler: this rank's scheduler.
+        rank: this rank.
         adapter: the worker's record of the run.
         rows: the rows to score, without prefixes.
         invocation: the run's invocation tokens where it is an activated adapter, else none.
         score: scores rows under slots, the same numbers on every rank.
     """
-    memory = compat.free_memory(scheduler)
-    others = _other_slots(scheduler, adapter)
+    memory = rank.free_memory()
+    others = _other_slots(rank, adapter)
     found = engine_checks(adapter.state, score, rows)
-    found.append(_same("other adapters", others, _other_slots(scheduler, adapter)))
-    found.append(_named(scheduler, adapter))
+    found.append(_same("other adapters", others, _other_slots(rank, adapter)))
+    found.append(_named(rank, adapter))
     if adapter.is_served:
         found.append(
             _activated_key(adapter, rows.tokens[0], invocation)
             if invocation
-            else _stale_key(scheduler, adapter, rows.tokens[0])
+            else _stale_key(rank, adapter, rows.tokens[0])
         )
-    found.append(_same_memory(memory, compat.free_memory(scheduler)))
+    found.append(_same_memory(memory, rank.free_memory()))
     return found
 
 
@@ -59,16 +78,12 @@ def _same_memory(before: dict[str, int], after: dict[str, int]) -> Check:
     return _same("memory and locks", {**before, "kv_tokens": kv, "evictable_tokens": kept}, after)
 
 
-def _other_slots(scheduler: Any, adapter: Any) -> dict[str, int]:
-    """A digest of each adapter in the pool that is not the run's, taken on the device."""
-    manager = compat.model_runner(scheduler).lora_manager
-    pool = manager.memory_pool
-    buffers = [t for b in (pool.A_buffer, pool.B_buffer) for name in sorted(b) for t in b[name]]
-    own = set(adapter.uids.values())
-    names = {uid: ref.lora_name for uid, ref in manager.lora_refs.items()}
+def _other_slots(rank: Rank, adapter: Adapter) -> dict[str, int]:
+    """A digest of each adapter in the pool that is not the run's, computed on the device."""
+    own, names = set(adapter.uids.values()), rank.lora_names
     return {
-        str(names.get(uid, uid)): digest(tensor[slot] for tensor in buffers)
-        for uid, slot in pool.uid_to_buffer_id.items()
+        names.get(uid, uid): digest(rank.slot_tensors(slot))
+        for uid, slot in rank.lora_pool.uid_to_buffer_id.items()
         if uid is not None and uid not in own
     }
 
@@ -83,14 +98,14 @@ def _same(name: str, expected: dict[str, int], found: dict[str, int]) -> Check:
     return Check(name, True, f"{len(expected)} unchanged")
 
 
-def _named(scheduler: Any, adapter: Any) -> Check:
+def _named(rank: Rank, adapter: Adapter) -> Check:
     """Whether each slot's id is loaded under the name that requests and eviction know it by."""
-    manager = compat.model_runner(scheduler).lora_manager
-    pool, name = manager.memory_pool, adapter.config.name
+    refs, name = rank.lora_manager.lora_refs, adapter.config.name
+    adapter_slots = rank.lora_pool.uid_to_buffer_id
     for slot, uid in adapter.uids.items():
         expected = name if slot == THETA else f"{name}/{slot}"
-        ref = manager.lora_refs.get(uid)
-        where = pool.uid_to_buffer_id.get(uid)
+        ref = refs.get(uid)
+        where = adapter_slots.get(uid)
         if ref is None or ref.lora_name != expected or not ref.pinned or where is None:
             found = None if ref is None else (ref.lora_name, ref.pinned)
             return Check(
@@ -99,18 +114,18 @@ def _named(scheduler: Any, adapter: Any) -> Check:
                 f"slot {slot} must be loaded and pinned as {expected!r}, got {found} in place "
                 f"{where}",
             )
-    places = [pool.uid_to_buffer_id[uid] for uid in adapter.uids.values()]
+    places = [adapter_slots[uid] for uid in adapter.uids.values()]
     is_ok = len(set(places)) == len(places)
     return Check("slots are pinned", is_ok, f"{len(places)} adapters in places {places}")
 
 
-def _stale_key(scheduler: Any, adapter: Any, tokens: Sequence[int]) -> Check:
+def _stale_key(rank: Rank, adapter: Adapter, tokens: Sequence[int]) -> Check:
     """Whether KV of one version of theta is found by requests of that version only.
 
     Requests are made as SGLang makes them and looked up as it looks them up.
     """
     name, state, uid = "no stale KV", adapter.state, adapter.uids[THETA]
-    page = int(scheduler.page_size)
+    page = rank.page_size
     long = (list(tokens) * page)[: max(page, 2)]
     tree, version = compat.scratch_tree(page), state.version
     compat.keep(tree, compat.served_request("mezo-selftest-0", long, uid), long)
@@ -146,7 +161,7 @@ def _stale_key(scheduler: Any, adapter: Any, tokens: Sequence[int]) -> Check:
     return Check(name, True, "KV of one version is not found by requests of the next")
 
 
-def _activated_key(adapter: Any, tokens: Sequence[int], invocation: Sequence[int]) -> Check:
+def _activated_key(adapter: Adapter, tokens: Sequence[int], invocation: Sequence[int]) -> Check:
     """Whether a request for an activated adapter matches, and leaves, KV of the base model only."""
     before = [t for t in tokens if t not in invocation]
     prompt = [*before, *invocation, *before]

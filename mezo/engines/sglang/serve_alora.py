@@ -4,7 +4,7 @@ An activated adapter (arXiv 2504.12397; PEFT's `alora_invocation_tokens`) acts f
 occurrence of its invocation in the prompt on. Everything before runs on the base model, and its KV
 lies in the radix cache under the base model's key. A request for such an adapter
 
-- takes its first tokens from there, and nothing behind the invocation's beginning;
+- uses the KV of its first tokens from there, and of nothing behind the invocation's beginning;
 - has the missing part of them computed on the base model when it is about to be scheduled;
 - never puts KV of its own into the cache;
 - is a base-model request when its prompt holds no invocation, as in PEFT; its reply says so in
@@ -15,69 +15,82 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from mezo.data.encode import last_occurrence
 from mezo.engines.sglang import compat
 from mezo.engines.sglang.batch import prefix
+from mezo.engines.sglang.compat import Rank
+from mezo.engines.sglang.eras import ERA
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.managers.tokenizer_manager import ReqState, TokenizerManager
+    from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
 
 # In the `meta_info` of a reply: 1 where the base model answered for an activated adapter.
 MISSING = "mezo_invocation_missing"
 
 logger = logging.getLogger(__name__)
-_scheduler: Any = None
+_rank: Rank | None = None
 _warned: set[str] = set()
 
 
 class _InEveryChunk(list[int]):
     """What SGLang cuts a reply's part from, token by token: 1 in every part, however long."""
 
-    def __getitem__(self, part: Any) -> Any:
+    def __getitem__(self, part: object) -> list[int]:  # type: ignore[override]
         return [1]
 
 
-def remember(scheduler: Any) -> None:
+def remember(scheduler: Scheduler) -> None:
     """Keep the process's scheduler: requests do not know it."""
-    global _scheduler
-    _scheduler = scheduler
+    global _rank
+    _rank = Rank(scheduler)
 
 
-def check_servable(scheduler: Any) -> None:
+def _this_rank() -> Rank:
+    assert _rank is not None, "requests are scheduled by a scheduler"
+    return _rank
+
+
+def check_servable(rank: Rank) -> None:
     """Raise unless activated adapters can be served by this engine.
 
     Raises:
         NotImplementedError: an older SGLang, the overlap scheduler, or an unsuitable cache.
     """
-    prefix.check_cache(scheduler)
-    if int(scheduler.page_size) != 1:
+    prefix.check_cache(rank)
+    if rank.page_size != 1:
         raise NotImplementedError(
             f"serving an activated adapter must have pages of one token, got page_size "
-            f"{scheduler.page_size}; start the engine with page_size=1."
+            f"{rank.page_size}; start the engine with page_size=1."
         )
-    if not compat.CAN_SERVE_ACTIVATED:
+    if not ERA.serves_activated:
         raise NotImplementedError(
             "serving an activated adapter must have an SGLang whose requests can stay out of the "
             "radix cache, got an older one; use 0.5.23."
         )
-    if scheduler.enable_overlap:
+    if rank.scheduler.enable_overlap:
         raise NotImplementedError(
             "serving an activated adapter must have the overlap scheduler off, got it on; start "
             "the engine with disable_overlap_schedule=True."
         )
 
 
-def why_not_servable(scheduler: Any) -> str | None:
+def why_not_servable(rank: Rank) -> str | None:
     """Return what `check_servable` would say, or None."""
     try:
-        check_servable(scheduler)
+        check_servable(rank)
     except NotImplementedError as error:
         return str(error)
     return None
 
 
-def prepare_request(request: Any, extra_key: str | None) -> None:
+def prepare_request(request: Req, extra_key: str | None) -> None:
     """Split a new request of an activated adapter at its invocation.
 
     Args:
@@ -94,7 +107,7 @@ def prepare_request(request: Any, extra_key: str | None) -> None:
         _say_missing(request, invocation)
         request.lora_id = None
         return
-    if reason := why_not_servable(_scheduler):
+    if reason := why_not_servable(_this_rank()):
         request.set_finish_with_abort(reason)
         return
     request.mezo_prefix_len = start
@@ -103,12 +116,12 @@ def prepare_request(request: Any, extra_key: str | None) -> None:
 
 def tell_missing(
     original: Callable[..., None],
-    manager: Any,
-    meta_info: dict[str, Any],
-    state: Any,
-    customized_info: dict[str, Any],
+    manager: TokenizerManager,
+    meta_info: dict[str, object],
+    state: ReqState,
+    customized_info: dict[str, list[list[int]]],
     index: int,
-    *args: Any,
+    *args: object,
 ) -> None:
     """Put a missing invocation into a reply's meta_info (`update_request_meta_info`).
 
@@ -129,15 +142,15 @@ def tell_missing(
         original(manager, meta_info, state, others, index, *args)
 
 
-def limit_match(length: int, request: Any) -> int:
+def limit_match(length: int, request: Req) -> int:
     """Keep a cache match from going beyond the invocation's beginning."""
-    limit = getattr(request, "mezo_prefix_len", None)
+    limit: int | None = getattr(request, "mezo_prefix_len", None)
     return length if limit is None else min(length, limit)
 
 
-def complete_prefix(request: Any, tree_cache: Any) -> None:
+def complete_prefix(request: Req, tree_cache: BasePrefixCache | None) -> None:
     """Compute what the cache lacks of a request's prefix, on the base model."""
-    length = getattr(request, "mezo_prefix_len", None)
+    length: int | None = getattr(request, "mezo_prefix_len", None)
     if not length or tree_cache is None:
         return
     if request.return_logprob and 0 <= request.logprob_start_len < length:
@@ -147,7 +160,7 @@ def complete_prefix(request: Any, tree_cache: Any) -> None:
     missing = length - compat.match(tree_cache, tokens).length
     if missing == 0:
         return
-    free = compat.free_memory(_scheduler)
+    free = _this_rank().free_memory()
     if missing > free["kv_tokens"] + free["evictable_tokens"] or not free["request_slots"]:
         request.mezo_prefix_len = None
         request.set_finish_with_abort(
@@ -155,19 +168,18 @@ def complete_prefix(request: Any, tree_cache: Any) -> None:
             f"for {free['kv_tokens'] + free['evictable_tokens']} free ones; send it again later."
         )
         return
-    with prefix.shared(_scheduler, [tokens]):
+    with prefix.cached(_this_rank(), [tokens]):
         pass  # computed and inserted; the request's own match locks it next
 
 
-def _say_missing(request: Any, invocation: list[int]) -> None:
+def _say_missing(request: Req, invocation: list[int]) -> None:
     """Have the reply say that the base model answers, and the log, once for an adapter."""
-    if hasattr(request, "customized_info"):
-        request.customized_info = {**(request.customized_info or {}), MISSING: _InEveryChunk()}
-    is_first_rank = dist.get_rank(_scheduler.tp_group.cpu_group) == 0
+    request.customized_info = {**(request.customized_info or {}), MISSING: _InEveryChunk()}
+    is_first_rank = dist.get_rank(_this_rank().tp_group.cpu_group) == 0
     if request.lora_id in _warned or not is_first_rank:
         return
     _warned.add(request.lora_id)
-    name = compat.model_runner(_scheduler).lora_manager.lora_refs[request.lora_id].lora_name
+    name = _this_rank().lora_names[request.lora_id]
     logger.warning(
         "adapter %r: a prompt must hold the invocation's tokens %s, got one without them; the base "
         "model answers it, as in PEFT; tokenise prompt and invocation as one text, the invocation "
@@ -180,8 +192,8 @@ def _say_missing(request: Any, invocation: list[int]) -> None:
 
 def _invocation(lora_id: str | None) -> list[int] | None:
     """The invocation tokens of a loaded adapter, if it is an activated one."""
-    if lora_id is None or _scheduler is None:
+    if lora_id is None or _rank is None:
         return None
-    config = compat.model_runner(_scheduler).lora_manager.configs.get(lora_id)
+    config = _rank.lora_manager.configs.get(lora_id)
     tokens = config.hf_config.get("alora_invocation_tokens") if config is not None else None
     return list(tokens) if tokens else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import os
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 from mezo._inputs import checked_integer, checked_number, require, shown
 from mezo.engines.sglang.cpu_host.host import has_sgl_kernel
+from mezo.engines.sglang.eras import ERA
 from mezo.engines.sglang.model_checkpoint import Checkpoint
 
 _DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
@@ -27,12 +27,11 @@ _COUNTS = (
 )
 
 
-def check_args(args: Mapping[str, Any]) -> None:
+def check_args(args: Mapping[str, object]) -> None:
     """Raise ValueError for a name that SGLang's ServerArgs do not have."""
     from sglang.srt.server_args import ServerArgs
 
-    fields = getattr(ServerArgs, "__struct_fields__", None)  # msgspec's, in newer versions
-    names = fields or [field.name for field in dataclasses.fields(ServerArgs)]
+    names = ERA.argument_names(ServerArgs)
     for name in args:
         near = difflib.get_close_matches(name, names, n=1)
         require(
@@ -76,7 +75,7 @@ def check_cpu_args(args: Mapping[str, Any], checkpoint: Checkpoint | None) -> No
     dtype = args.get("dtype")
     require(
         isinstance(dtype, str) and dtype in _DTYPES,
-        f"launch_engine: dtype must be one of {_DTYPES}, got {shown(dtype)}; take 'float32' on "
+        f"launch_engine: dtype must be one of {_DTYPES}, got {shown(dtype)}; use 'float32' on "
         "CPU hosts.",
     )
     quantised = None if has_sgl_kernel() else args.get("quantization")
@@ -88,24 +87,24 @@ def check_cpu_args(args: Mapping[str, Any], checkpoint: Checkpoint | None) -> No
     attention = (*_ATTENTION, "triton") if is_interpreted else _ATTENTION
     lora = (*_LORA, "triton", "csgmv") if is_interpreted else _LORA
     for name, value, is_fine, remedy in (
-        ("quantization", quantised, quantised is None, "take the model's unquantised weights"),
+        ("quantization", quantised, quantised is None, "use the model's unquantised weights"),
         (
             "kv_cache_dtype",
             args.get("kv_cache_dtype"),
             has_sgl_kernel() or args.get("kv_cache_dtype") in (None, *_KV_DTYPES),
-            f"take one of {_KV_DTYPES}",
+            f"use one of {_KV_DTYPES}",
         ),
         (
             "attention_backend",
             backend,
             backend is None or backend in attention,
-            f"take one of {attention}",
+            f"use one of {attention}",
         ),
         (
             "lora_backend",
             args.get("lora_backend"),
             args.get("lora_backend") in (None, *lora),
-            f"take one of {lora}",
+            f"use one of {lora}",
         ),
     ):
         if not is_fine:
@@ -118,5 +117,5 @@ def check_cpu_args(args: Mapping[str, Any], checkpoint: Checkpoint | None) -> No
     require(
         heads % ranks == 0,
         f"launch_engine: tp_size must divide the model's {heads} attention heads, got {ranks}; "
-        "take 1 or a divisor.",
+        "use 1 or a divisor.",
     )

@@ -1,13 +1,17 @@
-"""How much memory, and how many requests and tokens, an engine needs to take a run's steps."""
+"""How much memory, and how many requests and tokens, an engine needs for a run's steps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from mezo._inputs import require
 from mezo.config import MezoConfig
 from mezo.engines.sglang.model_checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
 
 # What an engine on a CPU host has at least, whatever the run.
 MIN_TOKENS = 32768
@@ -24,11 +28,11 @@ _OTHER_BYTES = 1 << 30  # activations, and the process itself
 
 
 def slots_needed(config: MezoConfig) -> int:
-    """Adapter slots a run takes, with the base model's: base, theta and a pair a direction."""
+    """Adapter slots that a run needs: base, theta and a pair for each direction."""
     return 2 + 2 * config.num_directions
 
 
-def check_server(who: str, args: Any, config: MezoConfig) -> None:
+def check_server(who: str, args: ServerArgs | SimpleNamespace, config: MezoConfig) -> None:
     """Raise where an engine with these server arguments could not hold a run.
 
     Args:
@@ -119,14 +123,14 @@ def check_one_row(
 
 def cpu_sizes(
     config: MezoConfig, checkpoint: Checkpoint | None, args: Mapping[str, Any], free: int
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Choose a CPU engine's limits on requests, tokens and memory.
 
     Args:
         config: the run that is to fit.
         checkpoint: the model's sizes, or None where they are not known.
-        args: the engine's arguments so far; what they fix is taken as it is.
-        free: bytes that may be taken on this host.
+        args: the engine's arguments so far; what they fix stays as it is.
+        free: bytes that may still be allocated on this host.
 
     Returns:
         Arguments to add to ``args``.
@@ -140,7 +144,7 @@ def cpu_sizes(
     if checkpoint is not None:
         longest = min(longest, checkpoint.max_row_tokens or longest)
     tokens = max(MIN_TOKENS, copies * longest)
-    sizes: dict[str, Any] = {"max_running_requests": requests, "max_total_tokens": tokens}
+    sizes: dict[str, float] = {"max_running_requests": requests, "max_total_tokens": tokens}
     if copies * longest > _PREFILL_TOKENS:
         sizes["max_prefill_tokens"] = copies * longest
     fraction = _UNKNOWN_FRACTION
@@ -162,7 +166,7 @@ def cpu_sizes(
 
 
 class _Need:
-    """Bytes that an engine takes: ``fixed`` ones, and ``token`` for each token of its cache."""
+    """Bytes that an engine needs: ``fixed`` ones, and ``token`` for each token of its cache."""
 
     def __init__(self, checkpoint: Checkpoint, config: MezoConfig, args: Mapping[str, Any]) -> None:
         self._config = config

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,10 +16,13 @@ from mezo.config import MezoConfig
 from mezo.core.messages import Attach
 from mezo.core.rows import THETA, Rows, Scores, run_slots
 from mezo.core.state import AdapterSlot, AdapterState
-from mezo.engines.sglang import compat
 from mezo.engines.sglang.batch.score import score_rows
+from mezo.engines.sglang.compat import Rank
 from mezo.engines.sglang.lora_slots import Part
 from mezo.engines.sglang.ranks import Agreement
+
+if TYPE_CHECKING:
+    from sglang.srt.lora.lora_manager import LoRAManager
 
 _adapters: dict[str, TrainedAdapter] = {}
 
@@ -29,7 +32,7 @@ class TrainedAdapter:
     """An adapter being trained, on this rank.
 
     Args:
-        scheduler: this rank's scheduler.
+        rank: this rank.
         config: the run's configuration.
         state: the masters, bound to the slots.
         uids: {slot name: its id in SGLang}.
@@ -38,7 +41,7 @@ class TrainedAdapter:
         is_served: whether requests may name it.
     """
 
-    scheduler: Any
+    rank: Rank
     config: MezoConfig
     state: AdapterState
     uids: dict[str, str]
@@ -48,7 +51,7 @@ class TrainedAdapter:
 
     def check_loaded(self) -> None:
         """Raise when somebody has unloaded the adapter: its slots may be another's by now."""
-        manager = compat.model_runner(self.scheduler).lora_manager
+        manager = self.rank.lora_manager
         pool = manager.memory_pool.uid_to_buffer_id
         gone = [
             slot
@@ -66,18 +69,18 @@ class TrainedAdapter:
         """Score rows under slots of this run."""
         prefix = self.state.slot(rows.prefix_adapter)
         uids = {slot: self.state.slot(slot).uid for slot in slots}
-        return score_rows(self.scheduler, rows, uids, theta=prefix.uid)
+        return score_rows(self.rank, rows, uids, theta=prefix.uid)
 
 
 def load(
-    scheduler: Any, request: Attach, parts: Sequence[Part], agree: Agreement, *, is_served: bool
+    rank: Rank, request: Attach, parts: Sequence[Part], agree: Agreement, *, is_served: bool
 ) -> TrainedAdapter:
     """Load a run's slots, pinned, and bind its state to them: on every rank, or on none.
 
     `check_pool` comes first.
 
     Args:
-        scheduler: this rank's scheduler.
+        rank: this rank.
         request: what was asked for.
         parts: the adapter's tensors on this rank.
         agree: of the message.
@@ -86,12 +89,12 @@ def load(
     Raises:
         ValueError: SGLang refuses the adapter.
     """
-    manager = compat.model_runner(scheduler).lora_manager
+    manager = rank.lora_manager
     config, uids = request.config, request.uids
     try:
         for slot, uid in uids.items():
             _load_empty_adapter(manager, config, parts, slot, uid, request.invocation)
-        compat.fetch_adapters(manager, set(uids.values()))
+        rank.load_adapters(uids.values())
         adapter_slots = {
             slot: manager.memory_pool.uid_to_buffer_id[uid] for slot, uid in uids.items()
         }
@@ -101,17 +104,17 @@ def load(
         _unload(manager, uids.values())
         raise
     adapter = TrainedAdapter(
-        scheduler, config, state, uids, adapter_slots, request.invocation, is_served=is_served
+        rank, config, state, uids, adapter_slots, request.invocation, is_served=is_served
     )
     _adapters[config.name] = adapter
     return adapter
 
 
-def unload(scheduler: Any, run: str, uids: dict[str, str]) -> None:
+def unload(rank: Rank, run: str, uids: dict[str, str]) -> None:
     """Unload a run's slots; what is not there any more is ignored."""
     adapter = _adapters.get(run)
     if adapter is not None and adapter.uids == uids:
-        _unload(compat.model_runner(scheduler).lora_manager, uids.values())
+        _unload(rank.lora_manager, uids.values())
         del _adapters[run]
 
 
@@ -150,7 +153,7 @@ def sync(lora_ids: Iterable[str | None]) -> None:
         adapter.state.sync(uids)
 
 
-def check_pool(manager: Any, config: MezoConfig) -> None:
+def check_pool(manager: LoRAManager, config: MezoConfig) -> None:
     """Raise unless the pool has room for the run's slots.
 
     Raises:
@@ -182,7 +185,7 @@ def check_pool(manager: Any, config: MezoConfig) -> None:
 
 
 def _new_state(
-    manager: Any,
+    manager: LoRAManager,
     config: MezoConfig,
     parts: Sequence[Part],
     uids: dict[str, str],
@@ -204,7 +207,7 @@ def _new_state(
 
 
 def _load_empty_adapter(
-    manager: Any,
+    manager: LoRAManager,
     config: MezoConfig,
     parts: Sequence[Part],
     slot: str,
@@ -242,7 +245,7 @@ def _load_empty_adapter(
         )
 
 
-def _unload(manager: Any, uids: Iterable[str]) -> None:
+def _unload(manager: LoRAManager, uids: Iterable[str]) -> None:
     """Take adapters out of SGLang, with what a failed load has left of one."""
     for uid in uids:
         if uid in manager.lora_refs:

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -23,27 +23,32 @@ from mezo.core.rows import Rows, Scores
 from mezo.core.step import ScoreFn, run_step
 from mezo.core.wire import Answer, Failure, Message, WireError
 from mezo.diagnostics.selftest import GROUP
-from mezo.engines.sglang import compat, selftest, serve_alora, trained
+from mezo.engines.sglang import selftest, serve_alora, trained
 from mezo.engines.sglang.batch import attention, logprobs, prefix
 from mezo.engines.sglang.batch.score import check_budget, is_busy
+from mezo.engines.sglang.compat import Rank
 from mezo.engines.sglang.lora_slots import check_peft_names, parts_of
 from mezo.engines.sglang.profile import Stopwatch, watched
 from mezo.engines.sglang.ranks import Agreement, RankError, gathered
 
+if TYPE_CHECKING:
+    from sglang.srt.managers.io_struct import RpcReqInput, RpcReqOutput
+    from sglang.srt.managers.scheduler import Scheduler
+
 logger = logging.getLogger(__name__)
 
 
-def handle(scheduler: Any, rpc: Any) -> Any:
+def handle(scheduler: Scheduler, rpc: RpcReqInput) -> RpcReqOutput:
     """Answer one message (`Scheduler.handle_rpc_request`)."""
     from sglang.srt.managers.io_struct import RpcReqOutput
 
-    fields = rpc.parameters or {}
-    agree = Agreement(scheduler.tp_group.cpu_group)
+    rank, fields = Rank(scheduler), rpc.parameters or {}
+    agree = Agreement(rank.tp_group.cpu_group)
     outcome: Any
     try:
         try:
             request = Message.read(fields).request()
-            outcome = _HANDLERS[type(request)](scheduler, request, agree)
+            outcome = _HANDLERS[type(request)](rank, request, agree)
         except RankError:
             raise
         except Exception as error:
@@ -58,12 +63,12 @@ def handle(scheduler: Any, rpc: Any) -> Any:
     return RpcReqOutput(success=answer.error is None, message=answer.text())
 
 
-def _hello(scheduler: Any, request: messages.Hello, agree: Agreement) -> messages.HelloReply:
+def _hello(rank: Rank, request: messages.Hello, agree: Agreement) -> messages.HelloReply:
     """Say what is here."""
-    runner = compat.model_runner(scheduler)
+    runner = rank.runner
     is_fp32_on_cpu = runner.device == "cpu" and runner.dtype == torch.float32
     return messages.HelloReply(
-        pids=tuple(gathered(os.getpid(), scheduler.tp_group.cpu_group)),
+        pids=tuple(gathered(os.getpid(), rank.tp_group.cpu_group)),
         versions={"sglang": version("sglang"), "torch": torch.__version__},
         max_row_tokens=int(runner.model_config.context_len),
         vocab_size=int(runner.model_config.vocab_size),
@@ -72,19 +77,19 @@ def _hello(scheduler: Any, request: messages.Hello, agree: Agreement) -> message
     )
 
 
-def _attach(scheduler: Any, request: messages.Attach, agree: Agreement) -> messages.AttachReply:
+def _attach(rank: Rank, request: messages.Attach, agree: Agreement) -> messages.AttachReply:
     """Load the run's slots, pinned, and bind the adapter's state to them."""
-    config, runner = request.config, compat.model_runner(scheduler)
-    trained.check_pool(runner.lora_manager, config)
-    check_budget(scheduler, config)
-    logprobs.check_lm_head(scheduler)
-    attention.check_named_form(scheduler)
+    config = request.config
+    trained.check_pool(rank.lora_manager, config)
+    check_budget(rank, config)
+    logprobs.check_lm_head(rank)
+    attention.check_named_kernel(rank)
     if config.prefix == "activated":
-        prefix.check_cache(scheduler)
-    parts = parts_of(runner.lora_manager, config.target_modules, config.rank)
-    unnamed = check_peft_names(runner.model_config, parts, config.rank)
-    why_not = serve_alora.why_not_servable(scheduler) if request.invocation else None
-    trained.load(scheduler, request, parts, agree, is_served=why_not is None)
+        prefix.check_cache(rank)
+    parts = parts_of(rank.lora_manager, config.target_modules, config.rank)
+    unnamed = check_peft_names(rank.runner.model_config, parts, config.rank)
+    why_not = serve_alora.why_not_servable(rank) if request.invocation else None
+    trained.load(rank, request, parts, agree, is_served=why_not is None)
     return messages.AttachReply(
         partners={p.spec.name: p.spec.global_shape or () for p in parts if not p.is_target},
         not_served=why_not,
@@ -92,17 +97,17 @@ def _attach(scheduler: Any, request: messages.Attach, agree: Agreement) -> messa
     )
 
 
-def _step(scheduler: Any, request: messages.Step, agree: Agreement) -> messages.StepReply:
+def _step(rank: Rank, request: messages.Step, agree: Agreement) -> messages.StepReply:
     """Take one step."""
     adapter = trained.get(request.run)
     return run_step(adapter.state, _agreed(adapter, agree), request.request)
 
 
-def _profile(scheduler: Any, request: messages.Profile, agree: Agreement) -> messages.ProfileReply:
+def _profile(rank: Rank, request: messages.Profile, agree: Agreement) -> messages.ProfileReply:
     """Take a step under a stopwatch."""
-    watch = Stopwatch(compat.model_runner(scheduler).device)
-    with watched(scheduler, watch), watch.part("engine"):
-        reply = _step(scheduler, messages.Step(request.run, request.request), agree)
+    watch = Stopwatch(rank.device)
+    with watched(rank, watch), watch.part("engine"):
+        reply = _step(rank, messages.Step(request.run, request.request), agree)
     seconds = dict(watch.seconds)
     seconds["engine"] -= reply.weights_s
     return messages.ProfileReply({**seconds, "weights": reply.weights_s})
@@ -118,74 +123,66 @@ def _agreed(adapter: trained.TrainedAdapter, agree: Agreement) -> ScoreFn:
     return score
 
 
-def _score(scheduler: Any, request: messages.Score, agree: Agreement) -> Scores:
+def _score(rank: Rank, request: messages.Score, agree: Agreement) -> Scores:
     """Score rows under one slot."""
     return trained.get(request.run).score(request.rows, [request.slot])
 
 
-def _selftest(
-    scheduler: Any, request: messages.Selftest, agree: Agreement
-) -> messages.SelftestReply:
+def _selftest(rank: Rank, request: messages.Selftest, agree: Agreement) -> messages.SelftestReply:
     """Check the engine with the run's own slots; see `mezo.engines.sglang.selftest`."""
     adapter, rows = trained.get(request.run), request.rows
-    if is_busy(scheduler, rows, 2 + min(2 * adapter.state.num_directions, GROUP)):
+    if is_busy(rank, rows, 2 + min(2 * adapter.state.num_directions, GROUP)):
         reason = "the engine has no room for its rows now, as other requests run"
         return messages.SelftestReply((Check("engine", True, reason, is_skipped=True),))
-    found = selftest.checks(scheduler, adapter, rows, adapter.invocation, _agreed(adapter, agree))
-    return messages.SelftestReply(selftest.merged(gathered(found, scheduler.tp_group.cpu_group)))
+    found = selftest.checks(rank, adapter, rows, adapter.invocation, _agreed(adapter, agree))
+    return messages.SelftestReply(selftest.merged(gathered(found, rank.tp_group.cpu_group)))
 
 
-def _apply_update(scheduler: Any, request: messages.ApplyUpdate, agree: Agreement) -> messages.Done:
+def _apply_update(rank: Rank, request: messages.ApplyUpdate, agree: Agreement) -> messages.Done:
     """Take a step whose coefficients are known."""
     trained.get(request.run).state.take_step(request.step, request.coefficients)
     return messages.Done()
 
 
-def _progress(
-    scheduler: Any, request: messages.Progress, agree: Agreement
-) -> messages.ProgressReply:
+def _progress(rank: Rank, request: messages.Progress, agree: Agreement) -> messages.ProgressReply:
     """Say how many steps were taken, and what was replied to the last one."""
     state = trained.get(request.run, is_loaded=False).state
     return messages.ProgressReply(state.steps, state.last_reply)
 
 
-def _export(scheduler: Any, request: messages.Export, agree: Agreement) -> messages.ExportReply:
+def _export(rank: Rank, request: messages.Export, agree: Agreement) -> messages.ExportReply:
     """Gather the fp32 masters of all ranks; rank 0 writes them to a file."""
     from safetensors.torch import save_file
 
-    group = scheduler.tp_group.cpu_group
+    group = rank.tp_group.cpu_group
     everyone = gathered(trained.get(request.run, is_loaded=False).state.pack(), group)
     if dist.get_rank(group) == 0:
         save_file({str(rank): arena for rank, (_, arena) in enumerate(everyone)}, request.path)
     return messages.ExportReply(tuple(specs for specs, _ in everyone))
 
 
-def _detach(scheduler: Any, request: messages.Detach, agree: Agreement) -> messages.Done:
+def _detach(rank: Rank, request: messages.Detach, agree: Agreement) -> messages.Done:
     """Take the run's slots out of the pool."""
-    trained.unload(scheduler, request.run, request.uids)
+    trained.unload(rank, request.run, request.uids)
     return messages.Done()
 
 
-def _memory(scheduler: Any, request: messages.Memory, agree: Agreement) -> messages.MemoryReply:
+def _memory(rank: Rank, request: messages.Memory, agree: Agreement) -> messages.MemoryReply:
     """Count what is free, for leak checks."""
-    adapters = len(compat.model_runner(scheduler).lora_manager.configs)
-    return messages.MemoryReply(**compat.free_memory(scheduler), adapters=adapters)
+    adapters = len(rank.lora_manager.configs)
+    return messages.MemoryReply(**rank.free_memory(), adapters=adapters)
 
 
 def _fingerprint(
-    scheduler: Any, request: messages.Fingerprint, agree: Agreement
+    rank: Rank, request: messages.Fingerprint, agree: Agreement
 ) -> messages.FingerprintReply:
     """Digest the base weights and every slot of the pool on rank 0, to tell what changed."""
-    manager = compat.model_runner(scheduler).lora_manager
-    pool = manager.memory_pool
-    buffers = [t for b in (pool.A_buffer, pool.B_buffer) for name in sorted(b) for t in b[name]]
-    names = {uid: ref.lora_name for uid, ref in manager.lora_refs.items()}
+    names = rank.lora_names
     slots = {
-        str(names.get(uid, uid)): _digest(tensor[slot] for tensor in buffers)
-        for uid, slot in pool.uid_to_buffer_id.items()
+        str(names.get(uid, uid)): _digest(rank.slot_tensors(index))
+        for uid, index in rank.lora_pool.uid_to_buffer_id.items()
     }
-    parameters = compat.model_runner(scheduler).model.parameters()
-    return messages.FingerprintReply(_digest(parameters), slots)
+    return messages.FingerprintReply(_digest(rank.model.parameters()), slots)
 
 
 def _digest(tensors: Iterable[torch.Tensor]) -> str:
@@ -197,7 +194,7 @@ def _digest(tensors: Iterable[torch.Tensor]) -> str:
 
 
 # Each returns the reply that its request's type names.
-_HANDLERS: dict[type[messages.Request[Any]], Callable[[Any, Any, Agreement], Any]] = {
+_HANDLERS: dict[type[messages.Request[Any]], Callable[[Rank, Any, Agreement], Any]] = {
     messages.Hello: _hello,
     messages.Attach: _attach,
     messages.Step: _step,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pkgutil
 from pathlib import Path
 
 import pytest
@@ -104,9 +105,9 @@ def check_refused(engine, run, model_dir, answer, name, about):
 
 
 def skip_unless_served(kind):
-    from mezo.engines.sglang import compat
+    from mezo.engines.sglang.eras import ERA
 
-    if kind == "activated" and not compat.CAN_SERVE_ACTIVATED:
+    if kind == "activated" and not ERA.serves_activated:
         pytest.skip("this SGLang's requests cannot stay out of the radix cache")
 
 
@@ -435,7 +436,9 @@ def test_the_check_can_be_off_for_ordinary_adapters(monkeypatch, value, fields, 
 def test_every_hook_has_a_target_here(engine):
     from mezo.engines.sglang.adapter_files import hooks
 
-    assert len(list(hooks())) == 7
+    targets = [target for target, _, _ in hooks()]
+    assert len(targets) == 7
+    assert all(callable(pkgutil.resolve_name(target)) for target in targets)
 
 
 def test_the_docs_have_the_tables():

@@ -35,9 +35,9 @@ def model_dir(tiny_model_dir):
 @pytest.fixture(scope="module")
 def engine(model_dir, start_engine):
     engine = start_engine(model_dir, CONFIG, page_size=PAGE, max_total_tokens=4096)
-    from mezo.engines.sglang import compat
+    from mezo.engines.sglang.eras import ERA
 
-    if not compat.CAN_SERVE_ACTIVATED and not torch.cuda.is_available():
+    if not ERA.serves_activated and not torch.cuda.is_available():
         pytest.skip("this SGLang's allocator of pages is a Triton kernel, which needs a GPU")
     return engine
 

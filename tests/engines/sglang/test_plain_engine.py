@@ -10,7 +10,7 @@ import torch
 import mezo
 from mezo.engines.sglang.cpu_host.host import is_cpu_host
 from mezo.engines.sglang.launch import _CPU_ARGS
-from tests.support import plain_boot
+from tests.support import plain_spawn
 from tests.support.adapter_cases import PROMPT, peft_logprobs, serve
 from tests.support.tiny import LINEARS, load_model
 
@@ -26,8 +26,8 @@ def engine(tiny_model_dir):
         from sglang.srt.entrypoints.engine import Engine
 
         class PlainEngine(Engine):
-            run_scheduler_process_func = staticmethod(plain_boot.run_scheduler_process)
-            run_detokenizer_process_func = staticmethod(plain_boot.run_detokenizer_process)
+            run_scheduler_process_func = staticmethod(plain_spawn.run_scheduler_process)
+            run_detokenizer_process_func = staticmethod(plain_spawn.run_detokenizer_process)
 
         patch.setenv("SGLANG_PLUGINS", "none")
         patch.setenv("PYTHONWARNINGS", "ignore")

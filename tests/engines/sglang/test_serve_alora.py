@@ -89,9 +89,9 @@ def adapters(model_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(model_dir, adapters, start_engine, engine_log):
     engine = start_engine(model_dir, CONFIG, max_loras_per_batch=9, max_total_tokens=2048)
-    from mezo.engines.sglang import compat
+    from mezo.engines.sglang.eras import ERA
 
-    if not compat.CAN_SERVE_ACTIVATED:
+    if not ERA.serves_activated:
         pytest.skip("this SGLang's requests cannot stay out of the radix cache")
     for name, directory in adapters.items():
         assert engine.load_lora_adapter(name, str(directory)).success

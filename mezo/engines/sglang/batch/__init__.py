@@ -1,1 +1,1 @@
-"""What stands in for parts of SGLang while a scoring batch runs."""
+"""What replaces parts of SGLang while a scoring batch runs."""

@@ -1,117 +1,124 @@
-"""Attention of a scoring batch: a prefix is read once for all rows that share it.
+"""Attention of a scoring batch: a prefix is read once for all sequences that share it.
 
-For the time of our forward a `PairedAttention` stands in front of the engine's attention backend.
-Batches that are not ours, and layers that it cannot do, go to the engine's own. An engine that is
-started with `attention_backend="mezo"` has one around the backend that SGLang would choose itself.
+During our forward a `PairedAttention` is in front of the engine's attention backend. Batches that
+are not ours, and layers that it cannot do, go to the engine's own. An engine that is started with
+`attention_backend="mezo"` has one around the backend that SGLang would choose itself.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mezo.engines.sglang import compat
 from mezo.engines.sglang.batch import attention_kernels
+from mezo.engines.sglang.compat import Rank
 from mezo.engines.sglang.cpu_host.host import is_cpu_host
 from mezo_kernels import SharedPrefixPlan
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+    from sglang.srt.server_args import ServerArgs
 
 NAME = "mezo"
 _IS_NAMED = "MEZO_ATTENTION_IS_NAMED"
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of a batch.
+class Member:
+    """A sequence in a batch.
 
     Args:
         num_tokens: tokens of its own.
-        prefix: what it shares with the rows that name the same; None for no prefix.
-        slots: KV slots of the prefix.
+        prefix: names its prefix; members that name the same share it. None for no prefix.
+        kv_slots: KV slots of the prefix.
     """
 
     num_tokens: int
     prefix: Hashable | None
-    slots: torch.Tensor | None
+    kv_slots: torch.Tensor | None
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """The rows of a batch by prefix, with the KV of the prefixes and what attends to them."""
+    """A batch's members by prefix, with the KV of the prefixes and what attends to them."""
 
     plan: SharedPrefixPlan
-    pool: Any
-    attend: Callable[..., Any]
+    pool: MHATokenToKVPool
+    attend: attention_kernels.Kernel
 
 
-def check_named_form(scheduler: Any) -> None:
-    """Raise where the environment asks for a form of the attention that cannot run here.
+def check_named_kernel(rank: Rank) -> None:
+    """Raise where the environment asks for an attention kernel that cannot run here.
 
     Raises:
-        ValueError: as `attention_kernels.check_named_form` does.
+        ValueError: as `attention_kernels.check_named` does.
     """
-    attention_kernels.named_form()
-    pool = _pool_of(scheduler)
+    attention_kernels.named()
+    pool = _pool_of(rank)
     if pool is not None:
-        attention_kernels.check_named_form(pool.k_buffer[0], pool.v_buffer[0])
+        attention_kernels.check_named(pool.k_buffer[0], pool.v_buffer[0])
 
 
-def group(scheduler: Any, rows: Sequence[Row]) -> Grouping | None:
-    """Group the rows of a batch by prefix; None where the engine's own attention is to do it."""
-    pool = _pool_of(scheduler)
+def group(rank: Rank, members: Sequence[Member]) -> Grouping | None:
+    """Group the members of a batch by prefix; None where the engine's own attention is to run."""
+    pool = _pool_of(rank)
     if pool is None:
         return None
-    plan = _plan_of(rows)
+    plan = _plan_of(members)
     keys = pool.k_buffer[0]
-    runner = compat.model_runner(scheduler)
-    model = runner.model_config
-    form = attention_kernels.form_of(
+    model = rank.runner.model_config
+    kernel = attention_kernels.choose(
         plan,
         device=keys.device,
         gqa=model.num_attention_heads // model.num_key_value_heads,
         head_dim=keys.shape[-1],
-        engines_own=runner.prefill_attention_backend_str,
+        engines_own=rank.runner.prefill_attention_backend_str,
     )
-    if form == attention_kernels.ENGINE:
+    if kernel == attention_kernels.ENGINE:
         return None
-    return Grouping(plan, pool, attention_kernels.FORMS[form])
+    return Grouping(plan, pool, attention_kernels.KERNELS[kernel])
 
 
-def _pool_of(scheduler: Any) -> Any:
+def _pool_of(rank: Rank) -> MHATokenToKVPool | None:
     """The engine's KV pool, or None where only its own attention can read it."""
-    pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
-    is_plain = hasattr(pool, "k_buffer") and pool.dtype == compat.model_runner(scheduler).dtype
+    pool = rank.kv_pool
+    is_plain = hasattr(pool, "k_buffer") and pool.dtype == rank.runner.dtype
     return pool if is_plain else None
 
 
-def _plan_of(rows: Sequence[Row]) -> SharedPrefixPlan:
+def _plan_of(members: Sequence[Member]) -> SharedPrefixPlan:
     groups: dict[Hashable, list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault(("alone", i) if row.prefix is None else row.prefix, []).append(i)
-    slots = [rows[members[0]].slots for members in groups.values()]
-    prefixes = [torch.empty(0, dtype=torch.int64) if s is None else s for s in slots]
-    device = next((s.device for s in slots if s is not None), torch.device("cpu"))
+    for i, member in enumerate(members):
+        groups.setdefault(("alone", i) if member.prefix is None else member.prefix, []).append(i)
+    kv_slots = [members[group[0]].kv_slots for group in groups.values()]
+    prefixes = [torch.empty(0, dtype=torch.int64) if s is None else s for s in kv_slots]
+    device = next((s.device for s in kv_slots if s is not None), torch.device("cpu"))
     return SharedPrefixPlan(
-        _indptr(row.num_tokens for row in rows),
-        _indptr(len(members) for members in groups.values()),
+        _indptr(member.num_tokens for member in members),
+        _indptr(len(group) for group in groups.values()),
         _indptr(len(prefix) for prefix in prefixes),
         torch.cat([prefix.to(device) for prefix in prefixes]),
-        row_order=[i for members in groups.values() for i in members],
+        row_order=[i for group in groups.values() for i in group],
     )
 
 
-def _indptr(sizes: Any) -> list[int]:
+def _indptr(sizes: Iterable[int]) -> list[int]:
     return [0, *accumulate(sizes)]
 
 
 class PairedAttention:
-    """An engine's attention backend, with the rows of a batch grouped by their prefix.
+    """An engine's attention backend, with the sequences of a batch grouped by their prefix.
 
     Without a grouping it is the engine's own backend: its calls, its attributes, and what is
     written to them.
@@ -119,18 +126,18 @@ class PairedAttention:
 
     _OWN = ("engines_own", "_grouping")
 
-    def __init__(self, engines_own: Any) -> None:
+    def __init__(self, engines_own: AttentionBackend) -> None:
         self.engines_own = engines_own
         self._grouping: Grouping | None = None
 
     @classmethod
-    def around(cls, backend: Any) -> PairedAttention:
+    def around(cls, backend: AttentionBackend) -> PairedAttention:
         """The backend itself if it is one, else one in front of it."""
         return backend if isinstance(backend, cls) else cls(backend)
 
     @contextmanager
     def paired(self, grouping: Grouping) -> Iterator[None]:
-        """Let the forward inside take its batch's rows by prefix."""
+        """Let the forward inside read each prefix of its batch once."""
         self._grouping = grouping
         try:
             yield
@@ -140,7 +147,7 @@ class PairedAttention:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engines_own, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if name in self._OWN:
             object.__setattr__(self, name, value)
         else:
@@ -154,10 +161,10 @@ class PairedAttention:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        layer: Any,
-        forward_batch: Any,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> torch.Tensor:
         """`[T, H * D]` queries and the same tokens' keys and values -> `[T, H * D_v]`."""
         grouping = self._grouping
@@ -166,7 +173,7 @@ class PairedAttention:
                 q, k, v, layer, forward_batch, save_kv_cache, **kwargs
             )
             return output
-        # The rows' own keys and values are read here and by nobody later: they are not stored.
+        # The batch's own keys and values are read here and by nobody later: they are not stored.
         attended = grouping.attend(
             q.view(len(q), -1, layer.qk_head_dim),
             k.view(len(q), -1, layer.qk_head_dim),
@@ -181,7 +188,7 @@ class PairedAttention:
         return attended.view(len(q), -1)
 
 
-def _is_plain(layer: Any) -> bool:
+def _is_plain(layer: RadixAttention) -> bool:
     """Whether a layer is causal attention over everything before, and nothing else."""
     return (
         not layer.is_cross_attention
@@ -213,20 +220,22 @@ def register_backend() -> None:
             register_attention_backend(name)(functools.partial(_in_front_of, create))
 
 
-def _in_front_of(create: Callable[[Any], Any], runner: Any) -> PairedAttention:
+def _in_front_of(
+    create: Callable[[ModelRunner], AttentionBackend], runner: ModelRunner
+) -> PairedAttention:
     return PairedAttention.around(create(runner))
 
 
-def resolve_name(server_args: Any) -> None:
+def resolve_name(server_args: ServerArgs) -> None:
     """Replace our name in new server arguments by SGLang's own choice, and remember it.
 
     Raises:
-        ValueError: it is named for prefill or decode alone.
+        ValueError: it is named only for prefill or only for decode.
     """
     for field in ("prefill_attention_backend", "decode_attention_backend"):
         if getattr(server_args, field, None) == NAME:
             raise ValueError(
-                f"{field}: {NAME!r} must be named as attention_backend, which takes both kinds of "
+                f"{field}: {NAME!r} must be named as attention_backend, which is for both kinds of "
                 f"batches, got it as {field}; pass attention_backend={NAME!r}."
             )
     if server_args.attention_backend == NAME:

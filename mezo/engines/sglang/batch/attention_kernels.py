@@ -1,8 +1,8 @@
-"""Which form of the attention a scoring batch takes: the fastest one measured at shapes like its.
+"""Which attention kernel a scoring batch uses: the fastest one measured at shapes like its own.
 
-`python -m bench.paired` measures every form on a GPU and writes "points" of it; a copy of its file
-as `attention_points/<device>.json` beside this module is what is looked up here. On a GPU without
-such a file, and on the CPU, `shared_prefix_attention` takes every batch.
+`python -m bench.paired` measures every kernel on a GPU and writes "points" of it; a copy of its
+file as `attention_points/<device>.json` beside this module is what is looked up here. On a GPU
+without such a file, and on the CPU, every batch uses `shared_prefix_attention`.
 """
 
 from __future__ import annotations
@@ -11,20 +11,40 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypedDict
 
 import torch
 
 from mezo.engines.sglang.batch.two_pass import composed_attention
 from mezo_kernels import SharedPrefixPlan, shared_prefix_attention
 
-# Overrides the choice: a form's name, or "engine" for no sharing.
-ENVIRONMENT_VARIABLE = "MEZO_ATTENTION_FORM"
+
+class Kernel(Protocol):
+    """Attention of a batch's queries to their prefixes and to their own sequences."""
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k_suffix: torch.Tensor,
+        v_suffix: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        *,
+        plan: SharedPrefixPlan,
+        scale: float,
+        soft_cap: float = 0.0,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """`[T, H, D]` queries -> `[T, H, D_v]`, and no log-sum-exp unless it is asked for."""
+        ...
+
+
+# Overrides the choice: a kernel's name, or "engine" for no sharing.
+ENVIRONMENT_VARIABLE = "MEZO_ATTENTION_KERNEL"
 ENGINE = "engine"
 DEFAULT = "triton"
-FORMS: dict[str, Callable[..., Any]] = {
+KERNELS: dict[str, Kernel] = {
     DEFAULT: shared_prefix_attention,
     "composed": composed_attention,
     "flashinfer": functools.partial(shared_prefix_attention, backend="flashinfer"),
@@ -36,13 +56,27 @@ _AUTOMATIC = (DEFAULT, "composed")
 _MEASURED_AS = {"triton": "sglang_triton"}
 _POINTS = Path(__file__).parent / "attention_points"
 
-Point = Mapping[str, Any]  # prefix, suffix, rows, gqa, head_dim, us: {form: microseconds}
+
+class Shape(TypedDict):
+    """Sizes of a group of rows that share a prefix."""
+
+    prefix: int
+    suffix: int
+    rows: int
+    gqa: int
+    head_dim: int
 
 
-def form_of(
+class Point(Shape):
+    """What was measured at a shape: microseconds of each kernel."""
+
+    us: dict[str, float]
+
+
+def choose(
     plan: SharedPrefixPlan, *, device: torch.device, gqa: int, head_dim: int, engines_own: str
 ) -> str:
-    """Name the form for a batch.
+    """Name the kernel for a batch.
 
     Args:
         plan: the batch.
@@ -52,11 +86,11 @@ def form_of(
         engines_own: name of the engine's attention backend.
 
     Returns:
-        A key of `FORMS`, or `ENGINE` where the engine's own attention is measured to be faster.
+        A key of `KERNELS`, or `ENGINE` where the engine's own attention is measured to be faster.
     """
-    named = named_form()
-    if named is not None:
-        return named
+    chosen = named()
+    if chosen is not None:
+        return chosen
     points = points_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else ()
     if not points:
         return DEFAULT
@@ -65,38 +99,38 @@ def form_of(
     return ENGINE if best == unshared else best
 
 
-def named_form() -> str | None:
-    """The form that the environment asks for, or None.
+def named() -> str | None:
+    """The kernel that the environment asks for, or None.
 
     Raises:
-        ValueError: there is no such form.
+        ValueError: there is no such kernel.
     """
-    named = os.environ.get(ENVIRONMENT_VARIABLE)
-    if named and named not in (*FORMS, ENGINE):
+    name = os.environ.get(ENVIRONMENT_VARIABLE)
+    if name and name not in (*KERNELS, ENGINE):
         raise ValueError(
-            f"attach: {ENVIRONMENT_VARIABLE} must be one of {[*FORMS, ENGINE]}, got {named!r}; "
-            "unset it to have the form chosen."
+            f"attach: {ENVIRONMENT_VARIABLE} must be one of {[*KERNELS, ENGINE]}, got {name!r}; "
+            "unset it to have the kernel chosen."
         )
-    return named or None
+    return name or None
 
 
-def check_named_form(k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
-    """Raise where the environment asks for a form that cannot run on a layer's caches.
+def check_named(k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
+    """Raise where the environment asks for a kernel that cannot run on a layer's caches.
 
     Raises:
-        ValueError: there is no such form, or it cannot run here.
+        ValueError: there is no such kernel, or it cannot run here.
     """
-    named = named_form()
-    if named is None or named == ENGINE:
+    chosen = named()
+    if chosen is None or chosen == ENGINE:
         return
     k, v = k_cache[:0], v_cache[:0]
     try:
-        # Of no tokens: what a step's call would check is checked, nothing is computed.
-        FORMS[named](k, k, v, k, v, plan=SharedPrefixPlan([0], [0], [0], []), scale=1.0)
+        # A call without tokens makes the checks of a step's call and computes nothing.
+        KERNELS[chosen](k, k, v, k, v, plan=SharedPrefixPlan([0], [0], [0], []), scale=1.0)
     except RuntimeError as error:
         raise ValueError(
-            f"attach: {ENVIRONMENT_VARIABLE} must name a form that runs in this engine, got "
-            f"{named!r} ({str(error).rstrip('.')}); unset it to have the form chosen."
+            f"attach: {ENVIRONMENT_VARIABLE} must name a kernel that runs in this engine, got "
+            f"{chosen!r} ({str(error).rstrip('.')}); unset it to have the kernel chosen."
         ) from error
 
 
@@ -115,7 +149,7 @@ def fastest(
         prefix = plan.kv_indptr[group + 1] - plan.kv_indptr[group]
         if not prefix:
             continue
-        shape = {
+        shape: Shape = {
             "prefix": prefix,
             "suffix": max((len(plan.row_tokens(row)) for row in rows), default=0),
             "rows": len(rows),
@@ -123,14 +157,21 @@ def fastest(
             "head_dim": head_dim,
         }
         nearest = min(points, key=lambda point: _distance(point, shape))
-        for form in totals:
-            totals[form] += nearest["us"].get(form, math.inf)
-    return min(totals, key=lambda form: totals[form])
+        for kernel in totals:
+            totals[kernel] += nearest["us"].get(kernel, math.inf)
+    return min(totals, key=lambda kernel: totals[kernel])
 
 
-def _distance(point: Point, shape: Mapping[str, int]) -> float:
+def _distance(point: Point, shape: Shape) -> float:
     """Doublings between a point and a shape, over all of its sizes."""
-    return sum(abs(math.log2((1 + point[key]) / (1 + size))) for key, size in shape.items())
+    pairs = (
+        (point["prefix"], shape["prefix"]),
+        (point["suffix"], shape["suffix"]),
+        (point["rows"], shape["rows"]),
+        (point["gqa"], shape["gqa"]),
+        (point["head_dim"], shape["head_dim"]),
+    )
+    return sum(abs(math.log2((1 + measured) / (1 + size))) for measured, size in pairs)
 
 
 @functools.cache

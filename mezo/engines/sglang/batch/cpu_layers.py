@@ -1,6 +1,6 @@
 """A model's layers on the CPU, in our batches: not SGLang's chains of operations.
 
-SGLang has compiled kernels for CPUs with AMX alone. Elsewhere it calls `F.linear`, which is MKL's
+SGLang has compiled kernels only for CPUs with AMX. Elsewhere it calls `F.linear`, which is MKL's
 product (AVX2 at most on CPUs that are not Intel's), and writes norms, rotary embeddings and
 activations as chains of torch operations. Here the product is oneDNN's, which uses what the CPU
 has, and the rest is `mezo_kernels.layers`. Whatever these do not cover goes to SGLang's.
@@ -11,16 +11,28 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from mezo.engines.sglang.batch.patch import replaced
+from mezo.engines.sglang.batch.patch import patched
 from mezo_kernels import layers
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.activation import SiluAndMul
+    from sglang.srt.layers.layernorm import RMSNorm
+    from sglang.srt.layers.linear import LinearBase
+    from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
+    from sglang.srt.layers.rotary_embedding import RotaryEmbedding
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Layer = TypeVar("Layer")
 
 
 @contextmanager
-def cpu_layers(runner: Any) -> Iterator[None]:
+def cpu_layers(runner: ModelRunner) -> Iterator[None]:
     """Let the forward inside run a fp32 model's layers on a CPU without AMX as `CpuLayers` does."""
     from sglang.srt.utils import cpu_has_amx_support
 
@@ -35,32 +47,35 @@ def cpu_layers(runner: Any) -> Iterator[None]:
     with ExitStack() as stack:
         if torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available():
             linear = _first(CpuLayers.linear, UnquantizedLinearMethod.apply)
-            stack.enter_context(replaced(UnquantizedLinearMethod, "apply", linear))
-        for kind, form in (
+            stack.enter_context(patched(UnquantizedLinearMethod, "apply", linear))
+        for kind, ours in (
             (RMSNorm, CpuLayers.rms_norm),
             (RotaryEmbedding, CpuLayers.rotary),
             (SiluAndMul, CpuLayers.silu_and_mul),
         ):
-            method = _first(form, kind.forward, truth=kind.forward_native)
-            stack.enter_context(replaced(kind, "forward", method))
+            method = _first(ours, kind.forward, reference=kind.forward_native)
+            stack.enter_context(patched(kind, "forward", method))
         yield
 
 
 def _first(
-    form: Callable[..., Any], engines_own: Callable[..., Any], *, truth: Any = None
-) -> Callable[..., Any]:
-    """A method that tries a form before the engine's own.
+    ours: Callable[Concatenate[Layer, P], T | None],
+    engines_own: Callable[Concatenate[Layer, P], T],
+    *,
+    reference: object = None,
+) -> Callable[Concatenate[Layer, P], T]:
+    """A method that tries ours before the engine's own.
 
     Args:
-        form: returns None for what is not its own.
-        engines_own: the method that it stands before.
-        truth: the class's definition of the operation; subclasses with another are passed over.
+        ours: returns None for what it does not cover.
+        engines_own: the method that runs then.
+        reference: the class's definition of the operation; a subclass with another runs its own.
     """
 
     @functools.wraps(engines_own)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if truth is None or type(self).forward_native is truth:
-            result = form(self, *args, **kwargs)
+    def method(self: Layer, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if reference is None or getattr(type(self), "forward_native", None) is reference:
+            result = ours(self, *args, **kwargs)
             if result is not None:
                 return result
         return engines_own(self, *args, **kwargs)
@@ -69,7 +84,7 @@ def _first(
 
 
 class CpuLayers:
-    """Forms of a model's layers; None for what they do not cover.
+    """Operations of a model's layers; they return None for what they do not cover.
 
     Tensors are fp32; T is the number of tokens.
 
@@ -79,7 +94,10 @@ class CpuLayers:
 
     @staticmethod
     def linear(
-        method: Any, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None
+        method: UnquantizedLinearMethod,
+        layer: LinearBase,
+        x: torch.Tensor,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """`[T, D_in]` -> `[T, D_out]`."""
         if x.ndim != 2 or x.dtype != torch.float32 or layer.weight.dtype != torch.float32:
@@ -91,11 +109,11 @@ class CpuLayers:
 
     @staticmethod
     def rms_norm(
-        norm: Any,
+        norm: RMSNorm,
         x: torch.Tensor,
         residual: torch.Tensor | None = None,
-        *more: Any,
-        **named: Any,
+        *more: object,
+        **named: object,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None:
         """`[T, D]` -> normed; a residual is added before that, and the sum returned, too."""
         weight = norm.weight
@@ -110,12 +128,12 @@ class CpuLayers:
 
     @staticmethod
     def rotary(
-        rotary: Any,
+        rotary: RotaryEmbedding,
         positions: torch.Tensor,
         q: torch.Tensor,
         k: torch.Tensor,
-        *more: Any,
-        **named: Any,
+        *more: object,
+        **named: object,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """`[T, H * D]` queries and keys -> turned by their positions."""
         cos_sin = rotary.cos_sin_cache
@@ -128,13 +146,15 @@ class CpuLayers:
         return layers.rotary(q, cos_sin, positions), layers.rotary(k, cos_sin, positions)
 
     @staticmethod
-    def silu_and_mul(op: Any, x: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor | None:
+    def silu_and_mul(
+        op: SiluAndMul, x: torch.Tensor, *more: object, **named: object
+    ) -> torch.Tensor | None:
         """`[T, 2 * D]` -> silu of the first half times the second."""
         return layers.silu_and_mul(x) if _are_rows(x) and not _are_any(more, named) else None
 
 
-def _are_any(more: tuple[Any, ...], named: dict[str, Any]) -> bool:
-    """Whether an argument is given that the forms do not know."""
+def _are_any(more: tuple[object, ...], named: dict[str, object]) -> bool:
+    """Whether an argument is given that ours do not know."""
     return any(value is not None for value in (*more, *named.values()))
 
 

@@ -1,26 +1,29 @@
 """LoRA of a scoring batch on the CPU: SGLang's torch_native calls through `SegmentedLora`.
 
-SGLang's own form runs each adapter's rows, and each module of a stacked one, through products of
-its own, in Python.
+SGLang's own code runs each adapter's tokens, and each piece of a fused module, through products of
+their own, in Python.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from mezo.engines.sglang.batch.patch import replaced
+from mezo.engines.sglang.batch.patch import patched
 from mezo_kernels import SegmentedLora
+
+if TYPE_CHECKING:
+    from sglang.srt.lora.backend.base_backend import BaseLoRABackend
 
 # The calls of SGLang's LoRA backends.
 LORA_CALLS = ("run_lora_a_sgemm", "run_lora_b_sgemm", "run_qkv_lora", "run_gate_up_lora")
 
 
 @contextmanager
-def segmented_lora(backend: Any) -> Iterator[None]:
+def segmented_lora(backend: BaseLoRABackend) -> Iterator[None]:
     """Let a torch_native LoRA backend run the next batch through `SegmentedLora`, if it can."""
     lora = _lora_of(backend)
     if lora is None:
@@ -29,11 +32,11 @@ def segmented_lora(backend: Any) -> Iterator[None]:
     calls = LoraCalls(lora)
     with ExitStack() as stack:
         for name in LORA_CALLS:
-            stack.enter_context(replaced(backend, name, getattr(calls, name)))
+            stack.enter_context(patched(backend, name, getattr(calls, name)))
         yield
 
 
-def _lora_of(backend: Any) -> SegmentedLora | None:
+def _lora_of(backend: BaseLoRABackend) -> SegmentedLora | None:
     """The segments of the batch that a backend is ready for; None where ranks differ."""
     info = backend.batch_info
     if backend.name != "torch_native" or info is None or info.seg_lens.device.type != "cpu":
@@ -58,7 +61,7 @@ class LoraCalls:
         self._lora = lora
 
     def run_lora_a_sgemm(
-        self, x: torch.Tensor, weights: torch.Tensor, stack_num: int = 1, *_: Any, **__: Any
+        self, x: torch.Tensor, weights: torch.Tensor, stack_num: int = 1, *_: object, **__: object
     ) -> torch.Tensor:
         """`[T, D_in]` -> `[T, stack_num * rank]`, scaled."""
         return self._lora.shrink(x, weights, stack_num)
@@ -70,8 +73,8 @@ class LoraCalls:
         output_offset: torch.Tensor,
         output_offset_cpu: torch.Tensor,
         base_output: torch.Tensor | None = None,
-        *_: Any,
-        **__: Any,
+        *_: object,
+        **__: object,
     ) -> torch.Tensor:
         """`[T, slices * rank]` -> `[T, D_out]`, added to ``base_output``."""
         offsets = output_offset_cpu.tolist()
@@ -86,9 +89,9 @@ class LoraCalls:
         qkv_lora_b: torch.Tensor,
         output_offset: torch.Tensor,
         output_offset_cpu: torch.Tensor,
-        *_: Any,
+        *_: object,
         base_output: torch.Tensor | None = None,
-        **__: Any,
+        **__: object,
     ) -> torch.Tensor:
         """Both factors of a stacked module."""
         h = self._lora.shrink(x, qkv_lora_a, len(output_offset_cpu) - 1)
@@ -102,7 +105,7 @@ class LoraCalls:
         output_offset: torch.Tensor,
         output_offset_cpu: torch.Tensor,
         base_output: torch.Tensor | None = None,
-        **__: Any,
+        **__: object,
     ) -> torch.Tensor:
         """Both factors of gate and up."""
         return self.run_qkv_lora(

@@ -1,9 +1,9 @@
-"""Runs a batch and reads token log-likelihoods off its last hidden states: scalars out.
+"""Runs a batch and computes token log-likelihoods from its last hidden states: scalars out.
 
 SGLang's logits processor computes a row of logits for the last token of every request, and of every
-token whose log-likelihood is asked for. For the time of our forward a `Readout` stands in its
-place: it takes the hidden states of the loss positions alone, and of lm_head only the labels' rows
-where the loss does not need the normaliser.
+token whose log-likelihood is asked for. During our forward a `LogprobProcessor` replaces it. It
+uses only the hidden states of the loss positions, and only the labels' rows of lm_head where the
+loss does not need the normaliser.
 """
 
 from __future__ import annotations
@@ -11,21 +11,34 @@ from __future__ import annotations
 import itertools
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
-from mezo.engines.sglang import compat
 from mezo.engines.sglang.batch.attention import Grouping, PairedAttention
 from mezo.engines.sglang.batch.cpu_layers import cpu_layers
 from mezo.engines.sglang.batch.cpu_lora import segmented_lora
-from mezo.engines.sglang.batch.patch import replaced
+from mezo.engines.sglang.batch.patch import patched
+from mezo.engines.sglang.compat import Rank
 from mezo_kernels import label_logits, label_nll, label_nll_from_parts
+
+if TYPE_CHECKING:
+    from sglang.srt.distributed.parallel_state import GroupCoordinator
+    from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
+    from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+
+class _LogitRule(TypedDict):
+    """What a model does to its logits."""
+
+    soft_cap: float
+    logit_scale: float
 
 
 @dataclass
 class Wanted:
-    """Log-likelihoods to read off a batch: of ``tokens[i]`` behind the token at ``positions[i]``.
+    """What to score in a batch: ``tokens[i]`` behind the token at ``positions[i]``.
 
     Args:
         positions: rows of the batch's hidden states.
@@ -45,21 +58,21 @@ class Wanted:
         self.is_normalised.append(is_normalised)
 
 
-def check_lm_head(scheduler: Any) -> None:
-    """Raise unless log-likelihoods can be read off the model's lm_head.
+def check_lm_head(rank: Rank) -> None:
+    """Raise unless log-likelihoods can be computed from the model's lm_head.
 
     Raises:
         NotImplementedError: a quantised lm_head, or one with a bias.
     """
-    lm_head = getattr(compat.model_runner(scheduler).model, "lm_head", None)
+    lm_head = getattr(rank.model, "lm_head", None)
     if lm_head is not None:
         _weight(lm_head)
 
 
 @torch.inference_mode()
 def run(
-    scheduler: Any,
-    batch: Any,
+    rank: Rank,
+    batch: ScheduleBatch,
     wanted: Wanted | None = None,
     grouping: Grouping | None = None,
 ) -> list[float]:
@@ -70,46 +83,51 @@ def run(
     Numerics: logits accumulated and normalised in fp32. The result of a row does not depend on the
     other rows of the batch's last hidden states.
     """
-    runner = compat.model_runner(scheduler)
-    path = _logits_processor(runner.model)
-    processor = runner.model.get_submodule(path)
-    rule: dict[str, Any] = {
+    runner, model = rank.runner, rank.model
+    path = _logits_processor(model)
+    processor: LogitsProcessor = model.get_submodule(path)
+    rule: _LogitRule = {
         "soft_cap": float(processor.final_logit_softcapping or 0.0),
         "logit_scale": float(1.0 if processor.logit_scale is None else processor.logit_scale),
     }
-    readout = Readout(scheduler.tp_group, wanted or Wanted(), rule)
+    ours = LogprobProcessor(rank.tp_group, wanted or Wanted(), rule)
     # Prepares the LoRA backend for the batch, too.
-    forward_batch = compat.forward_batch_of(scheduler, batch)
+    forward_batch = rank.forward_batch(batch)
     with ExitStack() as stack:
         if grouping is not None:
             attention = PairedAttention.around(runner.attn_backend)
             stack.enter_context(attention.paired(grouping))
-            stack.enter_context(replaced(runner, "attn_backend", attention))
+            stack.enter_context(patched(runner, "attn_backend", attention))
         if getattr(runner, "prefill_cuda_graph_runner", None) is not None:
             # Its graphs were captured with the logits processor in them.
-            stack.enter_context(replaced(runner, "prefill_cuda_graph_runner", None))
+            stack.enter_context(patched(runner, "prefill_cuda_graph_runner", None))
         stack.enter_context(segmented_lora(runner.lora_manager.lora_backend))
         stack.enter_context(cpu_layers(runner))
-        stack.callback(runner.model.set_submodule, path, processor)
-        runner.model.set_submodule(path, readout)
+        stack.callback(model.set_submodule, path, processor)
+        model.set_submodule(path, ours)
         runner.forward(forward_batch)
-    return readout.values
+    return ours.values
 
 
-class Readout(torch.nn.Module):
-    """Stands in for a model's logits processor; leaves what it read in ``values``."""
+class LogprobProcessor(torch.nn.Module):
+    """Replaces a model's logits processor during a forward; leaves its scores in ``values``."""
 
-    def __init__(self, group: Any, wanted: Wanted, rule: dict[str, Any]) -> None:
+    def __init__(self, group: GroupCoordinator, wanted: Wanted, rule: _LogitRule) -> None:
         super().__init__()
         self.values: list[float] = []
         self._group = group  # the ranks that share the vocabulary
         self._wanted = wanted
-        self._rule = rule  # what the model does to its logits
+        self._rule = rule
 
     def forward(
-        self, input_ids: torch.Tensor, hidden_states: torch.Tensor, lm_head: Any, *_: Any, **__: Any
-    ) -> Any:
-        """Called by the model in place of its logits processor."""
+        self,
+        input_ids: torch.Tensor,
+        hidden_states: torch.Tensor,
+        lm_head: ParallelLMHead,
+        *_: object,
+        **__: object,
+    ) -> LogitsProcessorOutput:
+        """What the model calls; it returns no logits."""
         from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
         if len(hidden_states) != len(input_ids):
@@ -118,10 +136,10 @@ class Readout(torch.nn.Module):
                 f"{len(hidden_states)}; turn off what spreads or pads them over ranks."
             )
         if self._wanted.positions:
-            self._read(hidden_states, lm_head)
+            self._score(hidden_states, lm_head)
         return LogitsProcessorOutput(next_token_logits=None)
 
-    def _read(self, hidden_states: torch.Tensor, lm_head: Any) -> None:
+    def _score(self, hidden_states: torch.Tensor, lm_head: ParallelLMHead) -> None:
         weight, first = _weight(lm_head)
         device = weight.device
         positions = torch.tensor(self._wanted.positions, device=device)
@@ -164,7 +182,7 @@ class Readout(torch.nn.Module):
         return reduced
 
 
-def _weight(lm_head: Any) -> tuple[torch.Tensor, int]:
+def _weight(lm_head: ParallelLMHead) -> tuple[torch.Tensor, int]:
     """This rank's rows of lm_head, and the token id of the first one."""
     base = getattr(lm_head, "base_layer", lm_head)
     weight = getattr(base, "weight", None)
@@ -182,7 +200,7 @@ def _logits_processor(model: torch.nn.Module) -> str:
     """Path of the model's logits processor."""
     from sglang.srt.layers.logits_processor import LogitsProcessor
 
-    # It is mostly the model's own child; to walk through all layers takes a millisecond.
+    # It is mostly the model's own child; a walk through all layers would cost a millisecond.
     modules = itertools.chain(model.named_children(), model.named_modules())
     path: str = next(name for name, module in modules if isinstance(module, LogitsProcessor))
     return path

@@ -1,14 +1,13 @@
-"""Put something in the place of an attribute of SGLang's, for the time of a batch."""
+"""Replace an attribute of one of SGLang's objects or classes during a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 @contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def patched(owner: object, name: str, value: object) -> Iterator[None]:
     """Let ``owner.name`` be ``value`` inside; an instance's attribute hides its class's."""
     is_own = name in vars(owner)
     before = vars(owner).get(name)

@@ -1,53 +1,84 @@
-"""Scores rows under adapter slots: every row and sign in one extend batch, scalars out."""
+"""Scores rows under adapter slots: every sequence and sign in one extend batch, scalars out."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from mezo.config import MezoConfig
 from mezo.core.rows import BASE, THETA, Rows, Scores
-from mezo.engines.sequences import Reading, sequences_of
-from mezo.engines.sglang import compat
+from mezo.engines.sequences import ScoredToken, sequences_of
 from mezo.engines.sglang.batch import attention, logprobs
-from mezo.engines.sglang.batch.prefix import Owned, Prefixes, own_last_pages, private, shared
+from mezo.engines.sglang.batch.prefix import (
+    AdapterPrompt,
+    CachedPrefixes,
+    cached,
+    own_last_pages,
+    temporary,
+)
+from mezo.engines.sglang.compat import Rank, scoring_request
+from mezo.engines.sglang.eras import ERA
 from mezo.engines.sglang.sizing import check_one_row
 
-# A prefix that runs under the row's own adapter, once for all rows that begin with it.
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+# A prefix that runs under the sequence's own adapter, once for all that begin with it.
 _OWN = "own"
 
 
 @dataclass(frozen=True)
 class _Sequence:
-    """Tokens to run once for each adapter, with a prefix whose KV is shared."""
+    """Tokens to run once for each adapter, and the leading ones that it has in common with others.
+
+    Args:
+        tokens: token ids.
+        prefix_len: leading tokens whose KV is computed once.
+        prefix_adapter: what they run under: BASE (kept in the radix cache), THETA or _OWN.
+        scored_tokens: what is scored.
+    """
 
     tokens: tuple[int, ...]
-    prefix_len: int  # leading tokens whose KV is shared
-    owner: str  # what they run under: BASE (kept in the radix cache), THETA or _OWN
-    readings: Sequence[Reading]
+    prefix_len: int
+    prefix_adapter: str
+    scored_tokens: Sequence[ScoredToken]
 
     @property
     def prefix(self) -> tuple[int, ...]:
+        """The leading tokens whose KV is computed once."""
         return self.tokens[: self.prefix_len]
+
+    def temporary_prefix(self, uid: str | None, theta: str | None) -> AdapterPrompt:
+        """Its prefix outside of the cache, for the copy that runs under ``uid``."""
+        return (uid if self.prefix_adapter == _OWN else theta, self.prefix)
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A sequence under one adapter: its slot's name and the adapter's uid (None: base model)."""
+
+    slot: str
+    uid: str | None
+    sequence: _Sequence
 
 
 def score_rows(
-    scheduler: Any, rows: Rows, adapters: dict[str, str | None], *, theta: str | None
+    rank: Rank, rows: Rows, adapters: dict[str, str | None], *, theta: str | None
 ) -> Scores:
     """Score every row under every adapter, all of them in one batch where they fit.
 
-    Prefixes of the base model are taken from the radix cache, or computed once and left there; all
-    rows and adapters share their KV. Prefixes under theta, and prompts that several rows have in
-    common, are computed first and shared by the rows of this call alone. A batch that exceeds the
+    Prefixes of the base model are read from the radix cache, or computed once and left there; all
+    rows and adapters use the same KV. Prefixes under theta, and prompts that several rows have in
+    common, are temporary: computed first, for the rows of this call only. A batch that exceeds the
     engine's token budget is cut into chunks of whole sequences; all adapters' copies of one stay
     in one batch, so that both signs always see the same batch.
 
     Args:
-        scheduler: this rank's scheduler.
+        rank: this rank.
         rows: R token rows.
         adapters: {slot name: lora uid, or None for the base model}.
         theta: uid of the adapter that detached prefixes run under; None where there are none.
@@ -65,53 +96,40 @@ def score_rows(
     sums = {slot: [0.0] * len(rows) for slot in adapters}
     sequences = _sequences(rows)
     tokens = forwards = prompt_tokens = reused = 0
-    for first, last in _chunks(scheduler, sequences, len(adapters)):
+    for first, last in _chunks(rank, sequences, len(adapters)):
         chunk = sequences[first:last]
-        cached = [s.prefix for s in chunk if s.owner == BASE and s.prefix_len]
-        owned = [
-            (_owner(s, uid, theta), s.prefix)
+        prompts = [s.prefix for s in chunk if s.prefix_adapter == BASE and s.prefix_len]
+        pairs = [
+            s.temporary_prefix(uid, theta)
             for uid in adapters.values()
             for s in chunk
-            if s.owner != BASE and s.prefix_len
+            if s.prefix_adapter != BASE and s.prefix_len
         ]
         with (
-            shared(scheduler, list(dict.fromkeys(cached))) as prefixes,
-            private(scheduler, list(dict.fromkeys(owned))) as (slots, computed),
+            cached(rank, list(dict.fromkeys(prompts))) as prefixes,
+            temporary(rank, list(dict.fromkeys(pairs))) as (kv_slots, computed),
         ):
-            batch = _Batch(scheduler, chunk, adapters, prefixes, slots, theta)
-            own, taken = batch.score(sums)
+            batch = _Batch(rank, chunk, adapters, prefixes, kv_slots, theta)
+            own, found = batch.score(sums)
         tokens += own + prefixes.computed + computed
         prompt_tokens += prefixes.computed + computed
-        reused += taken
-        forwards += 1 + prefixes.forwards + bool(slots)
+        reused += found
+        forwards += 1 + prefixes.forwards + bool(kv_slots)
     return Scores(sums, tokens, forwards, prompt_tokens, reused)
 
 
-def budget(scheduler: Any) -> tuple[int, int]:
-    """Tokens and sequences that one scoring batch may have now."""
-    free = compat.free_memory(scheduler)
-    limit = int(scheduler.server_args.max_prefill_tokens)
-    return min(free["kv_tokens"] + free["evictable_tokens"], limit), free["request_slots"]
-
-
-def check_budget(scheduler: Any, config: MezoConfig) -> None:
+def check_budget(rank: Rank, config: MezoConfig) -> None:
     """Raise ValueError where an engine of the user's own is too small for any step of a run."""
-    limits = (scheduler.max_total_num_tokens, scheduler.server_args.max_prefill_tokens)
-    requests = int(scheduler.req_to_token_pool.size)
-    check_one_row("attach", config, requests=requests, tokens=int(min(limits)))
+    tokens, requests = rank.largest_budget
+    check_one_row("attach", config, requests=requests, tokens=tokens)
 
 
-def is_busy(scheduler: Any, rows: Rows, copies: int) -> bool:
+def is_busy(rank: Rank, rows: Rows, copies: int) -> bool:
     """Whether requests that are running leave no room for one row with all its copies."""
-    max_tokens, max_requests = budget(scheduler)
-    page = int(scheduler.page_size)
+    max_tokens, max_requests = rank.budget
+    page = rank.page_size
     longest = -(-max(map(len, rows.tokens)) // page) * page
     return max_requests < copies or max_tokens < copies * longest
-
-
-def _owner(sequence: _Sequence, uid: str | None, theta: str | None) -> str | None:
-    """The uid that a prefix outside of the cache runs under."""
-    return uid if sequence.owner == _OWN else theta
 
 
 def _sequences(rows: Rows) -> list[_Sequence]:
@@ -120,28 +138,27 @@ def _sequences(rows: Rows) -> list[_Sequence]:
     sharing = Counter(s.prompt for s in distinct)
     sequences = []
     for s in distinct:
-        prefix_len, owner = s.prefix_len, rows.prefix_adapter
+        prefix_len, prefix_adapter = s.prefix_len, rows.prefix_adapter
         if prefix_len == 0 and sharing[s.prompt] > 1:
-            # The prompt's last token runs in each: the first completion token is read off it.
-            prefix_len, owner = s.prompt_len - 1, _OWN
-        sequences.append(_Sequence(s.tokens, prefix_len, owner, s.readings))
+            # The prompt's last token runs in each: its logits score the first completion token.
+            prefix_len, prefix_adapter = s.prompt_len - 1, _OWN
+        sequences.append(_Sequence(s.tokens, prefix_len, prefix_adapter, s.scored_tokens))
     return sequences
 
 
-def _chunks(
-    scheduler: Any, sequences: Sequence[_Sequence], copies: int
-) -> Iterator[tuple[int, int]]:
+def _chunks(rank: Rank, sequences: Sequence[_Sequence], copies: int) -> Iterator[tuple[int, int]]:
     """Cut sequences into runs that fit into one batch: their prefixes once, the rest per copy."""
-    max_tokens, max_requests = budget(scheduler)
-    page = int(scheduler.page_size)
+    max_tokens, max_requests = rank.budget
+    page = rank.page_size
     first = tokens = requests = 0
     prefixes: set[tuple[str, tuple[int, ...]]] = set()
     for i, sequence in enumerate(sequences):
-        key = (sequence.owner, sequence.prefix)
-        # A row's own pages, with the one that it continues.
+        key = (sequence.prefix_adapter, sequence.prefix)
+        # A copy's own pages, with the one that it continues.
         own = copies * page * (-(-len(sequence.tokens) // page) - sequence.prefix_len // page)
-        # A prefix outside of the cache keeps its request while the rows run.
-        runs = {BASE: 0, THETA: 1, _OWN: copies}[sequence.owner] if sequence.prefix_len else 0
+        # A temporary prefix keeps its request while the sequences run.
+        requests_of = {BASE: 0, THETA: 1, _OWN: copies}
+        runs = requests_of[sequence.prefix_adapter] if sequence.prefix_len else 0
         prefix = -(-sequence.prefix_len // page) * page * max(runs, 1)
         if own + prefix > max_tokens or copies + runs > max_requests:
             raise ValueError(
@@ -170,85 +187,87 @@ def _chunks(
 class _Batch:
     """Sequences under every adapter, in one extend batch."""
 
-    scheduler: Any
+    rank: Rank
     sequences: Sequence[_Sequence]
     adapters: dict[str, str | None]
-    prefixes: Prefixes
-    slots: dict[Owned, Any]
+    prefixes: CachedPrefixes
+    temporary: dict[AdapterPrompt, torch.Tensor]  # their KV slots
     theta: str | None
 
     @torch.inference_mode()
     def score(self, sums: dict[str, list[float]]) -> tuple[int, int]:
         """Score into ``sums``; returns the tokens computed and the prefix tokens reused."""
         copies = self._copies()
-        rows = [self._row(uid, sequence) for _, uid, sequence in copies]
-        requests, pages = self._requests([(uid, s) for _, uid, s in copies], rows)
+        members = [self._member(copy) for copy in copies]
+        requests, pages = self._requests(copies, members)
         try:
-            batch = compat.allocate(self.scheduler, requests)
+            batch = self.rank.allocate(requests)
         except BaseException:
-            compat.free_slots(self.scheduler, pages)
+            self.rank.free_kv_slots(pages)
             raise
         try:
-            wanted, readers = _wanted([(slot, sequence) for slot, _, sequence in copies])
-            grouping = attention.group(self.scheduler, rows)
-            values = logprobs.run(self.scheduler, batch, wanted, grouping)
-            for (slot, row), value in zip(readers, values, strict=True):
+            wanted, sums_of = _wanted(copies)
+            grouping = attention.group(self.rank, members)
+            values = logprobs.run(self.rank, batch, wanted, grouping)
+            for (slot, row), value in zip(sums_of, values, strict=True):
                 sums[slot][row] += value
             return int(batch.extend_num_tokens), int(sum(batch.prefix_lens))
         finally:
-            compat.release(self.scheduler, batch)
+            self.rank.release(batch)
 
-    def _copies(self) -> list[tuple[str, str | None, _Sequence]]:
+    def _copies(self) -> list[_Copy]:
         """Every sequence under every adapter, in the order of the batch."""
         adapters = self.adapters.items()
-        if compat.model_runner(self.scheduler).device == "cpu":
+        if self.rank.device == "cpu":
             # Adapter by adapter: neighbours under one adapter share their LoRA products.
-            return [(slot, uid, sequence) for slot, uid in adapters for sequence in self.sequences]
-        # Sequence by sequence: the rows that share a prefix are neighbours.
-        return [(slot, uid, sequence) for sequence in self.sequences for slot, uid in adapters]
+            return [_Copy(slot, uid, s) for slot, uid in adapters for s in self.sequences]
+        # Sequence by sequence: those that share a prefix are neighbours.
+        return [_Copy(slot, uid, s) for s in self.sequences for slot, uid in adapters]
 
-    def _row(self, uid: str | None, sequence: _Sequence) -> attention.Row:
+    def _member(self, copy: _Copy) -> attention.Member:
         """How many tokens a copy runs, and where its prefix lies."""
+        sequence = copy.sequence
         size = len(sequence.tokens) - sequence.prefix_len
         if not sequence.prefix_len:
-            return attention.Row(size, None, None)
-        if sequence.owner == BASE:
-            slots = self.prefixes.slots[sequence.prefix]
-            return attention.Row(size, (BASE, sequence.prefix), slots)
-        owned = (_owner(sequence, uid, self.theta), sequence.prefix)
-        return attention.Row(size, owned, self.slots[owned])
+            return attention.Member(size, None, None)
+        if sequence.prefix_adapter == BASE:
+            kv_slots = self.prefixes.kv_slots[sequence.prefix]
+            return attention.Member(size, (BASE, sequence.prefix), kv_slots)
+        prefix = sequence.temporary_prefix(copy.uid, self.theta)
+        return attention.Member(size, prefix, self.temporary[prefix])
 
     def _requests(
-        self, copies: Sequence[tuple[str | None, _Sequence]], rows: Sequence[attention.Row]
-    ) -> tuple[list[Any], torch.Tensor]:
-        """A request for each copy, with the KV of its prefix; and the pages that took."""
+        self, copies: Sequence[_Copy], members: Sequence[attention.Member]
+    ) -> tuple[list[Req], torch.Tensor]:
+        """A request for each copy, with the KV of its prefix; and the pages allocated for it."""
         requests, named = [], []
-        for i, ((uid, sequence), row) in enumerate(zip(copies, rows, strict=True)):
-            request = compat.scoring_request(f"mezo-{i}", sequence.tokens, uid)
+        for i, (copy, member) in enumerate(zip(copies, members, strict=True)):
+            sequence = copy.sequence
+            request = scoring_request(f"mezo-{i}", sequence.tokens, copy.uid)
             requests.append(request)
-            if row.slots is None:
+            if member.kv_slots is None:
                 continue
-            hit = self.prefixes.hits.get(sequence.prefix) if sequence.owner == BASE else None
-            if hit is not None and hit.length == sequence.prefix_len:
-                compat.set_prefix(request, hit)
+            is_cached = sequence.prefix_adapter == BASE
+            prefix = self.prefixes.found.get(sequence.prefix) if is_cached else None
+            if prefix is not None and prefix.length == sequence.prefix_len:
+                ERA.use_prefix(request, prefix)
             else:
-                named.append((request, row.slots))
-        owned, pages = own_last_pages(self.scheduler, [slots for _, slots in named])
-        for (request, _), slots in zip(named, owned, strict=True):
-            compat.set_slots(self.scheduler, request, slots)
+                named.append((request, member.kv_slots))
+        owned, pages = own_last_pages(self.rank, [kv_slots for _, kv_slots in named])
+        for (request, _), kv_slots in zip(named, owned, strict=True):
+            self.rank.use_kv_slots(request, kv_slots)
         return requests, pages
 
 
-def _wanted(
-    copies: Sequence[tuple[str, _Sequence]],
-) -> tuple[logprobs.Wanted, list[tuple[str, int]]]:
-    """What to read off the copies' hidden states, and the (slot, row) that each value adds to."""
-    wanted, readers = logprobs.Wanted(), []
+def _wanted(copies: Sequence[_Copy]) -> tuple[logprobs.Wanted, list[tuple[str, int]]]:
+    """What to score of the copies' hidden states, and the (slot, row) that each value adds to."""
+    wanted, sums_of = logprobs.Wanted(), []
     start = 0
-    for slot, sequence in copies:
-        begin = start - sequence.prefix_len  # hidden states of the prefix are not in the batch
-        start = begin + len(sequence.tokens)
-        for reading in sequence.readings:
-            wanted.add(begin + reading.position, reading.token, reading.is_normalised)
-            readers.append((slot, reading.row))
-    return wanted, readers
+    for copy in copies:
+        # Hidden states of the prefix are not in the batch.
+        begin = start - copy.sequence.prefix_len
+        start = begin + len(copy.sequence.tokens)
+        for scored in copy.sequence.scored_tokens:
+            wanted.add(begin + scored.position, scored.token, scored.is_normalised)
+            sums_of.append((copy.slot, scored.row))
+    return wanted, sums_of

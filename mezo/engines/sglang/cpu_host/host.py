@@ -18,12 +18,16 @@ import importlib.util
 import os
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from mezo._host import declare_torchvision_schemas
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _CGROUP = Path("/sys/fs/cgroup")
 _STUB_VERSION = "0.0.0"
@@ -45,7 +49,7 @@ def prepare_import() -> None:
 
 
 def free_memory() -> int:
-    """Bytes that may still be taken here: of the host, and of this process's control group."""
+    """Bytes that may still be allocated here: of the host, and of this process's control group."""
     import psutil  # type: ignore[import-untyped]
 
     free = int(psutil.virtual_memory().available)
@@ -79,7 +83,7 @@ def has_sgl_kernel() -> bool:
     return importlib.util.find_spec("sgl_kernel") is not None
 
 
-def _missing_kernel(name: str) -> Any:
+def _missing_kernel(name: str) -> Callable[..., None]:
     """Return a function that raises when called, for `*_cpu` names only."""
     if not name.endswith("_cpu"):
         raise AttributeError(f"module 'sgl_kernel' (stand-in) has no attribute {name!r}")
@@ -101,11 +105,17 @@ class _UnpinnedTorch(types.ModuleType):
         if name not in _PINNING_FACTORIES:
             return attribute
 
-        @functools.wraps(attribute)
-        def factory(*args: Any, pin_memory: bool = False, **kwargs: Any) -> Any:
-            return attribute(*args, **kwargs)
+        return _without_pin_argument(attribute)
 
-        return factory
+
+def _without_pin_argument(create: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """One of torch's factories, but it ignores ``pin_memory``."""
+
+    @functools.wraps(create)
+    def factory(*args: object, pin_memory: bool = False, **kwargs: object) -> torch.Tensor:
+        return create(*args, **kwargs)
+
+    return factory
 
 
 def unpin_lora_memory() -> None:
@@ -119,21 +129,21 @@ def unpin_lora_memory() -> None:
     backends = [importlib.import_module(f"sglang.srt.lora.backend.{name}") for name in names]
     for module in (layers, *backends):
         module.torch = _UnpinnedTorch("torch")  # type: ignore[attr-defined]
-    _without_pinning(layers.MergedColumnParallelLinearWithLoRA, "set_lora_info")
-    _without_pinning(backends[0].TorchNativeLoRABackend, "prepare_lora_batch")
+    linear, native = layers.MergedColumnParallelLinearWithLoRA, backends[0].TorchNativeLoRABackend
+    linear.set_lora_info = _without_pinning(linear.set_lora_info)
+    native.prepare_lora_batch = _without_pinning(native.prepare_lora_batch)
 
 
-def _without_pinning(cls: Any, method: str) -> None:
-    """Make ``Tensor.pin_memory`` return its tensor while ``cls.method`` runs."""
-    original = getattr(cls, method)
+def _without_pinning(method: Callable[P, T]) -> Callable[P, T]:
+    """The method, but ``Tensor.pin_memory`` returns its tensor while it runs."""
 
-    @functools.wraps(original)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(method)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         pin_memory = torch.Tensor.pin_memory
         torch.Tensor.pin_memory = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]
         try:
-            return original(*args, **kwargs)
+            return method(*args, **kwargs)
         finally:
             torch.Tensor.pin_memory = pin_memory  # type: ignore[method-assign]
 
-    setattr(cls, method, wrapper)
+    return wrapper

@@ -15,43 +15,48 @@ import functools
 import logging
 import os
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mezo._signals import leave_interrupts_to_the_parent
 from mezo.engines.sglang.cpu_host.host import prepare_import
 
+if TYPE_CHECKING:
+    from sglang.srt.managers.detokenizer_manager import DetokenizerManager
+    from sglang.srt.managers.scheduler import Scheduler
+
 prepare_import()
 
-REPORT = "MEZO_LAUNCH_REPORT"  # environment variable: the file that takes the sentence
+REPORT = "MEZO_LAUNCH_REPORT"  # environment variable: the file for the sentence
 
 logger = logging.getLogger(__name__)
 
 
-def run_scheduler_process(*args: Any, **kwargs: Any) -> Any:
+def run_scheduler_process(*args: object, **kwargs: object) -> None:
     """SGLang's scheduler process; it loads our plugin itself."""
     from sglang.srt.managers.scheduler import Scheduler, run_scheduler_process
 
-    pipes = [value for value in (*args, *kwargs.values()) if hasattr(value, "send")]
+    pipes = [value for value in (*args, *kwargs.values()) if isinstance(value, Connection)]
     _report_failures(Scheduler, pipes)
-    return run_scheduler_process(*args, **kwargs)
+    run_scheduler_process(*args, **kwargs)
 
 
-def run_detokenizer_process(*args: Any, **kwargs: Any) -> Any:
+def run_detokenizer_process(*args: object, **kwargs: object) -> None:
     """SGLang's detokenizer process."""
     from sglang.srt.managers.detokenizer_manager import DetokenizerManager, run_detokenizer_process
 
     _report_failures(DetokenizerManager, [])
     leave_interrupts_to_the_parent()  # 0.5.17 loads no plugin here, which would do so
-    return run_detokenizer_process(*args, **kwargs)
+    run_detokenizer_process(*args, **kwargs)
 
 
-def _report_failures(cls: Any, pipes: list[Any]) -> None:
-    """Let a failure to make a ``cls`` end this process alone, with a report to who started it."""
+def _report_failures(cls: type[Scheduler | DetokenizerManager], pipes: list[Connection]) -> None:
+    """Let a failure to make a ``cls`` end only this process, with a report to who started it."""
     original = cls.__init__
 
     @functools.wraps(original)
-    def guarded(*args: Any, **kwargs: Any) -> None:
+    def guarded(*args: object, **kwargs: object) -> None:
         try:
             original(*args, **kwargs)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Which form of the attention a batch takes, and that each gives the same step."""
+"""Which attention kernel a batch uses, and that each gives the same step."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def plan(*groups):
 
 
 @pytest.fixture
-def forms():
+def kernels():
     from mezo.engines.sglang.batch import attention_kernels
 
     return attention_kernels
@@ -77,12 +77,14 @@ def points():
         ([(0, 1)], 4, "triton"),
     ],
 )
-def test_the_form_with_the_least_time_over_all_groups_wins(forms, points, groups, gqa, expected):
+def test_the_kernel_with_the_least_time_over_all_groups_wins(
+    kernels, points, groups, gqa, expected
+):
     names = ("triton", "composed", "sglang_triton", "flashinfer")
-    assert forms.fastest(plan(*groups), points, names, gqa=gqa, head_dim=128) == expected
+    assert kernels.fastest(plan(*groups), points, names, gqa=gqa, head_dim=128) == expected
 
 
-def test_never_slower_at_a_measured_point(forms):
+def test_never_slower_at_a_measured_point(kernels):
     rng = random.Random(0)
     names = ("triton", "composed", "flashinfer", "sglang_triton")
     points = [
@@ -93,61 +95,63 @@ def test_never_slower_at_a_measured_point(forms):
     ]
     for p in points:
         batch = plan((p["prefix"], p["rows"]))
-        best = forms.fastest(batch, points, names, gqa=p["gqa"], head_dim=128)
+        best = kernels.fastest(batch, points, names, gqa=p["gqa"], head_dim=128)
         assert p["us"][best] == min(p["us"].values())
 
 
 def test_points_are_those_of_the_device_and_the_engines_backend(
-    forms, points, tmp_path, monkeypatch
+    kernels, points, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(forms, "_POINTS", tmp_path)
+    monkeypatch.setattr(kernels, "_POINTS", tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
-    forms.points_of.cache_clear()
+    kernels.points_of.cache_clear()
     batch, gpu = plan((300, 2)), torch.device("cuda")
     options = {"gqa": 4, "head_dim": 128}
-    assert forms.form_of(batch, device=gpu, engines_own="triton", **options) == "triton"
-    forms.points_of.cache_clear()
+    assert kernels.choose(batch, device=gpu, engines_own="triton", **options) == "triton"
+    kernels.points_of.cache_clear()
     (tmp_path / "nvidia-h100.json").write_text(json.dumps({"points": points}))
-    assert forms.form_of(batch, device=gpu, engines_own="triton", **options) == "engine"
-    # What another backend of the engine takes has not been measured.
-    assert forms.form_of(batch, device=gpu, engines_own="fa3", **options) == "triton"
+    assert kernels.choose(batch, device=gpu, engines_own="triton", **options) == "engine"
+    # What another backend of the engine needs has not been measured.
+    assert kernels.choose(batch, device=gpu, engines_own="fa3", **options) == "triton"
     cpu = torch.device("cpu")
-    assert forms.form_of(batch, device=cpu, engines_own="triton", **options) == "triton"
-    forms.points_of.cache_clear()
+    assert kernels.choose(batch, device=cpu, engines_own="triton", **options) == "triton"
+    kernels.points_of.cache_clear()
 
 
-def test_a_named_form_that_cannot_run_is_refused(forms, monkeypatch):
+def test_a_named_kernel_that_cannot_run_is_refused(kernels, monkeypatch):
     caches = [torch.zeros(8, 2, 64, dtype=torch.bfloat16)] * 2
     for name in ("triton", "engine", ""):
-        monkeypatch.setenv("MEZO_ATTENTION_FORM", name)
-        forms.check_named_form(*caches)
-    monkeypatch.setenv("MEZO_ATTENTION_FORM", "fastest")
-    with pytest.raises(ValueError, match="MEZO_ATTENTION_FORM must be one of"):
-        forms.check_named_form(*caches)
-    monkeypatch.setenv("MEZO_ATTENTION_FORM", "flashinfer")
+        monkeypatch.setenv("MEZO_ATTENTION_KERNEL", name)
+        kernels.check_named(*caches)
+    monkeypatch.setenv("MEZO_ATTENTION_KERNEL", "fastest")
+    with pytest.raises(ValueError, match="MEZO_ATTENTION_KERNEL must be one of"):
+        kernels.check_named(*caches)
+    monkeypatch.setenv("MEZO_ATTENTION_KERNEL", "flashinfer")
     # On any device, the package is not there.
     monkeypatch.setitem(sys.modules, "flashinfer", None)
     reason_against = flashinfer.reason_against
     monkeypatch.setattr(flashinfer, "reason_against", lambda _: reason_against("cuda"))
-    said = r"must name a form that runs in this engine, got 'flashinfer' .*`pip install flashinfer"
+    said = (
+        r"must name a kernel that runs in this engine, got 'flashinfer' .*`pip install flashinfer"
+    )
     with pytest.raises(ValueError, match=said):
-        forms.check_named_form(*caches)
+        kernels.check_named(*caches)
     # The package is there, and does not take these tensors.
     monkeypatch.setitem(sys.modules, "flashinfer", fake_flashinfer)
-    forms.check_named_form(*caches)
+    kernels.check_named(*caches)
     for other in (torch.zeros(8, 2, 64), torch.zeros(8, 2, 80, dtype=torch.bfloat16)):
         with pytest.raises(ValueError, match=r"got 'flashinfer' .* use 'triton'\); unset"):
-            forms.check_named_form(other, other)
+            kernels.check_named(other, other)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["engine", "composed"])
-def test_steps_are_those_of_base_keys_and_values_with_peft(form, tiny_model_dir, start_engine):
+@pytest.mark.parametrize("kernel", ["engine", "composed"])
+def test_steps_are_those_of_base_keys_and_values_with_peft(kernel, tiny_model_dir, start_engine):
     model_dir = tiny_model_dir("llama")
     with pytest.MonkeyPatch.context() as patch:
         # For the engine's processes, which start now.
-        patch.setenv("MEZO_ATTENTION_FORM", form)
-        if form == "composed":
+        patch.setenv("MEZO_ATTENTION_KERNEL", kernel)
+        if kernel == "composed":
             patch.setenv("TRITON_INTERPRET", "1")
         engine = start_engine(model_dir, CONFIG, max_total_tokens=2048)
     rng = random.Random(1)
@@ -159,10 +163,10 @@ def test_steps_are_those_of_base_keys_and_values_with_peft(form, tiny_model_dir,
 
 
 @pytest.mark.slow
-def test_a_form_that_cannot_run_is_refused_at_attach(tiny_model_dir, start_engine):
+def test_a_kernel_that_cannot_run_is_refused_at_attach(tiny_model_dir, start_engine):
     with pytest.MonkeyPatch.context() as patch:
         # FlashInfer does fp32 nowhere.
-        patch.setenv("MEZO_ATTENTION_FORM", "flashinfer")
+        patch.setenv("MEZO_ATTENTION_KERNEL", "flashinfer")
         engine = start_engine(tiny_model_dir("llama"), CONFIG)
-    with pytest.raises(ValueError, match="MEZO_ATTENTION_FORM must name a form that runs"):
+    with pytest.raises(ValueError, match="MEZO_ATTENTION_KERNEL must name a kernel that runs"):
         mezo.attach(engine, dataclasses.replace(CONFIG, name="other"))
