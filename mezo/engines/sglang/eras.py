@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import torch
@@ -191,4 +191,12 @@ def era_of(sglang: str) -> Era:
     return _OLDER.get(number, Era)()
 
 
-ERA = era_of(version("sglang"))
+def _installed() -> Era:
+    """The era of the installed SGLang; the newest where it says no version, or is missing."""
+    try:
+        return era_of(version("sglang"))
+    except PackageNotFoundError:
+        return Era()
+
+
+ERA = _installed()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -34,6 +36,21 @@ def test_the_version_chooses(version, era):
 
 def test_the_supported_versions_are_the_oldest_and_the_newest_era():
     assert [type(era_of(version)) for version in SGLANG_VERSIONS] == [Era0517, Era]
+
+
+def test_without_sglang_its_side_can_be_imported():
+    """`launch_engine` then says what to install."""
+    code = (
+        "import importlib.metadata as metadata, sys\n"
+        "def version(name): raise metadata.PackageNotFoundError(name)\n"
+        "import mezo\n"
+        "metadata.version = version\n"
+        "sys.modules['sglang'] = None\n"
+        "from mezo.engines.sglang.launch import launch_engine\n"
+        "from mezo.engines.sglang.eras import ERA, Era\n"
+        "assert type(ERA) is Era\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.sglang
