@@ -35,7 +35,7 @@ def serve(model_dir: str, engine_name: str) -> None:
     )
     runs = {}
     for prefix in ("exact", "activated"):
-        config = mezo.MezoConfig(
+        config = mezo.MeZOConfig(
             rank=8,
             target_modules=LINEARS,
             lr=1e-4,

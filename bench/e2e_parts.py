@@ -10,9 +10,9 @@ import torch
 
 import mezo
 from bench.shapes import MODELS
+from mezo import objectives
 from mezo.core.rows import THETA
 from mezo.engines.transformers import TransformersSession
-from mezo.objectives.base import batch_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +118,9 @@ def shapes() -> dict[str, Shape]:
 AGREEMENT_SHAPE = Shape("agreement", "llama", 8, 256, 512, 4, 2, 1024)
 
 
-def make_config(**changes: Any) -> mezo.MezoConfig:
+def make_config(**changes: Any) -> mezo.MeZOConfig:
     """LoRA r 8 on q, v, with an invocation of three tokens."""
-    return mezo.MezoConfig(rank=8, alpha=16, invocation=(11, 12, 13), **changes)
+    return mezo.MeZOConfig(rank=8, alpha=16, invocation=(11, 12, 13), **changes)
 
 
 def make_batch(
@@ -141,7 +141,7 @@ class PaperLoop:
     A subclass says what ``loss()`` is.
     """
 
-    def __init__(self, parameters: list[torch.Tensor], config: mezo.MezoConfig) -> None:
+    def __init__(self, parameters: list[torch.Tensor], config: mezo.MeZOConfig) -> None:
         self.parameters = parameters
         self.config = config
         self.seed = 0
@@ -182,4 +182,5 @@ class PlainLoop(PaperLoop):
 
     def loss(self) -> float:
         scores = self.session._score(self.encoded.rows, [THETA])
-        return batch_loss(self.encoded.targets, scores.logprob_sums[THETA])
+        targets = self.encoded.targets
+        return objectives.of(targets).loss(targets, scores.logprob_sums[THETA])

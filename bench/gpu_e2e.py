@@ -75,7 +75,7 @@ def server_args(device: str, lora_backend: str) -> dict[str, Any]:
     }
 
 
-def launch(model_dir: str, config: mezo.MezoConfig, device: str, lora_backend: str, **more: Any):
+def launch(model_dir: str, config: mezo.MeZOConfig, device: str, lora_backend: str, **more: Any):
     args = {"skip_tokenizer_init": True, **server_args(device, lora_backend), **more}
     return mezo.launch_engine(model_dir, config, max_loras_per_batch=7, **args)
 
@@ -123,7 +123,7 @@ def agreement(device: str, model_dir: str | None, directions: int) -> list[dict[
     return found
 
 
-def pairs(host: Any, config: mezo.MezoConfig, batches: list[mezo.Batch]) -> torch.Tensor:
+def pairs(host: Any, config: mezo.MeZOConfig, batches: list[mezo.Batch]) -> torch.Tensor:
     """[batches, 3]: loss_plus, loss_minus, projected_grad."""
     rows = []
     with mezo.attach(host, config) as run:
@@ -134,7 +134,7 @@ def pairs(host: Any, config: mezo.MezoConfig, batches: list[mezo.Batch]) -> torc
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def noise_floor(host: Any, config: mezo.MezoConfig, batches: list[mezo.Batch]) -> float:
+def noise_floor(host: Any, config: mezo.MeZOConfig, batches: list[mezo.Batch]) -> float:
     """The largest |L+ - L-| at eps 0, over batches of several sizes; 0 where twins stay twins."""
     with mezo.attach(host, config) as run:
         run.apply_update([0.3])
@@ -212,7 +212,7 @@ def take_turns(
     case: Case,
     engine: Any,
     batch: mezo.Batch,
-    configs: tuple[mezo.MezoConfig, mezo.MezoConfig],
+    configs: tuple[mezo.MeZOConfig, mezo.MeZOConfig],
     device: str,
     rounds: int,
 ) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ BATCH_SIZE = 16
 class PlainLoop(PaperLoop):
     """The paper's loop on a PEFT model, one padded forward a sign."""
 
-    def __init__(self, model_dir: str, config: mezo.MezoConfig, batch: mezo.Batch) -> None:
+    def __init__(self, model_dir: str, config: mezo.MeZOConfig, batch: mezo.Batch) -> None:
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -69,7 +69,7 @@ def measure(rounds: int) -> tuple[list[dict[str, object]], dict[str, dict[str, f
         options=list(task.options),
         labels=[e.label for e in examples],
     )
-    exact = mezo.MezoConfig(
+    exact = mezo.MeZOConfig(
         rank=8, target_modules=LINEARS, lr=1e-4, eps=1e-3, invocation=task.invocation
     )
     activated = dataclasses.replace(exact, prefix="activated", name="activated")

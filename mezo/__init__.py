@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from mezo._host import declare_torchvision_schemas
@@ -12,7 +11,7 @@ declare_torchvision_schemas()
 
 from mezo.run import Run, attach, step
 from mezo.diagnostics.prefix_bias import PrefixBias, prefix_bias
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo.data.batch import Batch
 from mezo.results import (
     EvalResult,
@@ -22,24 +21,22 @@ from mezo.results import (
     StepResult,
     StepStatus,
 )
+from mezo.train.finetune import finetune
 from mezo.train.saving import PartialTraining
 from mezo.train.summary import TrainSummary
-from mezo.train.trainer import MeZOTrainer, finetune
+from mezo.train.trainer import MeZOTrainer
 
 if TYPE_CHECKING:
     from mezo.engines.sglang.launch import launch_engine
 
 __version__ = "0.1.0"
 
-# SGLang puts the root logger's level to that of its server; warnings of ours are still to be seen.
-logging.getLogger("mezo").setLevel(logging.WARNING)
-
 __all__ = [
     "Batch",
     "EvalResult",
     "EvalStatus",
+    "MeZOConfig",
     "MeZOTrainer",
-    "MezoConfig",
     "NonfiniteLossError",
     "PartialTraining",
     "PrefixBias",

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from mezo._inputs import as_list, checked_integer, checked_number, number, require, shown
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo.data.batch import Batch, EncodedBatch
 
 
-def checked_config(what: str, config: Any) -> MezoConfig:
+def checked_config(what: str, config: Any) -> MeZOConfig:
     """Return the config, or the default one for None; TypeError for anything else."""
     if config is None:
-        return MezoConfig()
-    if not isinstance(config, MezoConfig):
+        return MeZOConfig()
+    if not isinstance(config, MeZOConfig):
         raise TypeError(
-            f"{what}: config must be a mezo.MezoConfig, got {shown(config)}; "
-            "pass mezo.MezoConfig(rank=..., lr=...)."
+            f"{what}: config must be a mezo.MeZOConfig, got {shown(config)}; "
+            "pass mezo.MeZOConfig(rank=..., lr=...)."
         )
     return config
 
@@ -84,7 +84,7 @@ def checked_eps(eps: Any) -> float:
 
 def checked_offset(offset: Any, steps: int) -> int:
     """Steps from the next one, whose number must be one; or ValueError."""
-    expected, remedy = f"an integer of at least {-steps}", "take 0 for the next step's directions"
+    expected, remedy = f"an integer of at least {-steps}", "use 0 for the next step's directions"
     return checked_integer("measure: offset", offset, -steps, 2**32 - steps, expected, remedy)
 
 

@@ -23,7 +23,8 @@ def declare_torchvision_schemas() -> None:
     unusable, and nothing in a language model calls them.
     """
     global _library
-    if _library is not None or torch.version.cuda or "torchvision" in sys.modules:
+    has_gpu_build = torch.version.cuda or torch.version.hip
+    if _library is not None or has_gpu_build or "torchvision" in sys.modules:
         return
     spec = importlib.util.find_spec("torchvision")
     if spec is None or not spec.origin or _loads(Path(spec.origin).parent / "_C.so"):

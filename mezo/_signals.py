@@ -1,4 +1,4 @@
-"""Who gets Ctrl-C, and when: not in lines that must happen together, not in SGLang's processes."""
+"""Puts off Ctrl-C in lines that must happen together, and keeps it out of SGLang's processes."""
 
 from __future__ import annotations
 
@@ -36,8 +36,28 @@ def leave_interrupts_to_the_parent() -> None:
     """Ignore SIGINT in this process, one of SGLang's.
 
     A terminal sends Ctrl-C to all processes in it. The caller may catch it, to save what was
-    trained; a scheduler that dies of it takes that along, and the caller. SGLang's processes end
+    trained; a scheduler that dies of it loses that, and ends the caller. SGLang's processes end
     when the caller does.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def sigterm_interrupts(arrived: list[int]) -> Iterator[None]:
+    """Let SIGTERM (a batch system's, `docker stop`) end a training as Ctrl-C does: saved."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        arrived.append(signum)
+        if not callable(signal.getsignal(signal.SIGINT)):  # ignored: started in the background
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # where Ctrl-C is put off, so is this
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

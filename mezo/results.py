@@ -8,9 +8,10 @@ import logging
 import math
 from collections.abc import Sequence
 
+from mezo import objectives
 from mezo.core.messages import StepReply
 from mezo.core.rounding import LOST_LIMIT
-from mezo.objectives.base import Targets, batch_loss, predictions
+from mezo.objectives.base import Targets
 
 logger = logging.getLogger(__name__)
 _MANY_IN_A_ROW = 10
@@ -163,12 +164,13 @@ class EvalResult:
 
 def evaluation(targets: Targets, logprob_sums: Sequence[float], tokens: int) -> EvalResult:
     """Turn an engine's scores of a batch into the user's result."""
-    loss = batch_loss(targets, logprob_sums)
-    if not targets.is_classification:
+    objective = objectives.of(targets)
+    loss = objective.loss(targets, logprob_sums)
+    guesses = objective.predictions(targets, logprob_sums)
+    if guesses is None:
         lost = sum(not math.isfinite(value) for value in logprob_sums)
         return EvalResult(loss, None, None, len(logprob_sums), tokens, lost)
     assert targets.labels is not None
-    guesses = predictions(targets, logprob_sums)
     lost, n = guesses.count(None), len(guesses)
     hits = sum(g == label for g, label in zip(guesses, targets.labels, strict=True))
     return EvalResult(loss, None if lost else hits / n, guesses, n, tokens, lost)

@@ -22,12 +22,13 @@ from mezo._arguments import (
 )
 from mezo._inputs import require, shown
 from mezo.checkpoint.peft import save_peft
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo.core.messages import StepRequest
 from mezo.core.rows import BASE, THETA
 from mezo.data.batch import Batch, EncodedBatch, MadeFor
 from mezo.data.encode import encode
 from mezo.diagnostics.selftest import require_passed
+from mezo.engines import open_session
 from mezo.results import EvalResult, StepResult, StepWatch, evaluation, raise_for
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Run:
 
     Attributes:
         name: the adapter's name; SGLang serves it under ``lora_path=run.name``.
-        config: the run's `MezoConfig`.
+        config: the run's `MeZOConfig`.
         steps: steps taken so far; the next step's number.
         last_result: of the last step taken by `step`, also where that call was interrupted before
             it could return it; None before the first.
@@ -52,7 +53,7 @@ class Run:
             tokenizer joins their borders; the first one is logged as a warning.
     """
 
-    def __init__(self, session: Session, config: MezoConfig) -> None:
+    def __init__(self, session: Session, config: MeZOConfig) -> None:
         self.session = session
         self.config = config
         self.name = config.name
@@ -251,6 +252,8 @@ class Run:
             eps=self.config.eps if eps is None else eps,
             lr=lr,
             clip=self.config.clip,
+            estimator=self.config.estimator,
+            optimizer=self.config.optimizer,
         )
 
     @contextmanager
@@ -277,7 +280,7 @@ class Run:
 
 def attach(
     engine: Any,
-    config: MezoConfig | None = None,
+    config: MeZOConfig | None = None,
     *,
     tokenizer: Any = None,
     selftest: bool | None = None,
@@ -287,7 +290,7 @@ def attach(
     Args:
         engine: an ``sglang.Engine`` started with ``enable_lora=True`` (see `mezo.launch_engine`),
             or a Hugging Face causal language model.
-        config: the adapter and the estimator; default ``MezoConfig()``.
+        config: the adapter and the estimator; default ``MeZOConfig()``.
         tokenizer: the model's tokenizer, for batches that hold text. A Hugging Face model needs
             one; an SGLang engine has its own unless it was started with skip_tokenizer_init, and
             takes this one instead.
@@ -312,20 +315,7 @@ def attach(
         selftest is None or isinstance(selftest, bool),
         f"attach: selftest must be None, True or False, got {shown(selftest)}; leave it out.",
     )
-    session: Session
-    if isinstance(engine, torch.nn.Module):
-        from mezo.engines.transformers import TransformersSession
-
-        session = TransformersSession(engine, config, tokenizer)
-    elif hasattr(engine, "collective_rpc") and hasattr(engine, "server_args"):
-        from mezo.engines.sglang.session import SglangSession
-
-        session = SglangSession(engine, config, tokenizer)
-    else:
-        raise TypeError(
-            "attach: engine must be an sglang.Engine or a Hugging Face causal language model, "
-            f"got {type(engine).__name__}; make one with mezo.launch_engine(model_path, config)."
-        )
+    session = open_session(engine, config, tokenizer)
     try:
         run = Run(session, config)
         if selftest is not False:

@@ -67,7 +67,7 @@ def start_engine():
     """
     engines = []
 
-    def start(model_dir: str, config: mezo.MezoConfig, **server_args):
+    def start(model_dir: str, config: mezo.MeZOConfig, **server_args):
         if engines:
             engines.pop().shutdown()
         with warnings.catch_warnings():

@@ -1,9 +1,8 @@
-"""The adapter's tensors by name: initial values, assembly of shards, PEFT files."""
+"""The adapter's tensors by name: assembly of shards, PEFT files."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,11 +10,10 @@ import torch
 
 from mezo.checkpoint.atomic import replace_file
 from mezo.checkpoint.peft_fields import FIELDS
-from mezo.config import MezoConfig
-from mezo_kernels import TensorSpec, philox4x32
+from mezo.config import MeZOConfig
+from mezo_kernels import TensorSpec
 
-# DESIGN section 2 gives domains 0 to 2 of the Philox counter to directions; initial values are 3.
-_INIT_DOMAIN = 3
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 # The fields that every reader of PEFT's files knows; those of newer versions are left out.
 _WRITTEN = (
@@ -33,40 +31,6 @@ _WRITTEN = (
     "bias",
     "init_lora_weights",
 )
-
-
-def initial_values(spec: TensorSpec, seed: int) -> torch.Tensor:
-    """Return theta_0 of one adapter tensor, or of a shard of one.
-
-    lora_A is Kaiming-uniform as in PEFT, U(-1/sqrt(d_in), 1/sqrt(d_in)), with its random words from
-    our own Philox counter (domain 3, step 0), so that a run is a function of its seed; lora_B is 0.
-
-    Args:
-        spec: the tensor; its name ends in `lora_A` ([r, d_in]) or `lora_B` ([d_out, r]).
-        seed: the run's seed.
-
-    Returns:
-        fp32 tensor of ``spec.shape`` on the CPU, equal for a shard and for the slice of the whole.
-
-    Numerics: 24-bit uniforms without 0 and the bounds, scaled in float64, rounded to fp32 once.
-    Source: PEFT `LoraLayer.reset_lora_parameters`; He et al. 2015 (a = sqrt(5)).
-    """
-    rows, cols = spec.shape
-    if spec.name.endswith("lora_B"):
-        return torch.zeros(rows, cols, dtype=torch.float32)
-    global_cols = (spec.global_shape or spec.shape)[1]
-    row = torch.arange(spec.row0, spec.row0 + rows, dtype=torch.int64)[:, None]
-    col = torch.arange(spec.col0, spec.col0 + cols, dtype=torch.int64)[None, :]
-    element = (row * global_cols + col).reshape(-1)
-    first, last = int(element[0]) >> 2, int(element[-1]) >> 2
-    counter = torch.zeros(last - first + 1, 4, dtype=torch.int64)
-    counter[:, 0] = torch.arange(first, last + 1)
-    counter[:, 1] = spec.uid
-    counter[:, 3] = _INIT_DOMAIN << 24
-    key = torch.tensor([seed & 0xFFFFFFFF, seed >> 32], dtype=torch.int64)
-    words = philox4x32(counter, key).reshape(-1)[element - 4 * first]
-    uniform = ((words >> 8).double() + 0.5) * 2.0**-23 - 1.0  # (-1, 1), exact
-    return (uniform / math.sqrt(global_cols)).float().reshape(rows, cols)
 
 
 def assemble(
@@ -115,7 +79,7 @@ def assemble(
 
 def save_peft(
     weights: Mapping[str, torch.Tensor],
-    config: MezoConfig,
+    config: MeZOConfig,
     directory: str | Path,
     *,
     base_model: str | None = None,
@@ -160,7 +124,7 @@ def save_peft(
     }
     if alora_invocation_tokens:  # older versions of PEFT do not know the field
         fields["alora_invocation_tokens"] = list(alora_invocation_tokens)
-    replace_file(target / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+    replace_file(target / ADAPTER_FILES[1], save(tensors, metadata={"format": "pt"}))
     text = json.dumps(fields, indent=2, sort_keys=True)
-    replace_file(target / "adapter_config.json", f"{text}\n".encode())
+    replace_file(target / ADAPTER_FILES[0], f"{text}\n".encode())
     return target

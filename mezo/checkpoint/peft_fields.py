@@ -1,7 +1,7 @@
 """What PEFT's adapter_config.json can say, and what of it we reproduce: one table for all uses.
 
 `FIELDS` lists every field of PEFT 0.21's LoraConfig, `TENSORS` every kind of tensor in its files.
-The plugin checks adapters with them before SGLang loads them, `save_peft` takes its defaults from
+The plugin checks adapters with them before SGLang loads them, `save_peft` reads its defaults from
 them, and the tests write the tables of docs/adapters.md from them.
 """
 
@@ -25,8 +25,8 @@ class Field:
         default: PEFT's default.
         verdict: HONOURED, REFUSED (other than its default) or IGNORED (it does not change answers).
         note: what is done, or why it is refused; for the docs.
-        expected: the values that are taken, in words; for error sentences.
-        accepts: whether a value is taken.
+        expected: the values that are accepted, in words; for error sentences.
+        accepts: whether a value is accepted.
         activated: like ``accepts``, for activated adapters, where they differ; PEFT itself refuses
             to combine some fields with activated LoRA.
         remedy: for error sentences, if it is not the note.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo.core.rows import Rows, Scores
 from mezo.objectives.base import Targets
 from mezo_kernels import TensorSpec
@@ -31,6 +31,8 @@ class StepRequest:
         eps: perturbation scale.
         lr: learning rate, or None to measure without an update.
         clip: bound on abs(projected_grad), or None.
+        estimator: name of the estimator (see `mezo.optim`).
+        optimizer: name of the optimiser.
     """
 
     step: int
@@ -39,6 +41,8 @@ class StepRequest:
     eps: float
     lr: float | None
     clip: float | None = None
+    estimator: str = MeZOConfig.estimator
+    optimizer: str = MeZOConfig.optimizer
 
 
 @dataclass(frozen=True)
@@ -219,7 +223,7 @@ class Attach(Request[AttachReply]):
 
     operation = "attach"
     reply = AttachReply
-    config: MezoConfig
+    config: MeZOConfig
     uids: dict[str, str]
     invocation: tuple[int, ...]
 

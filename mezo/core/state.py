@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from mezo._signals import uninterrupted
-from mezo.checkpoint.peft import initial_values
+from mezo.core.init import initial_values
 from mezo.core.messages import StepReply
 from mezo.core.rounding import RoundingWatch
 from mezo.core.rows import BASE, THETA, minus_slot, plus_slot, run_slots

@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
+from mezo import objectives
 from mezo.core.messages import StepReply, StepRequest
 from mezo.core.rows import Rows, Scores, pair_slots
 from mezo.core.state import AdapterState, is_fp32
-from mezo.objectives.base import Targets, batch_loss, example_losses, signal_to_noise
-from mezo.optim.estimate import clip_projected_grad, projected_grad, update_coefficient
+from mezo.objectives.base import Objective, Targets, signal_to_noise
+from mezo.optim import ESTIMATORS, OPTIMIZERS, Estimate
+from mezo.optim.estimate import clip_projected_grad
 
 # Scores every row under every slot. The engine gets the slots of these names, and that of the
 # rows' prefix, from `AdapterState.slot`.
@@ -42,18 +44,17 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
     scores = score(request.rows, slots)
     scored = time.perf_counter()
     sums = [scores.logprob_sums[slot] for slot in slots]
-    losses = tuple(batch_loss(request.targets, values) for values in sums)
+    objective, targets = objectives.of(request.targets), request.targets
+    losses = tuple(objective.loss(targets, values) for values in sums)
     plus, minus = losses[: state.num_directions], losses[state.num_directions :]
     is_finite = all(math.isfinite(x) for x in losses)
     grads: tuple[float, ...] = ()
     coefficients: tuple[float, ...] = ()
     if is_finite and request.eps != 0.0:
-        grads = tuple(
-            clip_projected_grad(projected_grad(p, m, request.eps), request.clip)
-            for p, m in zip(plus, minus, strict=True)
-        )
+        estimates = ESTIMATORS[request.estimator].projected_grads(plus, minus, request.eps)
+        grads = tuple(clip_projected_grad(value, request.clip) for value in estimates)
     if grads and request.lr is not None:
-        coefficients = tuple(update_coefficient(g, request.lr, len(grads)) for g in grads)
+        coefficients = _coefficients(request, request.lr, grads)
         is_finite = all(map(is_fp32, coefficients))
         if not is_finite:
             coefficients = ()
@@ -62,7 +63,7 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
         losses_minus=minus,
         projected_grads=grads,
         coefficients=coefficients,
-        signal_to_noise=_signal_to_noise(request.targets, sums),
+        signal_to_noise=_signal_to_noise(objective, targets, sums),
         is_finite=is_finite,
         tokens=scores.tokens,
         forwards=scores.forwards,
@@ -78,9 +79,24 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
     return reply
 
 
-def _signal_to_noise(targets: Targets, sums: Sequence[Sequence[float]]) -> tuple[float | None, ...]:
+def _coefficients(request: StepRequest, lr: float, grads: tuple[float, ...]) -> tuple[float, ...]:
+    """The optimiser's coefficient of each direction of the step."""
+    history = [Estimate(request.step, lr, grads)]
+    update = OPTIMIZERS[request.optimizer].coefficients(request.step, history)
+    if [direction for direction, _ in update] != [(request.step, k) for k in range(len(grads))]:
+        raise NotImplementedError(
+            f"step: optimizer {request.optimizer!r} must return one coefficient for each of the "
+            f"{len(grads)} directions of step {request.step}, in order, got {len(update)} for "
+            "others; fold past directions into the coefficients of this step's."
+        )
+    return tuple(c for _, c in update)
+
+
+def _signal_to_noise(
+    objective: Objective, targets: Targets, sums: Sequence[Sequence[float]]
+) -> tuple[float | None, ...]:
     """Of each direction, from the sums of all plus slots, then all minus slots."""
-    terms = [example_losses(targets, values) for values in sums]
+    terms = [objective.example_losses(targets, values) for values in sums]
     half = len(terms) // 2
     pairs = zip(terms[:half], terms[half:], strict=True)
     return tuple(signal_to_noise(plus, minus) for plus, minus in pairs)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mezo import objectives
 from mezo._inputs import require
 from mezo.core.rows import Rows
 from mezo.data.checks import Text, is_option_list, label_of, listed, option_lists, texts
@@ -26,11 +27,13 @@ class Batch:
         options: the M options shared by all prompts, or N lists of options (loss: cross-entropy
             over the options' mean token log-likelihoods), or None.
         labels: with ``options``: N indices of the right option; False is 0, True and 1.0 are 1.
+        objective: name of another loss (see `mezo.objectives`), or None for the one said above.
 
     Raises:
         ValueError: no prompt, lengths that do not match, both or neither of completions and
             options, fewer than two options, a label that names no option, an entry of the wrong
-            type; the sentence names the field and the entry.
+            type, an unknown objective or one for the other kind of batch; the sentence names the
+            field and the entry.
 
     Example:
         >>> Batch(prompts=["2 + 2 ="], completions=[" 4"])
@@ -41,6 +44,7 @@ class Batch:
     completions: Sequence[Text] | None = None
     options: Sequence[Text] | Sequence[Sequence[Text]] | None = None
     labels: Sequence[int] | None = None
+    objective: str | None = None
 
     def __post_init__(self) -> None:
         self._set("prompts", texts("prompts", self.prompts))
@@ -55,6 +59,8 @@ class Batch:
                 f"{'neither' if self.completions is None else 'both'}; pass completions=[...] to "
                 "train on text or options=[...] and labels=[...] to train a classifier."
             )
+        has_options = self.options is not None
+        self._set("objective", objectives.name_for(self.objective, has_options=has_options))
         if self.completions is not None:
             self._set("completions", texts("completions", self.completions))
             _same_length("completions", self.completions, n)

@@ -73,7 +73,7 @@ def _text(where: str, value: Any) -> Text:
 
 
 def _remedy(value: Any) -> str | None:
-    """What to do about a value that some other library takes in this place; None for others."""
+    """What to do about a value that another library accepts here; None for other values."""
     if isinstance(value, Mapping) or hasattr(value, "keys"):
         keys = set(value.keys())
         if {"role", "content"} <= keys:

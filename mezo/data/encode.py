@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mezo import objectives
 from mezo.core.rows import BASE, THETA, Rows
 from mezo.data.batch import Batch, EncodedBatch, MadeFor
 from mezo.data.checks import Text
@@ -51,7 +52,7 @@ class Invocation:
 def encode_invocation(
     invocation: str | Sequence[int] | None, tokenizer: Any, *, prefix_mode: str = "exact"
 ) -> Invocation:
-    """Turn `MezoConfig.invocation` into token ids; a session does so once per run.
+    """Turn `MeZOConfig.invocation` into token ids; a session does so once per run.
 
     They are the ids that the text has behind a prompt: serving looks for them there.
 
@@ -73,20 +74,20 @@ def encode_invocation(
         return Invocation(None, tuple(invocation), prefix_mode)
     if tokenizer is None:
         raise ValueError(
-            "MezoConfig: invocation must be token ids where there is no tokenizer, got text; "
+            "MeZOConfig: invocation must be token ids where there is no tokenizer, got text; "
             "pass token ids, or attach with tokenizer=..."
         )
     found = tokens_in_context(tokenizer, invocation)
     if prefix_mode == "activated" and len(found) != 1:
         raise ValueError(
-            "MezoConfig: invocation must have the same tokens behind every prompt, got "
+            "MeZOConfig: invocation must have the same tokens behind every prompt, got "
             f"{invocation!r}, which {'has several' if found else 'merges with what stands before'}"
             "; begin it with a blank or with a special token of the tokenizer."
         )
     tokens = found[0] if found else tokenise(tokenizer, [invocation])[0].ids
     if not tokens:
         raise ValueError(
-            f"MezoConfig: invocation must have at least one token, got {invocation!r} with none; "
+            f"MeZOConfig: invocation must have at least one token, got {invocation!r} with none; "
             "choose words that the tokenizer knows."
         )
     return Invocation(invocation, tokens, prefix_mode)
@@ -144,13 +145,14 @@ def encode(
         counts=tuple(len(row.tokens) - row.prompt_len for row in rows),
         num_options=batch.num_options(),
         labels=labels,
+        objective=batch.objective,
     )
     return EncodedBatch(
         Rows(
             tokens=tuple(row.tokens for row in rows),
             prefix_lens=tuple(row.prefix_len for row in rows),
             prompt_lens=tuple(row.prompt_len for row in rows),
-            is_normalised=_is_normalised(targets),
+            is_normalised=objectives.of(targets).is_normalised(targets),
             prefix_adapter=middle.prefix_adapter,
         ),
         targets,
@@ -271,17 +273,6 @@ def _notes(rows: Sequence[_Row], texts: Texts) -> dict[str, str]:
             "add_eos_token=False"
         )
     return notes
-
-
-def _is_normalised(targets: Targets) -> tuple[bool, ...]:
-    """Whether each row's log-likelihood has to be one, see `Rows`."""
-    if targets.num_options is None:
-        return (True,) * len(targets.counts)
-    flags: list[bool] = []
-    for size in targets.num_options:
-        counts = targets.counts[len(flags) : len(flags) + size]
-        flags += [max(counts) > 1] * size
-    return tuple(flags)
 
 
 def _check_row(

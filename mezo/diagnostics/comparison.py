@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Nats a token that kernels alone may make of difference, by the engine's dtype.
+# Nats per token by which kernels only may differ, by the engine's dtype.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 _SCALE = 0.02  # of the perturbation of the adapter that is compared
 _LENGTHS = (2, 5, 11, 16, 23, 32)
@@ -56,7 +56,7 @@ def compare(run: Run) -> Check:
 
     Numerics: the reference runs on the CPU in fp32, or in the checkpoint's dtype where only that
         fits. Differences are those of single tokens.
-    Cost: loads the checkpoint; one forward a row and adapter.
+    Cost: loads the checkpoint; one forward per row and adapter.
     """
     if run.session.engine_name == "transformers":
         return _skipped("the engine is transformers itself")
@@ -117,7 +117,7 @@ def _reference(path: str) -> _Reference | str:
 
 
 def available_memory() -> int:
-    """Bytes that this process can still take, within its control group's limit."""
+    """Bytes that this process can still use, within its control group's limit."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
@@ -221,7 +221,7 @@ def _window_words(window: int, sizes: Sequence[int], differences: dict[str, list
     if not beyond:
         return (
             f"; the checkpoint has a sliding window of {window} tokens, which no row that this "
-            "engine takes exceeds: whether it is kept cannot be seen"
+            "engine accepts exceeds: whether it is kept cannot be seen"
         )
     both = [max(a, b) for a, b in zip(*differences.values(), strict=True)]
     within = max((both[i] for i in range(len(sizes)) if i not in beyond), default=0.0)

@@ -1,19 +1,22 @@
-"""What `mezo doctor --model M` does: start an engine, check it, say so in one line a check."""
+"""What `mezo doctor --model M` does: start an engine, check it, report one line per check."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import platform
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from mezo.config import MezoConfig, require
+import torch
+
+import mezo_kernels
+from mezo.config import MeZOConfig, TrainConfig
 from mezo.core.messages import Check
 from mezo.diagnostics.comparison import compare
 from mezo.diagnostics.selftest import quick
+from mezo.engines import ENGINES, available
 from mezo.engines.linears import ModelLinears, leaf, linears_of
 from mezo.run import attach
 
-ENGINES = ("sglang", "transformers")
 # Layers that both engines adapt, where the checkpoint has them in every decoder layer.
 _USUAL = (
     *("qkv_proj", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj"),
@@ -21,10 +24,25 @@ _USUAL = (
 )
 
 
+def inventory() -> list[str]:
+    """Return lines that say what is installed, and what is usable here or why not."""
+    from mezo import __version__
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    lines = [
+        f"mezo-sglang {__version__}, Python {platform.python_version()}",
+        f"torch {torch.__version__}, GPU {gpu}",
+    ]
+    for title, table in (("engine", available()), ("backend", mezo_kernels.backends())):
+        for name, reason in table.items():
+            lines.append(f"{title} {name}: {'usable' if reason is None else reason}")
+    return lines
+
+
 def diagnose(
     model: str,
     *,
-    engine: str = "sglang",
+    engine: str = TrainConfig.engine,
     target_modules: Sequence[str] | None = None,
     echo: Callable[[str], Any] = print,
 ) -> bool:
@@ -32,9 +50,9 @@ def diagnose(
 
     Args:
         model: directory or hub name of the model.
-        engine: "sglang" or "transformers".
-        target_modules: layers to adapt; None takes all of the model's that are usual.
-        echo: takes each line.
+        engine: name of the engine, see `mezo.engines`.
+        target_modules: layers to adapt; None: all usual ones of the model.
+        echo: called with each line.
 
     Returns:
         Whether every check holds; one that cannot be made here counts as holding.
@@ -43,16 +61,13 @@ def diagnose(
         ValueError: an unknown engine, or a model whose config cannot be read.
         ImportError: the engine is not installed.
     """
-    require(
-        engine in ENGINES,
-        f"doctor: engine must be one of {ENGINES}, got {engine!r}; take 'sglang'.",
-    )
-    config = MezoConfig(target_modules=tuple(target_modules or _targets(model)), name="doctor")
+    ENGINES.check(engine, "doctor: ")
+    config = MeZOConfig(target_modules=tuple(target_modules or _targets(model)), name="doctor")
     echo(f"model {model}, engine {engine}, adapter on {', '.join(config.target_modules)}")
     checks = []
-    with _started(model, engine, config) as (handle, tokenizer):
+    with ENGINES[engine].launch(model, config) as handle:
         try:
-            run = attach(handle, config, tokenizer=tokenizer, selftest=False)
+            run = attach(handle, config, selftest=False)
         except (ValueError, NotImplementedError, RuntimeError) as error:
             echo(_line(Check("attach", False, str(error).removeprefix("attach: "))))
             return False
@@ -82,28 +97,9 @@ def _targets(model: str) -> list[str]:
             "own --target-modules too."
         ) from error
     linears = linears_of(config)
-    default = list(MezoConfig().target_modules)
+    default = list(MeZOConfig().target_modules)
     if not isinstance(linears, ModelLinears):
         return default
     names = [leaf(name) for name in linears.shapes]
     layers = int(config.get_text_config().num_hidden_layers)
     return [name for name in _USUAL if names.count(name) == layers] or default
-
-
-@contextmanager
-def _started(model: str, engine: str, config: MezoConfig) -> Iterator[tuple[Any, Any]]:
-    """The engine, and the tokenizer of a transformers model."""
-    if engine == "sglang":
-        from mezo.engines.sglang.launch import launch_engine
-
-        handle = launch_engine(model, config)
-        try:
-            yield handle, None
-        finally:
-            handle.shutdown()
-        return
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    yield AutoModelForCausalLM.from_pretrained(model, dtype="auto"), None

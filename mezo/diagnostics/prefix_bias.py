@@ -23,7 +23,7 @@ class PrefixBias:
         cosine: d . e / (|d| |e|).
         correlation: Pearson's; NaN for fewer than two or for equal values.
         relative_error: |d - e| / |e|.
-        detached: d, one value a direction.
+        detached: d, one value per direction.
         exact: e, likewise.
     """
 
@@ -43,7 +43,7 @@ def prefix_bias(run: Run, batches: Iterable[Batch]) -> PrefixBias:
 
     Args:
         run: a run with ``prefix="detached"``.
-        batches: one a direction (and `num_directions` each); 20 or more tell something.
+        batches: one per direction (and `num_directions` each); 20 or more tell something.
 
     Returns:
         The bias.
@@ -60,7 +60,7 @@ def prefix_bias(run: Run, batches: Iterable[Batch]) -> PrefixBias:
     if run.config.prefix != "detached":
         raise ValueError(
             f"prefix_bias: run must have prefix 'detached', got {run.config.prefix!r}; "
-            "attach one with MezoConfig(prefix='detached')."
+            "attach one with MeZOConfig(prefix='detached')."
         )
     detached: list[float] = []
     exact: list[float] = []

@@ -79,7 +79,7 @@ def sample_batch(run: Run, *, lengths: Sequence[int], scored: int) -> EncodedBat
 
     Args:
         run: the run.
-        lengths: prompt tokens of each row, cut to what the engine takes.
+        lengths: prompt tokens of each row, cut to what the engine accepts.
         scored: completion tokens of each row.
     """
     session = run.session

@@ -1,11 +1,23 @@
-"""The Engine protocol, the engine on plain transformers, and which engines are usable here."""
+"""The engines that a run can be attached to. To add one, write its module and a row here."""
 
 from __future__ import annotations
 
-import importlib.util
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import TYPE_CHECKING, Any
 
-SGLANG_VERSIONS = ("0.5.17", "0.5.23")
+from mezo._registry import Registry
+
+if TYPE_CHECKING:
+    from mezo.config import MeZOConfig
+    from mezo.engines.base import Engine, Session
+
+# Nothing is imported until an engine is asked for.
+ENGINES: Registry[Engine] = Registry(
+    "engine",
+    {
+        "sglang": "mezo.engines.sglang.engine:ENGINE",
+        "transformers": "mezo.engines.transformers:ENGINE",
+    },
+)
 
 
 class EngineError(RuntimeError):
@@ -15,46 +27,31 @@ class EngineError(RuntimeError):
 def available() -> dict[str, str | None]:
     """Say which engines can be used here: {name: None, or why not in one sentence}.
 
-    Nothing is imported or started for it.
+    No engine is started for it.
     """
-    return {"sglang": _why_not_sglang(), "transformers": _why_not_transformers()}
+    return {name: ENGINES[name].why_not() for name in ENGINES}
 
 
-def _why_not_transformers() -> str | None:
-    if importlib.util.find_spec("transformers") is None:
-        return "transformers is not installed; run `pip install transformers`."
-    return None
+def open_session(handle: Any, config: MeZOConfig, tokenizer: Any = None) -> Session:
+    """Attach an adapter to an engine's handle.
 
+    Args:
+        handle: what the user holds: an ``sglang.Engine``, a Hugging Face model.
+        config: the adapter and the estimator.
+        tokenizer: the model's tokenizer, in place of the engine's own; or None.
 
-def _why_not_sglang() -> str | None:
-    if importlib.util.find_spec("sglang") is None:
-        return (
-            "SGLang is not installed; on a GPU host run `pip install 'mezo-sglang[sglang]'`, on a "
-            "CPU host `make setup` in a clone."
-        )
-    if not any(point.name == "mezo" for point in entry_points(group="sglang.srt.plugins")):
-        return (
-            "SGLang does not see the mezo plugin; install mezo-sglang (`pip install .`) instead of "
-            "running it from a source folder."
-        )
-    try:
-        found = version("sglang")
-    except PackageNotFoundError:
-        return "SGLang has no version metadata; install it from a wheel."
-    oldest, newest = (_number(v) for v in SGLANG_VERSIONS)
-    if not oldest <= _number(found) <= newest:
-        return (
-            f"SGLang must be {SGLANG_VERSIONS[0]} to {SGLANG_VERSIONS[1]}, got {found}; "
-            f"run `pip install sglang=={SGLANG_VERSIONS[1]}`."
-        )
-    return None
+    Returns:
+        The session.
 
-
-def _number(text: str) -> tuple[int, ...]:
-    """The leading numbers of a version."""
-    numbers = []
-    for part in text.split("."):
-        if not part.isdigit():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)
+    Raises:
+        TypeError: no engine knows such a handle.
+        ValueError, NotImplementedError, RuntimeError: see `mezo.attach`.
+    """
+    for name in ENGINES:
+        session = ENGINES[name].open(handle, config, tokenizer)
+        if session is not None:
+            return session
+    raise TypeError(
+        "attach: engine must be an sglang.Engine or a Hugging Face causal language model, "
+        f"got {type(handle).__name__}; make one with mezo.launch_engine(model_path, config)."
+    )

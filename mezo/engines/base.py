@@ -8,9 +8,45 @@ from typing import Any, Protocol
 
 import torch
 
+from mezo.config import MeZOConfig
 from mezo.core.messages import Check, ProgressReply, StepReply, StepRequest
 from mezo.core.rows import Rows, Scores
 from mezo.data.encode import Invocation
+
+
+class Engine(Protocol):
+    """One kind of engine."""
+
+    def why_not(self) -> str | None:
+        """Return why it cannot be used here, in one sentence, or None. Starts nothing."""
+        ...
+
+    def launch(
+        self, model: str, config: MeZOConfig, *, threads: int | None = None
+    ) -> AbstractContextManager[Any]:
+        """Start it with a model, sized for a run, and end it when the context ends.
+
+        Args:
+            model: directory or hub name.
+            config: the run it has to hold.
+            threads: CPU hosts: threads of the engine; None: the engine's own choice.
+
+        Returns:
+            A context manager that gives the handle for `open`.
+
+        Raises:
+            ImportError: it is not installed.
+            EngineError: it cannot start.
+        """
+        ...
+
+    def tokenizer(self, model: str) -> Any:
+        """Return the tokenizer to open a launched engine with; None where it has its own."""
+        ...
+
+    def open(self, handle: Any, config: MeZOConfig, tokenizer: Any) -> Session | None:
+        """Attach an adapter to a handle; None if the handle is not of this kind."""
+        ...
 
 
 class Session(Protocol):

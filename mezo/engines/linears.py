@@ -124,7 +124,7 @@ def _missing(missing: Sequence[str], linears: ModelLinears) -> str:
     return (
         f"attach: target_modules must be linear layers of {linears.model_class} as Hugging Face "
         f"and PEFT name them, got {wrong}, {what}; "
-        + (f"take {choice} in their place, " if choice and not same else "take other ones, ")
+        + (f"use {choice} in their place, " if choice and not same else "use other ones, ")
         + "or attach the transformers model (engine='transformers')."
     )
 

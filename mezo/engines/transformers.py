@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -10,10 +11,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-import transformers
 
 from mezo._host import fp32_products, warn_of_products
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo.core.messages import Check, ProgressReply, StepReply, StepRequest
 from mezo.core.rows import THETA, Rows, Scores, run_slots
 from mezo.core.state import AdapterSlot, AdapterState
@@ -32,7 +32,7 @@ _locks: WeakKeyDictionary[Any, AbstractContextManager[Any]] = WeakKeyDictionary(
 class _LoraLinear(torch.nn.Module):
     """A linear layer with one adapter slot switched on at a time (or none: the base model)."""
 
-    def __init__(self, base: torch.nn.Linear, config: MezoConfig, slots: Sequence[str]) -> None:
+    def __init__(self, base: torch.nn.Linear, config: MeZOConfig, slots: Sequence[str]) -> None:
         super().__init__()
         self.base = base
         self.scaling = config.scaling
@@ -83,7 +83,9 @@ class TransformersSession:
 
     engine_name = "transformers"
 
-    def __init__(self, model: Any, config: MezoConfig, tokenizer: Any = None) -> None:
+    def __init__(self, model: Any, config: MeZOConfig, tokenizer: Any = None) -> None:
+        import transformers
+
         self.versions = {
             "transformers": transformers.__version__,
             "torch": torch.__version__,
@@ -109,7 +111,7 @@ class TransformersSession:
             self.close()
             raise
 
-    def _new_state(self, config: MezoConfig, slots: Sequence[str]) -> AdapterState:
+    def _new_state(self, config: MeZOConfig, slots: Sequence[str]) -> AdapterState:
         """The adapter's masters, bound to the slots of the wrapped layers."""
         specs, views = [], {slot: [] for slot in slots}  # type: ignore[var-annotated]
         for name, layer in self._layers.items():
@@ -253,7 +255,7 @@ def _partners(
     return partners
 
 
-def _wrap(model: Any, config: MezoConfig, slots: Sequence[str]) -> dict[str, _LoraLinear]:
+def _wrap(model: Any, config: MeZOConfig, slots: Sequence[str]) -> dict[str, _LoraLinear]:
     """Replace the target modules by adapted ones; returns them in the model's order."""
     found = {
         name: module
@@ -285,3 +287,45 @@ def _wrap(model: Any, config: MezoConfig, slots: Sequence[str]) -> dict[str, _Lo
     for name, layer in layers.items():
         model.set_submodule(name, layer)
     return layers
+
+
+class TransformersEngine:
+    """See `mezo.engines.base.Engine`."""
+
+    def why_not(self) -> str | None:
+        """Return why transformers cannot be used here, in one sentence, or None."""
+        if importlib.util.find_spec("transformers") is None:
+            return "transformers is not installed; run `pip install transformers`."
+        return None
+
+    @contextmanager
+    def launch(
+        self, model: str, config: MeZOConfig, *, threads: int | None = None
+    ) -> Iterator[Any]:
+        """Load a model onto the GPU in bf16, or without one into memory in fp32.
+
+        ``threads`` are torch's own: the model runs in this process.
+        """
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        yield loaded.to(device)
+
+    def tokenizer(self, model: str) -> Any:
+        """Load the model's tokenizer."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(model)
+
+    def open(self, handle: Any, config: MeZOConfig, tokenizer: Any) -> TransformersSession | None:
+        """Attach an adapter to a Hugging Face causal language model."""
+        if not isinstance(handle, torch.nn.Module):
+            return None
+        return TransformersSession(handle, config, tokenizer)
+
+
+ENGINE = TransformersEngine()

@@ -1,6 +1,6 @@
-"""Losses of a batch from the log-likelihoods of its rows.
+"""`Objective` and `Targets`: losses of a batch from the log-likelihoods of its rows.
 
-Engines return one number a row, the sum of the log-likelihoods of its completion tokens (nats).
+Engines return one number per row, the sum of the log-likelihoods of its completion tokens (nats).
 Everything after that is a handful of scalars, computed here in float64, the same for every engine.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -17,53 +18,57 @@ class Targets:
 
     Args:
         counts: completion tokens of each row, >= 1.
-        num_options: rows of each example (classification), or None (completion: one row each).
+        num_options: rows of each example, or None: one row each, a completion.
         labels: index of the right option of each example, or None.
+        objective: name of the loss; None: "classification" where there are options, else
+            "completion".
     """
 
     counts: tuple[int, ...]
     num_options: tuple[int, ...] | None = None
     labels: tuple[int, ...] | None = None
+    objective: str | None = None
+
+
+class Objective(Protocol):
+    """One kind of loss."""
 
     @property
-    def is_classification(self) -> bool:
-        """Whether the rows are options of labelled examples."""
-        return self.num_options is not None
+    def needs_options(self) -> bool:
+        """Whether its rows are options of labelled examples; else they are completions."""
+        ...
 
+    def loss(self, targets: Targets, logprob_sums: Sequence[float]) -> float:
+        """Return the loss of a batch, in nats.
 
-def batch_loss(targets: Targets, logprob_sums: Sequence[float]) -> float:
-    """Return the loss of a batch, in nats.
+        Args:
+            targets: R rows.
+            logprob_sums: R sums of completion-token log-likelihoods, nats.
 
-    Completion: mean negative log-likelihood of all completion tokens of the batch. Classification:
-    mean over examples of the cross-entropy over the options' mean token log-likelihoods.
+        Returns:
+            The loss, float64; NaN or inf where a sum is.
 
-    Args:
-        targets: R rows.
-        logprob_sums: R sums of completion-token log-likelihoods, nats.
+        Numerics: the order of the rows must not matter (see `exact_sum`): a different order of the
+            plus and the minus rows would look like a gradient.
+        """
+        ...
 
-    Returns:
-        The loss, float64.
+    def example_losses(self, targets: Targets, logprob_sums: Sequence[float]) -> list[float]:
+        """Return what each example adds to a batch's loss, in nats."""
+        ...
 
-    Numerics: float64, exactly rounded sums: the order of the rows does not matter.
-    Source: Malladi et al. 2023 (arXiv 2305.17333), appendix E.
-    """
-    terms = example_losses(targets, logprob_sums)
-    count = len(terms) if targets.is_classification else sum(targets.counts)
-    return _sum(terms) / count
+    def predictions(
+        self, targets: Targets, logprob_sums: Sequence[float]
+    ) -> list[int | None] | None:
+        """Return the option that each example's scores name, and None for all where there is none.
 
+        None for an example whose scores name no option: one is NaN or +inf, or all are -inf.
+        """
+        ...
 
-def example_losses(targets: Targets, logprob_sums: Sequence[float]) -> list[float]:
-    """Return what each example adds to a batch's loss, in nats.
-
-    Completion: the sum of its tokens' negative log-likelihoods. Classification: its cross-entropy.
-    """
-    if not targets.is_classification:
-        return [-value for value in logprob_sums]
-    assert targets.labels is not None
-    return [
-        _log_sum_exp(scores) - scores[label]
-        for scores, label in zip(option_scores(targets, logprob_sums), targets.labels, strict=True)
-    ]
+    def is_normalised(self, targets: Targets) -> tuple[bool, ...]:
+        """Return, per row, whether its score has to be a log-likelihood; see `Rows`."""
+        ...
 
 
 def signal_to_noise(plus: Sequence[float], minus: Sequence[float]) -> float | None:
@@ -83,7 +88,7 @@ def signal_to_noise(plus: Sequence[float], minus: Sequence[float]) -> float | No
         The ratio; None for fewer than two examples, or where all differences are equal.
     """
     differences = [p - m for p, m in zip(plus, minus, strict=True)]
-    count, total = len(differences), _sum(differences)
+    count, total = len(differences), exact_sum(differences)
     if count < 2 or not math.isfinite(total):
         return None
     mean = total / count
@@ -91,44 +96,9 @@ def signal_to_noise(plus: Sequence[float], minus: Sequence[float]) -> float | No
     return abs(total) / math.sqrt(count * variance) if variance > 0 else None
 
 
-def option_scores(targets: Targets, logprob_sums: Sequence[float]) -> list[list[float]]:
-    """Return, per example, the mean token log-likelihood of each option (nats)."""
-    assert targets.num_options is not None
-    means = [s / n for s, n in zip(logprob_sums, targets.counts, strict=True)]
-    scores, start = [], 0
-    for size in targets.num_options:
-        scores.append(means[start : start + size])
-        start += size
-    return scores
-
-
-def predictions(targets: Targets, logprob_sums: Sequence[float]) -> list[int | None]:
-    """Return, per example, the index of the most likely option (the first of equals).
-
-    None where the scores name none: one is NaN or +inf, or all are -inf.
-    """
-    return [_best(scores) for scores in option_scores(targets, logprob_sums)]
-
-
-def _best(scores: Sequence[float]) -> int | None:
-    """The index of the largest score, or None."""
-    # NaN first: what `max` makes of it depends on the order.
-    if any(math.isnan(score) for score in scores) or not math.isfinite(max(scores)):
-        return None
-    return max(range(len(scores)), key=scores.__getitem__)
-
-
-def _sum(values: Sequence[float]) -> float:
+def exact_sum(values: Sequence[float]) -> float:
     """Return the exactly rounded sum; inf or NaN where there is none."""
     try:
         return math.fsum(values)
     except (OverflowError, ValueError):  # beyond float64, or inf - inf
         return sum(values)
-
-
-def _log_sum_exp(values: Sequence[float]) -> float:
-    """Return log(sum(exp(values))) without overflow; NaN if one of them is."""
-    top = max(values)
-    if not math.isfinite(top):
-        return math.nan if any(map(math.isnan, values)) else top
-    return top + math.log(math.fsum(math.exp(v - top) for v in values))

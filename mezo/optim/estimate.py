@@ -1,8 +1,37 @@
-"""The estimator on scalars: two losses in, one coefficient out."""
+"""Estimators: losses of perturbed weights in, one number per direction out."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Estimator(Protocol):
+    """Estimates directional derivatives from losses; scalars only."""
+
+    def projected_grads(
+        self, losses_plus: Sequence[float], losses_minus: Sequence[float], eps: float
+    ) -> list[float]:
+        """Return the estimate along each of n directions, before it is clipped.
+
+        Args:
+            losses_plus: n losses L(theta + eps z), nats, all finite.
+            losses_minus: n losses L(theta - eps z), nats, all finite.
+            eps: perturbation scale, not 0.
+        """
+        ...
+
+
+class TwoSided:
+    """SPSA's two-point estimate along each direction, see `projected_grad`."""
+
+    def projected_grads(
+        self, losses_plus: Sequence[float], losses_minus: Sequence[float], eps: float
+    ) -> list[float]:
+        """See `Estimator.projected_grads`."""
+        pairs = zip(losses_plus, losses_minus, strict=True)
+        return [projected_grad(plus, minus, eps) for plus, minus in pairs]
 
 
 def projected_grad(loss_plus: float, loss_minus: float, eps: float) -> float:
@@ -24,50 +53,7 @@ def projected_grad(loss_plus: float, loss_minus: float, eps: float) -> float:
 
 
 def clip_projected_grad(value: float, bound: float | None) -> float:
-    """Return ``value`` limited to [-bound, bound]; ``bound=None`` leaves it alone."""
+    """Return ``value`` limited to [-bound, bound]; ``bound=None`` does not change it."""
     if bound is None:
         return value
     return math.copysign(min(abs(value), bound), value)
-
-
-def update_coefficient(value: float, lr: float, num_directions: int) -> float:
-    """Return c of ``theta <- fma(c, z, theta)`` for one of ``num_directions`` averaged directions.
-
-        c = -lr * projected_grad / num_directions
-
-    Args:
-        value: the (clipped) projected_grad of the direction.
-        lr: learning rate.
-        num_directions: directions averaged in this step.
-
-    Returns:
-        The coefficient; the kernels round it to fp32 once.
-
-    Source: Malladi et al. 2023 (arXiv 2305.17333), Algorithms 1 and 2.
-    """
-    return -lr * value / num_directions
-
-
-def learning_rate(base: float, step: int, num_steps: int, schedule: str) -> float:
-    """Return the learning rate of ``step`` (0-based) in a run of ``num_steps``.
-
-    Args:
-        base: the rate of step 0.
-        step: 0 .. num_steps - 1.
-        num_steps: length of the run.
-        schedule: "constant", "linear" (to 0) or "cosine" (to 0).
-
-    Raises:
-        ValueError: an unknown schedule.
-    """
-    progress = step / num_steps
-    if schedule == "constant":
-        return base
-    if schedule == "linear":
-        return base * (1.0 - progress)
-    if schedule == "cosine":
-        return base * 0.5 * (1.0 + math.cos(math.pi * progress))
-    raise ValueError(
-        "learning_rate: schedule must be 'constant', 'linear' or 'cosine', "
-        f"got {schedule!r}; take 'constant'."
-    )

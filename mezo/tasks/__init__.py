@@ -1,13 +1,17 @@
-"""Data sets as batches: what a prompt looks like, and which words stand for the labels."""
+"""Data sets as batches: what a prompt looks like, and which words stand for the labels.
+
+To add one, write its module and a row here.
+"""
 
 from __future__ import annotations
 
+from mezo._registry import Registry
 from mezo.tasks import rotten_tomatoes
-from mezo.tasks.base import Example, Splits, Task
+from mezo.tasks.base import Example, OptionTask, Splits, Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (rotten_tomatoes.TASK,)}
+TASKS: Registry[Task] = Registry("task", {"rotten_tomatoes": rotten_tomatoes.TASK})
 
-__all__ = ["TASKS", "Example", "Splits", "Task", "get"]
+__all__ = ["TASKS", "Example", "OptionTask", "Splits", "Task", "get"]
 
 
 def get(name: str) -> Task:
@@ -16,7 +20,4 @@ def get(name: str) -> Task:
     Raises:
         ValueError: there is none.
     """
-    if name not in TASKS:
-        names = ", ".join(sorted(TASKS))
-        raise ValueError(f"get: task must be one of: {names}; got {name!r}, take one of these.")
     return TASKS[name]

@@ -105,7 +105,7 @@ def _ensure(asset: _Asset) -> Path:
             source = _fetch(asset, Path(name))
             asset.make(source, made)
             _write_marker(asset, made)
-            _publish(asset, made, directory)
+            _move_into_place(asset, made, directory)
     except OSError as error:
         if error.errno is None:  # transformers' own, about a file it does not understand
             raise
@@ -147,7 +147,7 @@ def _write_marker(asset: _Asset, directory: Path) -> None:
     (directory / _MARKER).write_text(text, encoding="utf-8")
 
 
-def _publish(asset: _Asset, made: Path, directory: Path) -> None:
+def _move_into_place(asset: _Asset, made: Path, directory: Path) -> None:
     """Rename a finished asset to its place, unless another process was faster."""
     if directory.exists() and not _is_complete(asset, directory):
         shutil.rmtree(directory)

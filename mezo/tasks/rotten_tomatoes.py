@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import random
 from pathlib import Path
 
+from mezo.data import formats
+from mezo.data.formats import Record
 from mezo.tasks import assets
-from mezo.tasks.base import Example, Splits, Task
+from mezo.tasks.base import Example, OptionTask, Splits
 
 NUM_TEST = 1000
 NUM_DEV = 500
@@ -15,14 +16,14 @@ _COLUMNS = ("text", "label", "source")
 _SOURCE = "rotten_tomatoes"
 
 
-def load(csv_path: Path | None = None) -> Splits:
+def load(path: Path | None = None) -> Splits:
     """Read the sentences and split them, always alike.
 
     Duplicate texts are dropped, the rest is shuffled with ``random.Random(0)``; the first 1,000
     are the test split, the next 500 the dev split, the other 7,030 are for training.
 
     Args:
-        csv_path: a file with the columns text, label (0 negative, 1 positive) and source; default
+        path: a file with the columns text, label (0 negative, 1 positive) and source; default
             `mezo.tasks.assets.rotten_tomatoes_csv`.
 
     Returns:
@@ -32,19 +33,17 @@ def load(csv_path: Path | None = None) -> Splits:
         ValueError: other columns, a label that is neither 0 nor 1, too few sentences.
         AssetError: the file has to be fetched and cannot be.
     """
-    path = assets.rotten_tomatoes_csv() if csv_path is None else Path(csv_path)
+    path = assets.rotten_tomatoes_csv() if path is None else Path(path)
     examples: dict[str, Example] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        columns = tuple(reader.fieldnames or ())
-        if not set(_COLUMNS) <= set(columns):
-            raise ValueError(
-                f"load: {path} must have the columns {_COLUMNS}, got {columns}; "
-                "pass the file of mezo.tasks.assets.rotten_tomatoes_csv()."
-            )
-        for row in reader:
-            if row["source"] == _SOURCE:
-                examples.setdefault(row["text"], _example(row, f"{path}:{reader.line_num}"))
+    table = formats.read(path)
+    if not set(_COLUMNS) <= set(table.columns):
+        raise ValueError(
+            f"load: {path} must have the columns {_COLUMNS}, got {table.columns}; "
+            "pass the file of mezo.tasks.assets.rotten_tomatoes_csv()."
+        )
+    for record in table.records:
+        if record.fields["source"] == _SOURCE:
+            examples.setdefault(record.fields["text"], _example(record))
     shuffled = list(examples.values())
     if len(shuffled) <= NUM_TEST + NUM_DEV:
         raise ValueError(
@@ -64,18 +63,31 @@ def prompt(text: str) -> str:
     return text.strip()
 
 
-def _example(row: dict[str, str], where: str) -> Example:
-    if row["label"] not in ("0", "1"):
+def _example(record: Record) -> Example:
+    label = record.fields["label"]
+    if label not in ("0", "1"):
         raise ValueError(
-            f"load: label in {where} must be 0 or 1, got {row['label']!r}; mend the row."
+            f"load: label in {record.where} must be 0 or 1, got {label!r}; fix the row."
         )
-    return Example(row["text"], int(row["label"]))
+    return Example(record.fields["text"], int(label))
 
 
-TASK = Task(
+TASK = OptionTask(
     name="rotten_tomatoes",
     load=load,
     prompt=prompt,
     invocation=" The movie was",
     options=(" bad", " good"),
+    # Chosen on the dev split for SmolLM2-135M-Instruct and prefix "exact".
+    preset={
+        "num_steps": 400,
+        "lr": 3e-3,
+        "schedule": "linear",
+        "eps": 1e-3,
+        "clip": 3.0,
+        "target_modules": (
+            *("q_proj", "k_proj", "v_proj", "o_proj"),
+            *("gate_proj", "up_proj", "down_proj"),
+        ),
+    },
 )

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from mezo.config import require
 from mezo.run import Run
 
 if TYPE_CHECKING:
     from mezo.train.summary import TrainSummary
     from mezo.train.trainer import MeZOTrainer
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -37,41 +33,6 @@ class PartialTraining:
     adapter: Path | None
     weights: dict[str, torch.Tensor] | None
     sentence: str
-
-
-def check_output(directory: str | Path, files: Sequence[str] = ADAPTER_FILES) -> Path:
-    """Make an output directory and check that files can be written there, before it is needed.
-
-    Args:
-        directory: where files will be written; it is made if needed.
-        files: names of the files.
-
-    Returns:
-        The directory.
-
-    Raises:
-        ValueError: something stands in its way, or nothing can be written there.
-    """
-    path = Path(directory)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        if path.exists() and not path.is_dir():
-            found = "a file"
-        else:
-            found = f"{type(error).__name__} ({error.strerror})"
-        raise ValueError(
-            f"output: {path} must be a directory that can be written to, got {found}; choose "
-            "another directory."
-        ) from error
-    for name in files:
-        require(
-            not (path / name).is_dir(),
-            f"output: {path / name} must be a file or new, got a directory; move it away.",
-        )
-    return path
 
 
 def train_and_save(trainer: MeZOTrainer, directory: str | Path | None) -> TrainSummary:
@@ -112,22 +73,10 @@ def partial_training_of(error: BaseException) -> PartialTraining | None:
     return None
 
 
-@contextmanager
-def closing(close: Callable[[], Any]) -> Iterator[None]:
-    """Call ``close`` at the end; what the block raised is not hidden by a failure of it."""
-    try:
-        yield
-    except BaseException:
-        with suppress(Exception):
-            close()
-        raise
-    close()
-
-
 def _keep(
     trainer: MeZOTrainer, directory: str | Path | None, error: BaseException
 ) -> PartialTraining:
-    """Save what was trained, or take it out of the engine."""
+    """Save what was trained, or copy it from the engine."""
     run = trainer.run
     adapter: Path | None = None
     weights: dict[str, torch.Tensor] | None = None
@@ -137,7 +86,7 @@ def _keep(
             adapter, place = _save_somewhere(run, Path(directory))
         else:
             weights = run.weights()
-            place = "not saved for want of an output, and are error.partial_training.weights"
+            place = "not saved, because there is no output, and are error.partial_training.weights"
     except Exception as second:
         with suppress(Exception):
             weights = run.weights()

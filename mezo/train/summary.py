@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from mezo.results import EvalResult, EvalStatus, StepResult, StepStatus, is_lost
 
@@ -21,7 +20,7 @@ class TrainSummary:
         seconds: spent in steps.
         tokens: computed by the engine in steps, prompts included.
         prompt_tokens: of these, tokens of prompts that run once on the base model (activated).
-        reused_tokens: prompt tokens that rows took from the cache.
+        reused_tokens: prompt tokens that rows got from the cache.
         before: held-out scores before the first step, or None.
         after: held-out scores after the last step, or None. Of a run that was stopped they are the
             last ones taken, or None if there were none after a step.
@@ -67,11 +66,11 @@ class Tally:
         self.before: EvalResult | None = None
         self.after: EvalResult | None = None
         self.stopped_by: str | None = None
-        self.has_ended = False  # took the last batch there was
+        self.has_ended = False  # used the last batch
         self.is_finished = False  # and the last evaluation
 
     def add(self, result: StepResult, seconds: float) -> None:
-        """Take note of a step."""
+        """Note a step."""
         self.num_results += 1
         self.seconds += seconds
         self.tokens += result.tokens
@@ -146,20 +145,3 @@ class Tally:
     def _is_many(self, count: int) -> bool:
         """Whether so many steps of a kind are a problem."""
         return count > 0 and count >= _MANY * self.num_results
-
-
-def pool(parts: Sequence[EvalResult]) -> EvalResult:
-    """Pool evaluations of several batches, weighted by their examples."""
-    n = sum(p.num_examples for p in parts)
-    is_classification = all(p.predictions is not None for p in parts)
-    is_scored = is_classification and all(p.accuracy is not None for p in parts)
-    return EvalResult(
-        loss=sum(p.loss * p.num_examples for p in parts) / n,
-        accuracy=sum((p.accuracy or 0.0) * p.num_examples for p in parts) / n
-        if is_scored
-        else None,
-        predictions=[g for p in parts for g in p.predictions or ()] if is_classification else None,
-        num_examples=n,
-        tokens=sum(p.tokens for p in parts),
-        num_nonfinite=sum(p.num_nonfinite for p in parts),
-    )

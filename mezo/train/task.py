@@ -3,109 +3,81 @@
 from __future__ import annotations
 
 import dataclasses
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mezo import tasks
+from mezo._closing import closing
 from mezo._inputs import require
-from mezo.config import MezoConfig
-from mezo.data.batch import Batch
+from mezo.checkpoint.atomic import check_output
+from mezo.checkpoint.peft import ADAPTER_FILES
+from mezo.config import MeZOConfig, TrainConfig
+from mezo.data.sampling import batches
+from mezo.engines import ENGINES
 from mezo.run import Run, attach
 from mezo.tasks import Example, Task, assets
-from mezo.train.saving import check_output, closing, train_and_save
+from mezo.train.saving import train_and_save
 from mezo.train.task_files import TaskLog, can_plot, closing_words, leave_files, record_of
 from mezo.train.trainer import MeZOTrainer
 
-ENGINES = ("sglang", "transformers")
 _EVAL_BATCH = 50
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskSettings:
-    """A training run on a task.
+def settings_of(**given: Any) -> tuple[TrainConfig, MeZOConfig]:
+    """Return the settings of a training: what is given, else the task's preset, else the default.
 
     Args:
-        task: name of the task (see `mezo.tasks`).
-        output: directory for adapter/, summary.json, steps.jsonl and loss.png.
-        config: the adapter and the estimator.
-        engine: "sglang" or "transformers".
-        model: directory or name of the model; None takes SmolLM2-135M-Instruct from the cache.
-        data: file with the task's data; None takes the cache's.
-        num_steps: steps to take.
-        batch_size: examples a step.
-        schedule: learning rate: "constant", "linear" or "cosine".
-        train_examples: examples to train on, the first of the split; None takes all. With prefix
-            "activated" a set whose prompts fit into the engine's cache is computed only once.
-        max_prompt_tokens: training examples with longer prompts are left out; None keeps all.
-        eval_examples: held-out examples (of any length) to evaluate on.
-        eval_every: steps between evaluations, or None for before and after only.
-        threads: CPU hosts: threads of the engine; None: see `launch_engine`.
+        given: fields of `TrainConfig` and `MeZOConfig`; `output` is needed. Modules may be given as
+            one text with commas.
 
     Raises:
-        ValueError: an unknown task or engine, or a number below 1.
+        ValueError: an unknown task, or what the two classes refuse.
     """
-
-    task: str
-    output: Path
-    config: MezoConfig
-    engine: str = "sglang"
-    model: str | None = None
-    data: Path | None = None
-    num_steps: int = 400
-    batch_size: int = 16
-    schedule: str = "linear"
-    train_examples: int | None = None
-    max_prompt_tokens: int | None = None
-    eval_examples: int = 200
-    eval_every: int | None = None
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        tasks.get(self.task)
-        require(
-            self.engine in ENGINES,
-            f"train: engine must be one of {ENGINES}, got {self.engine!r}; take 'sglang'.",
-        )
-        for name in ("num_steps", "batch_size", "train_examples", "eval_examples", "threads"):
-            value = getattr(self, name)
-            require(
-                value is None or value >= 1,
-                f"train: {name} must be at least 1, got {value}; raise it.",
-            )
+    task = given.get("task", TrainConfig.task)
+    values: dict[str, Any] = {
+        "name": task,
+        "invocation": tasks.get(task).invocation,
+        **tasks.get(task).preset,
+    }
+    values |= given
+    if isinstance(modules := values.get("target_modules"), str):
+        values["target_modules"] = tuple(name.strip() for name in modules.split(","))
+    loop = {f.name for f in dataclasses.fields(TrainConfig)}
+    settings = TrainConfig(**{name: values[name] for name in values if name in loop})
+    return settings, MeZOConfig(**{name: values[name] for name in values if name not in loop})
 
 
-def train_task(settings: TaskSettings) -> dict[str, Any]:
+def train_task(settings: TrainConfig, config: MeZOConfig) -> dict[str, Any]:
     """Train, evaluate before and after, save the adapter, the log, the plot and the summary.
 
-    The adapter is written first, and whatever ends the training, Ctrl-C included: then with the
-    steps taken until then. Nothing that fails afterwards takes it away.
+    The adapter is written first. Whatever ends the training, Ctrl-C included, it is
+    written with the steps taken until then. Nothing that fails afterwards removes it.
 
     Args:
-        settings: what to do.
+        settings: the training.
+        config: the adapter and the estimator, with the task's invocation.
 
     Returns:
         The content of summary.json; look at its "problems".
 
     Raises:
-        ValueError: output cannot be written to, no training example is short enough, or one is too
-            long for the engine.
+        ValueError: an unknown task or engine, output cannot be written to, no training example is
+            short enough, or one is too long for the engine.
         AssetError: the model or the data cannot be fetched.
         ImportError: the engine is not installed.
         BaseException: whatever stopped the training; if a step was taken, the files are there and
             the exception has a `PartialTraining` as ``partial_training``.
     """
-    task = tasks.get(settings.task)
-    check_output(settings.output, files=("summary.json", "steps.jsonl", "loss.png"))
-    check_output(settings.output / "adapter")
+    task, engine = tasks.get(settings.task), ENGINES[settings.engine]
+    check_output(settings.output, ("summary.json", "steps.jsonl", "loss.png"))
+    check_output(settings.output / "adapter", ADAPTER_FILES)
     has_plots = can_plot()
     model = settings.model or str(assets.model_dir())
     splits = task.load(settings.data)
     print(f"Starting the {settings.engine} engine with {Path(model).name} ...", flush=True)
-    with _engine(settings, model) as (engine, tokenizer):
-        run = attach(engine, settings.config, tokenizer=tokenizer)
+    with engine.launch(model, config, threads=settings.threads) as handle:
+        run = attach(handle, config, tokenizer=engine.tokenizer(model))
         with closing(run.close):
             train = _short_enough(splits.train, task, run, settings.max_prompt_tokens)[
                 : settings.train_examples
@@ -117,10 +89,10 @@ def train_task(settings: TaskSettings) -> dict[str, Any]:
             )
             _check_rows(train, task, run)
             held_out = splits.test[: settings.eval_examples]
-            log = TaskLog(settings, task, model, can_plot=has_plots)
+            log = TaskLog(settings, config, model, can_plot=has_plots)
             trainer = MeZOTrainer(
                 run,
-                batches(task, train, settings.batch_size, settings.config.seed),
+                map(task.batch, batches(train, settings.batch_size, config.seed)),
                 num_steps=settings.num_steps,
                 schedule=settings.schedule,
                 held_out=[
@@ -136,7 +108,12 @@ def train_task(settings: TaskSettings) -> dict[str, Any]:
 
 
 def _train(
-    settings: TaskSettings, trainer: MeZOTrainer, log: TaskLog, *, num_train: int, model: str
+    settings: TrainConfig,
+    trainer: MeZOTrainer,
+    log: TaskLog,
+    *,
+    num_train: int,
+    model: str,
 ) -> dict[str, Any]:
     """Train and leave the files, whatever happens; the adapter comes first."""
 
@@ -155,16 +132,6 @@ def _train(
     return leave()
 
 
-def batches(task: Task, examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[Batch]:
-    """Yield batches without end, reshuffled each epoch; the order is a function of the seed."""
-    rng = random.Random(seed)
-    while True:
-        order = list(examples)
-        rng.shuffle(order)
-        for i in range(0, len(order) - batch_size + 1, batch_size):
-            yield task.batch(order[i : i + batch_size])
-
-
 def _short_enough(
     examples: Sequence[Example], task: Task, run: Run, limit: int | None
 ) -> list[Example]:
@@ -177,7 +144,7 @@ def _short_enough(
 
 
 def _check_rows(examples: Sequence[Example], task: Task, run: Run) -> None:
-    """Raise for an example whose rows the engine does not take, before a step is lost to it."""
+    """Raise for an example whose rows are too long for the engine, before a step fails."""
     for example in examples:
         # A token has at least one byte, or an eighth where the tokenizer unfolds characters.
         if 8 * len(task.prompt(example.text).encode()) + 256 > run.session.max_row_tokens:
@@ -188,24 +155,3 @@ def _check_rows(examples: Sequence[Example], task: Task, run: Run) -> None:
                     f"train: every training example must fit the engine, got {error} The text "
                     f"begins {example.text[:40]!r}; set max_prompt_tokens."
                 ) from error
-
-
-@contextmanager
-def _engine(settings: TaskSettings, model: str) -> Iterator[tuple[Any, Any]]:
-    """The engine and, for transformers, the tokenizer."""
-    if settings.engine == "sglang":
-        from mezo.engines.sglang.launch import launch_engine
-
-        engine = launch_engine(model, settings.config, threads=settings.threads)
-        with closing(engine.shutdown):
-            yield engine, None
-        return
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    hf_model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-    yield hf_model.to(device), AutoTokenizer.from_pretrained(model)

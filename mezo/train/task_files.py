@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 
+from mezo.checkpoint.records import JsonLines, write_json
+from mezo.config import MeZOConfig, TrainConfig
 from mezo.results import EvalResult
-from mezo.tasks import Task
-from mezo.train.report import EvalPoint, ProgressBar, StepPoint, plain, plot_losses, write_json
-from mezo.train.trainer import MeZOTrainer, Progress
-
-if TYPE_CHECKING:
-    from mezo.train.task import TaskSettings
+from mezo.train.callbacks import Progress
+from mezo.train.plots import EvalPoint, StepPoint, plot_losses
+from mezo.train.progress import ProgressBar
+from mezo.train.trainer import MeZOTrainer
 
 
 def can_plot() -> bool:
@@ -35,24 +34,26 @@ class TaskLog:
     """Shows progress, writes steps.jsonl and keeps the points of the plot.
 
     Args:
-        settings: of the run.
-        task: what is trained on.
+        settings: of the training.
+        config: of the run.
         model: directory or name of the model.
         can_plot: whether to draw loss.png.
     """
 
-    def __init__(self, settings: TaskSettings, task: Task, model: str, *, can_plot: bool) -> None:
+    def __init__(
+        self, settings: TrainConfig, config: MeZOConfig, model: str, *, can_plot: bool
+    ) -> None:
         self._settings = settings
         self._can_plot = can_plot
         self.has_plot = False
         self._bar = ProgressBar(settings.num_steps)
-        self._file: TextIO | None = (settings.output / "steps.jsonl").open("w", encoding="utf-8")
+        self._lines = JsonLines(settings.output / "steps.jsonl")
         self._steps: list[StepPoint] = []
         self.evaluations: list[EvalPoint] = []
         self.problems: list[str] = []
         self._label = (
-            f"{Path(model).name} on {task.name}, engine {settings.engine}, "
-            f"prefix {settings.config.prefix}, seed {settings.config.seed}"
+            f"{Path(model).name} on {settings.task}, engine {settings.engine}, "
+            f"prefix {config.prefix}, seed {config.seed}"
         )
 
     def __enter__(self) -> TaskLog:
@@ -61,12 +62,10 @@ class TaskLog:
 
     def __exit__(self, *exc: object) -> None:
         self._bar.__exit__(*exc)
-        if self._file is not None:
-            with suppress(OSError):  # every line was flushed
-                self._file.close()
+        self._lines.close()
 
     def __call__(self, progress: Progress) -> None:
-        """Take note of a step or an evaluation."""
+        """Note a step or an evaluation."""
         if progress.evaluation is not None:
             scores = progress.evaluation
             self.evaluations.append(
@@ -89,17 +88,11 @@ class TaskLog:
 
     def _write(self, record: dict[str, Any]) -> None:
         """Add a line to steps.jsonl; a disk that is full ends the log, not the training."""
-        if self._file is None:
-            return
         try:
-            self._file.write(json.dumps(plain(record), allow_nan=False) + "\n")
-            self._file.flush()
+            self._lines.write(record)
         except OSError as error:
             self.problems.append(f"steps.jsonl ends at step {record['step']}: {error}.")
             self._bar.write(self.problems[-1])
-            file, self._file = self._file, None
-            with suppress(OSError):
-                file.close()
 
     def plot(self) -> None:
         """Draw loss.png if that is possible."""
@@ -125,12 +118,12 @@ def _score_words(scores: EvalResult) -> str:
 
 
 def record_of(
-    settings: TaskSettings, trainer: MeZOTrainer, log: TaskLog, *, num_train: int, model: str
+    settings: TrainConfig, trainer: MeZOTrainer, log: TaskLog, *, num_train: int, model: str
 ) -> dict[str, Any]:
     """Return what summary.json holds."""
     from mezo import __version__
 
-    summary = trainer.summary
+    summary, config = trainer.summary, trainer.run.config
 
     def scores(result: EvalResult | None) -> dict[str, Any] | None:
         if result is None:
@@ -146,7 +139,7 @@ def record_of(
         "completed": summary.steps == summary.num_steps and trainer.is_finished,
         "held_out": {"before": scores(summary.before), "after": scores(summary.after)},
         "batch_size": settings.batch_size,
-        "config": dataclasses.asdict(settings.config),
+        "config": dataclasses.asdict(config),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "engine": settings.engine,
         "evaluations": log.evaluations,
@@ -158,7 +151,7 @@ def record_of(
         "problems": [*summary.problems, *log.problems],
         "schedule": settings.schedule,
         "seconds_per_step": summary.seconds / max(summary.steps, 1),
-        "seed": settings.config.seed,
+        "seed": config.seed,
         "skipped_steps": summary.skipped,
         "statuses": summary.statuses,
         "steps": summary.steps,
@@ -173,7 +166,7 @@ def record_of(
 
 
 def closing_words(record: dict[str, Any], output: Path, *, has_plot: bool) -> str:
-    """Say what was reached, where it lies, and why it is not to be trusted."""
+    """Say what was reached, where it is, and why not to trust it."""
     before, after = record["held_out"]["before"], record["held_out"]["after"]
 
     def number(value: float | None, digits: int) -> str:

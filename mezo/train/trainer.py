@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from mezo._arguments import check_trainer, checked_config, checked_path
-from mezo.config import MezoConfig, require
+from mezo._arguments import check_trainer
+from mezo._inputs import require
+from mezo.config import TrainConfig
 from mezo.data.batch import Batch, EncodedBatch
-from mezo.optim.estimate import learning_rate
-from mezo.results import EvalResult, StepResult
-from mezo.run import Run, attach, checked_run
-from mezo.train.saving import check_output, closing, partial_training_of, train_and_save
-from mezo.train.summary import Tally, TrainSummary, pool
+from mezo.optim.schedule import SCHEDULES, learning_rate
+from mezo.results import EvalResult
+from mezo.run import Run, checked_run
+from mezo.train.callbacks import Callback, Progress
+from mezo.train.evaluate import evaluate
+from mezo.train.summary import Tally, TrainSummary
 
 logger = logging.getLogger(__name__)
 _END = object()
-
-# Called after every step and every evaluation; None is what did not happen.
-Callback = Callable[["Progress"], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """What a callback sees.
-
-    Args:
-        step: steps taken so far.
-        num_steps: steps of the whole run.
-        seconds: since training began, without evaluations.
-        result: the step's result, or None after an evaluation.
-        evaluation: the evaluation, or None after a step.
-    """
-
-    step: int
-    num_steps: int
-    seconds: float
-    result: StepResult | None = None
-    evaluation: EvalResult | None = None
 
 
 class MeZOTrainer:
@@ -54,7 +32,7 @@ class MeZOTrainer:
 
     Args:
         run: from `mezo.attach`.
-        batches: the training batches, one a step.
+        batches: the training batches, one per step.
         num_steps: steps to take. A stream that turns out to be shorter ends the training early.
         schedule: learning rate: "constant", "linear" (to 0) or "cosine" (to 0).
         held_out: batches to evaluate on, before, after and every ``eval_every`` steps.
@@ -73,9 +51,9 @@ class MeZOTrainer:
         batches: Iterable[Batch | EncodedBatch],
         *,
         num_steps: int,
-        schedule: str = "constant",
+        schedule: str = TrainConfig.schedule,
         held_out: Sequence[Batch | EncodedBatch] = (),
-        eval_every: int | None = None,
+        eval_every: int | None = TrainConfig.eval_every,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         checked_run("MeZOTrainer", run)
@@ -140,7 +118,7 @@ class MeZOTrainer:
         return self.summary
 
     def _note_last(self) -> None:
-        """Take note of a step that was taken, but interrupted before that."""
+        """Note a step that was taken, but interrupted before it was noted."""
         with suppress(Exception):  # the engine may be gone
             self.run.sync()
         last, tally = self.run.last_result, self._tally
@@ -179,8 +157,7 @@ class MeZOTrainer:
         """Score the held-out batches, pooled over their examples; None without any."""
         if not self.held_out:
             return None
-        parts = [self.run.evaluate(batch) for batch in self.held_out]
-        pooled = pool(parts)
+        pooled = evaluate(self.run, self.held_out)
         self._call(Progress(step, self.num_steps, seconds, evaluation=pooled))
         return pooled
 
@@ -192,10 +169,10 @@ class MeZOTrainer:
 def check_loop(
     batches: Any,
     num_steps: Any,
-    schedule: str = "constant",
-    eval_every: Any = None,
-    held_out: Any = (),
-    callbacks: Any = (),
+    schedule: str,
+    eval_every: Any,
+    held_out: Any,
+    callbacks: Any,
 ) -> None:
     """Check a training loop's arguments as far as that goes without a run.
 
@@ -208,7 +185,7 @@ def check_loop(
         "MeZOTrainer: num_steps and eval_every must be at least 1, got "
         f"{num_steps} and {eval_every}; pass positive integers.",
     )
-    learning_rate(1.0, 0, num_steps, schedule)  # an unknown schedule raises here
+    SCHEDULES.check(schedule, "MeZOTrainer: ")
     length = _length(batches)
     require(
         length is None or length >= num_steps,
@@ -237,81 +214,3 @@ def _encoded(run: Run, what: str, batches: Sequence[Batch | EncodedBatch]) -> li
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"MeZOTrainer: {what}[{i}] is bad: {error}") from error
     return encoded
-
-
-def finetune(
-    engine: Any,
-    batches: Iterable[Batch | EncodedBatch],
-    *,
-    num_steps: int,
-    config: MezoConfig | None = None,
-    tokenizer: Any = None,
-    output: str | Path | None = None,
-    schedule: str = "constant",
-    held_out: Sequence[Batch | EncodedBatch] = (),
-    eval_every: int | None = None,
-    callbacks: Sequence[Callback] = (),
-) -> TrainSummary:
-    """Attach a fresh adapter, train it, save it as a PEFT adapter and take it out again.
-
-    Args:
-        engine: as in `mezo.attach`, or the path of a model: then an SGLang engine is started for
-            the time of the call.
-        batches: the training batches, one a step.
-        num_steps: steps to take.
-        config: the adapter and the estimator.
-        tokenizer: see `mezo.attach`.
-        output: directory for the adapter, or None to save nothing.
-        schedule: see `MeZOTrainer`, like the following ones.
-        held_out: batches to evaluate on.
-        eval_every: steps between evaluations.
-        callbacks: called after each step and evaluation.
-
-    Returns:
-        The summary; look at its ``problems``.
-
-    Raises:
-        ValueError: ``output`` cannot be written to, or what `mezo.attach` and `MeZOTrainer` refuse;
-            no step has been taken then.
-        BaseException: whatever stopped the training, Ctrl-C included. The adapter with the steps
-            taken until then is saved (a log line says where), or kept in
-            ``error.partial_training.weights`` if there is no ``output``.
-    """
-    config = checked_config("finetune", config)
-    check_loop(batches, num_steps, schedule, eval_every, held_out, callbacks)
-    if output is not None:
-        check_output(checked_path("finetune: output", output))
-    if isinstance(engine, (str, Path)):
-        from mezo.engines.sglang.launch import launch_engine
-
-        started = launch_engine(str(engine), config)
-        with closing(started.shutdown):
-            return finetune(
-                started,
-                batches,
-                num_steps=num_steps,
-                config=config,
-                tokenizer=tokenizer,
-                output=output,
-                schedule=schedule,
-                held_out=held_out,
-                eval_every=eval_every,
-                callbacks=callbacks,
-            )
-    run = attach(engine, config, tokenizer=tokenizer)
-    with closing(run.close):
-        trainer = MeZOTrainer(
-            run,
-            batches,
-            num_steps=num_steps,
-            schedule=schedule,
-            held_out=held_out,
-            eval_every=eval_every,
-            callbacks=callbacks,
-        )
-        try:
-            return train_and_save(trainer, output)
-        except BaseException as error:
-            if partial := partial_training_of(error):
-                logger.warning("finetune: %s", partial.sentence)
-            raise

@@ -75,7 +75,7 @@ def test_the_serving_block_runs(tiny_model_dir, tmp_path):
 
 def test_finetune_from_a_path_starts_and_ends_an_engine(tiny_model_dir, tmp_path, no_engine_noise):
     directory = tiny_model_dir("llama")
-    config = mezo.MezoConfig(rank=2, target_modules=("q_proj", "o_proj"), lr=1e-3)
+    config = mezo.MeZOConfig(rank=2, target_modules=("q_proj", "o_proj"), lr=1e-3)
     batch = random_batch(random.Random(0))
     summary = mezo.finetune(
         directory, repeat(batch), num_steps=4, config=config, held_out=[batch], output=tmp_path

@@ -71,14 +71,14 @@ def test_what_peft_would_not_find_is_refused():
             f"{layer}.q_proj.lora_A",
             (2, 8),
             r"got \['q_proj'\], where the layers beside .* are "
-            r"called \['o_proj', 'qkv_proj'\]; take \['qkv_proj'\] in their place, or attach",
+            r"called \['o_proj', 'qkv_proj'\]; use \['qkv_proj'\] in their place, or attach",
         ),
-        (f"{layer}.w_proj.lora_A", (2, 8), r"got \['w_proj'\], .*; take other ones, or attach"),
+        (f"{layer}.w_proj.lora_A", (2, 8), r"got \['w_proj'\], .*; use other ones, or attach"),
         (
             f"language_{layer}.o_proj.lora_A",
             (2, 8),
             "lie elsewhere there "
-            rf"\('{layer}.o_proj' for 'language_{layer}.o_proj'\); take other ones",
+            rf"\('{layer}.o_proj' for 'language_{layer}.o_proj'\); use other ones",
         ),
         (
             f"{layer}.o_proj.lora_A",
@@ -92,13 +92,13 @@ def test_what_peft_would_not_find_is_refused():
         with pytest.raises(ValueError, match=message):
             check_names([(name, shape)], linears, 2)
     split = {f"{layer}.q_proj": (8, 8), f"{layer}.k_proj": (8, 8), f"{layer}.v_proj": (8, 8)}
-    with pytest.raises(ValueError, match=r"take \['q_proj', 'k_proj', 'v_proj'\] in their place"):
+    with pytest.raises(ValueError, match=r"use \['q_proj', 'k_proj', 'v_proj'\] in their place"):
         check_names([(f"{layer}.qkv_proj.lora_A", (2, 8))], ModelLinears("L", split, 0), 2)
 
 
 def test_the_transformers_engine_trains_fused_layers_under_pefts_names(tiny_model_dir, tmp_path):
     model_dir = tiny_model_dir("phi3")
-    config = mezo.MezoConfig(rank=4, alpha=8, target_modules=FUSED, lr=1e-3, seed=21)
+    config = mezo.MeZOConfig(rank=4, alpha=8, target_modules=FUSED, lr=1e-3, seed=21)
     rng = random.Random(0)
     with mezo.attach(load_model(model_dir), config) as run:
         check_against_algorithm_1(run, model_dir, [random_batch(rng) for _ in range(3)])
@@ -116,6 +116,6 @@ def test_layers_that_the_transformers_engine_cannot_train_are_named(tiny_model_d
         transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=8)
     )
     with pytest.raises(ValueError, match=r"c_attn must be a torch.nn.Linear, got Conv1D \(GPT-2's"):
-        mezo.attach(gpt2, mezo.MezoConfig(target_modules=("c_attn",)))
+        mezo.attach(gpt2, mezo.MeZOConfig(target_modules=("c_attn",)))
     with pytest.raises(ValueError, match=r"got \['gate_proj', 'k_proj', .*\]; it has \['down_proj"):
-        mezo.attach(load_model(tiny_model_dir("phi3")), mezo.MezoConfig(target_modules=LINEARS))
+        mezo.attach(load_model(tiny_model_dir("phi3")), mezo.MeZOConfig(target_modules=LINEARS))

@@ -10,9 +10,9 @@ import torch
 import transformers
 
 import mezo
+from mezo import objectives
 from mezo.core.rows import BASE, THETA, Rows, run_slots
 from mezo.engines.sequences import ScoredToken, sequences_of
-from mezo.objectives.base import batch_loss
 from mezo_kernels import Direction
 from tests.support.independent import (
     activated_pair,
@@ -25,7 +25,7 @@ from tests.support.independent import (
 )
 from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch
 
-CONFIG = mezo.MezoConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=3)
+CONFIG = mezo.MeZOConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=3)
 INVOCATION = (77, 8)
 MODES = [
     ("exact", None),
@@ -85,8 +85,9 @@ def test_losses_are_those_of_a_row_an_option(tiny_model_dir, prefix, invocation,
             expected = plain_sums(prefix_model, model, batch, config)
             ours = scores.logprob_sums[slot]
             assert ours == pytest.approx(expected, rel=0, abs=1e-5)
-            loss = batch_loss(encoded.targets, expected)
-            assert batch_loss(encoded.targets, ours) == pytest.approx(loss, rel=1e-6, abs=0)
+            objective = objectives.of(encoded.targets)
+            loss = objective.loss(encoded.targets, expected)
+            assert objective.loss(encoded.targets, ours) == pytest.approx(loss, rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize("prefix", ["exact", "activated", "detached"])

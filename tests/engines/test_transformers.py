@@ -23,7 +23,7 @@ from tests.support.independent import (
 )
 from tests.support.tiny import LINEARS, load_model, random_batch
 
-CONFIG = mezo.MezoConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=12)
+CONFIG = mezo.MeZOConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=12)
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
@@ -113,7 +113,7 @@ def test_saved_adapter_gives_the_same_logits_in_peft(run, model_dir, tmp_path):
 @pytest.mark.slow
 def test_mean_of_g_z_converges_to_the_gradient(model_dir):
     # 2 modules of rank 1: few enough parameters for the mean of some hundred directions.
-    config = mezo.MezoConfig(rank=1, alpha=2, target_modules=("v_proj",), eps=1e-3, seed=6)
+    config = mezo.MeZOConfig(rank=1, alpha=2, target_modules=("v_proj",), eps=1e-3, seed=6)
     rng = random.Random(6)
     batch = random_batch(rng, size=2)
     with mezo.attach(load_model(model_dir), config) as run:
@@ -172,13 +172,13 @@ def test_closing_puts_the_model_back(model_dir):
 def test_bad_attachments_raise(model_dir):
     model = load_model(model_dir)
     with pytest.raises(ValueError, match=r"got \['w_proj'\]; it has \['down_proj'"):
-        mezo.attach(model, mezo.MezoConfig(target_modules=("q_proj", "w_proj")))
+        mezo.attach(model, mezo.MeZOConfig(target_modules=("q_proj", "w_proj")))
     with pytest.raises(TypeError, match=r"got str; make one with mezo.launch_engine"):
         mezo.attach("a model", CONFIG)
 
 
 def test_a_nonfinite_loss_skips_the_step(model_dir):
-    config = mezo.MezoConfig(rank=2, target_modules=LINEARS, eps=1e30)
+    config = mezo.MeZOConfig(rank=2, target_modules=LINEARS, eps=1e30)
     rng = random.Random(8)
     with mezo.attach(load_model(model_dir), config) as run:
         before = run.weights()
@@ -192,7 +192,7 @@ def test_a_nonfinite_loss_skips_the_step(model_dir):
 
 
 def test_an_update_beyond_fp32_skips_the_step(model_dir):
-    config = mezo.MezoConfig(rank=2, target_modules=LINEARS, lr=1e300)
+    config = mezo.MeZOConfig(rank=2, target_modules=LINEARS, lr=1e300)
     with mezo.attach(load_model(model_dir), config) as run:
         before = run.weights()
         result = run.step(random_batch(random.Random(10)))
@@ -206,8 +206,8 @@ def test_an_update_beyond_fp32_skips_the_step(model_dir):
 
 def test_clip_bounds_the_projected_grad(model_dir):
     batch = random_batch(random.Random(9))
-    loose = mezo.MezoConfig(rank=4, target_modules=LINEARS, lr=0.5)
-    tight = mezo.MezoConfig(rank=4, target_modules=LINEARS, lr=0.5, clip=1e-3)
+    loose = mezo.MeZOConfig(rank=4, target_modules=LINEARS, lr=0.5)
+    tight = mezo.MeZOConfig(rank=4, target_modules=LINEARS, lr=0.5, clip=1e-3)
     with mezo.attach(load_model(model_dir), loose) as run:
         free = run.step(batch).projected_grads[0]
     with mezo.attach(load_model(model_dir), tight) as run:

@@ -1,4 +1,4 @@
-"""MezoConfig: every bad value is refused with one clear sentence."""
+"""MeZOConfig: every bad value is refused with one clear sentence."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import mezo
 
 
 def test_defaults_and_normalisation():
-    config = mezo.MezoConfig(rank=4, alpha=8, target_modules=["q_proj"])
+    config = mezo.MeZOConfig(rank=4, alpha=8, target_modules=["q_proj"])
     assert config.target_modules == ("q_proj",)
     assert config.scaling == 2.0
-    assert mezo.MezoConfig(lr=0.0).lr == 0.0
+    assert mezo.MeZOConfig(lr=0.0).lr == 0.0
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,12 @@ def test_defaults_and_normalisation():
 )
 def test_bad_values_raise(change, message):
     with pytest.raises(ValueError, match=message) as caught:
-        mezo.MezoConfig(**change)
+        mezo.MeZOConfig(**change)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_numpy_and_torch_values_are_stored_as_python_values():
-    given = mezo.MezoConfig(
+    given = mezo.MeZOConfig(
         rank=np.int32(4),
         alpha=torch.tensor(8),
         target_modules=np.array(["q_proj", "k_proj"]),
@@ -97,7 +97,7 @@ def test_numpy_and_torch_values_are_stored_as_python_values():
         invocation=torch.tensor([5, 6]),
         name=np.str_("run"),
     )
-    plain = mezo.MezoConfig(
+    plain = mezo.MeZOConfig(
         rank=4,
         alpha=8,
         target_modules=("q_proj", "k_proj"),
@@ -117,10 +117,10 @@ def test_numpy_and_torch_values_are_stored_as_python_values():
 
 
 def test_activated_needs_an_invocation():
-    config = mezo.MezoConfig(prefix="activated", invocation=[5, 6])
+    config = mezo.MeZOConfig(prefix="activated", invocation=[5, 6])
     assert config.invocation == (5, 6)
     for invocation in (None, "", ()):
         with pytest.raises(ValueError, match="invocation must be a non-empty text or token ids"):
-            mezo.MezoConfig(prefix="activated", invocation=invocation)
+            mezo.MeZOConfig(prefix="activated", invocation=invocation)
     with pytest.raises(ValueError, match="invocation must be a non-empty text"):
-        mezo.MezoConfig(invocation="")
+        mezo.MeZOConfig(invocation="")

@@ -29,7 +29,7 @@ def model(tiny_model_dir):
 
 @pytest.fixture
 def run(model):
-    with mezo.attach(model, mezo.MezoConfig(rank=2), tokenizer=make_tokenizer()) as run:
+    with mezo.attach(model, mezo.MeZOConfig(rank=2), tokenizer=make_tokenizer()) as run:
         yield run
 
 
@@ -92,7 +92,7 @@ def test_texts_and_options_of_every_kind_are_one_batch():
 def test_a_batch_of_arrays_takes_the_step_of_a_batch_of_lists(model):
     results = []
     for fields, kind in ((FINE, list), (FINE, np.array), (FINE, torch.tensor)):
-        with mezo.attach(model, mezo.MezoConfig(rank=2, lr=1e-3)) as run:
+        with mezo.attach(model, mezo.MeZOConfig(rank=2, lr=1e-3)) as run:
             batch = mezo.Batch(**{name: kind(values) for name, values in fields.items()})
             lr = {
                 list: 2e-3,
@@ -199,7 +199,7 @@ BAD_CALLS = {
     "measure: offset": (lambda run: run.measure(BATCH, offset=0.5), "offset must be .* got 0.5"),
     "measure: offset -2": (
         lambda run: run.measure(BATCH, offset=-2),
-        "at least -1, got -2; take 0",
+        "at least -1, got -2; use 0",
     ),
     "evaluate: batch": (lambda run: run.evaluate([BATCH]), "batch must be a mezo.Batch, got"),
     "encode: batch": (lambda run: run.encode("w5"), "batch must be a mezo.Batch, got 'w5'"),
@@ -213,7 +213,7 @@ BAD_CALLS = {
     "attach: engine": (lambda run: mezo.attach("a model"), "engine must be .* got str; make one"),
     "attach: config": (
         lambda run: mezo.attach(run.session.model, {"rank": 8}),
-        "attach: config must be a mezo.MezoConfig, got dict with the keys",
+        "attach: config must be a mezo.MeZOConfig, got dict with the keys",
     ),
     "attach: tokenizer": (
         lambda run: mezo.attach(run.session.model, tokenizer="gpt2"),
@@ -221,7 +221,7 @@ BAD_CALLS = {
     ),
     "finetune: config": (
         lambda run: mezo.finetune("model", [BATCH], num_steps=1, config=8),
-        "finetune: config must be a mezo.MezoConfig, got 8",
+        "finetune: config must be a mezo.MeZOConfig, got 8",
     ),
     "finetune: output": (
         lambda run: mezo.finetune("model", [BATCH], num_steps=1, output=8),
@@ -261,7 +261,7 @@ BAD_CALLS = {
     ),
     "trainer: schedule": (
         lambda run: mezo.MeZOTrainer(run, [BATCH], num_steps=1, schedule=None),
-        "schedule must be 'constant', 'linear' or 'cosine', got None",
+        "schedule must be one of: constant, linear, cosine; got None, use 'constant'",
     ),
     "trainer: callbacks": (
         lambda run: mezo.MeZOTrainer(run, [BATCH], num_steps=1, callbacks=print),
@@ -298,7 +298,7 @@ def test_a_wrong_argument_is_named_and_changes_nothing(run, call, sentence):
     ],
 )
 def test_rows_that_another_run_has_encoded_are_refused(tiny_model_dir, change, sentence):
-    config = mezo.MezoConfig(rank=2, invocation=(7, 8))
+    config = mezo.MeZOConfig(rank=2, invocation=(7, 8))
     with mezo.attach(load_model(tiny_model_dir("llama")), config) as run:
         encoded = run.encode(mezo.Batch(prompts=[[1, 5, 6]], completions=[[9]]))
         run.step(encoded)
@@ -312,7 +312,7 @@ def test_rows_that_another_run_has_encoded_are_refused(tiny_model_dir, change, s
 
 def test_every_public_function_is_in_a_table():
     made_by_mezo = {"EvalResult", "NonfiniteLossError", "PrefixBias", "StepResult", "StepStatus"}
-    in_tables_of_their_own = {"Batch", "MezoConfig"}  # BAD_BATCHES, test_config
+    in_tables_of_their_own = {"Batch", "MeZOConfig"}  # BAD_BATCHES, test_config
     tried = {name.partition(":")[0] for name in BAD_CALLS}
     assert {"attach", "finetune", "launch_engine", "prefix_bias", "mezo.step", "trainer"} <= tried
     assert {"Run", "MeZOTrainer", *in_tables_of_their_own, *made_by_mezo} <= set(mezo.__all__)
@@ -336,7 +336,7 @@ def test_numpy_and_torch_arguments_of_a_run(run):
 
 
 def test_text_needs_the_tokenizer_that_attach_was_given(model):
-    with mezo.attach(model, mezo.MezoConfig(rank=2), tokenizer=make_tokenizer()) as run:
+    with mezo.attach(model, mezo.MeZOConfig(rank=2), tokenizer=make_tokenizer()) as run:
         text = run.evaluate(mezo.Batch(prompts=["w5 w6"], completions=[" w7"]))
         ids = run.evaluate(mezo.Batch(prompts=[[5, 6]], completions=[[7]]))
         assert text == ids
@@ -349,7 +349,7 @@ def test_reduced_fp32_products_are_told_at_attach(model, caplog, precision):
     def attached():
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="mezo"):
-            mezo.attach(model, mezo.MezoConfig(rank=2)).close()
+            mezo.attach(model, mezo.MeZOConfig(rank=2)).close()
         return [r.getMessage() for r in caplog.records if "fp32 products" in r.getMessage()]
 
     assert fp32_products() is None

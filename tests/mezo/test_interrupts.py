@@ -16,7 +16,7 @@ from mezo.core.messages import ProgressReply
 from tests.support.interrupts import interrupted
 from tests.support.tiny import LINEARS, load_model, random_batch
 
-CONFIG = mezo.MezoConfig(rank=4, target_modules=LINEARS, lr=1e-2, seed=4)
+CONFIG = mezo.MeZOConfig(rank=4, target_modules=LINEARS, lr=1e-2, seed=4)
 
 
 @pytest.fixture(scope="module")

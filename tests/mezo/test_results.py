@@ -125,7 +125,7 @@ def test_the_update_does_not_mind_the_count():
 def test_bf16_with_a_tiny_eps_says_so(tiny_model_dir, caplog):
     rng = random.Random(0)
     model = load_as(tiny_model_dir("llama"), torch.bfloat16)
-    config = mezo.MezoConfig(rank=4, target_modules=LINEARS, lr=1e-4, eps=1e-5)
+    config = mezo.MeZOConfig(rank=4, target_modules=LINEARS, lr=1e-4, eps=1e-5)
     with caplog.at_level(logging.WARNING, "mezo"), mezo.attach(model, config) as run:
         results = [run.step(random_batch(rng, kind="classification")) for _ in range(30)]
         names = [result.status.name for result in results]
@@ -150,7 +150,7 @@ def test_bf16_with_a_tiny_eps_says_so(tiny_model_dir, caplog):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_the_share_of_a_step_is_that_of_its_weights(tiny_model_dir, dtype):
     rng = random.Random(8)
-    config = mezo.MezoConfig(rank=4, target_modules=LINEARS, lr=1e-4, eps=1e-4, seed=3)
+    config = mezo.MeZOConfig(rank=4, target_modules=LINEARS, lr=1e-4, eps=1e-4, seed=3)
     with mezo.attach(load_as(tiny_model_dir("llama"), dtype), config) as run:
         weights = run.weights()
         result = run.step(random_batch(rng))
@@ -167,7 +167,7 @@ def test_the_share_of_a_step_is_that_of_its_weights(tiny_model_dir, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_the_paper_s_eps_is_fine(tiny_model_dir, dtype, caplog):
     rng = random.Random(1)
-    config = mezo.MezoConfig(rank=4, target_modules=LINEARS, lr=1e-5, eps=1e-2)
+    config = mezo.MeZOConfig(rank=4, target_modules=LINEARS, lr=1e-5, eps=1e-2)
     with mezo.attach(load_as(tiny_model_dir("llama"), dtype), config) as run:
         results = [run.step(random_batch(rng)) for _ in range(10)]
         assert run.pair_losses(random_batch(rng), eps=0.0).lost_share is None
@@ -178,7 +178,7 @@ def test_the_paper_s_eps_is_fine(tiny_model_dir, dtype, caplog):
 
 def test_equal_losses_have_a_status_and_are_said_once(tiny_model_dir, caplog):
     rng = random.Random(2)
-    config = mezo.MezoConfig(rank=4, target_modules=LINEARS, eps=1e-12)
+    config = mezo.MeZOConfig(rank=4, target_modules=LINEARS, eps=1e-12)
     with mezo.attach(load_model(tiny_model_dir("llama")), config) as run:
         results = [run.step(random_batch(rng)) for _ in range(3)]
         assert [r.status.name for r in results] == ["EQUAL_LOSSES"] * 3
@@ -194,7 +194,7 @@ def test_equal_losses_have_a_status_and_are_said_once(tiny_model_dir, caplog):
 def test_fp16_with_a_huge_lr_is_no_success(tiny_model_dir, caplog):
     rng = random.Random(3)
     model = load_as(tiny_model_dir("llama"), torch.float16)
-    config = mezo.MezoConfig(rank=4, target_modules=LINEARS, lr=1e4)
+    config = mezo.MeZOConfig(rank=4, target_modules=LINEARS, lr=1e4)
     held_out = [random_batch(rng, size=6, kind="classification") for _ in range(2)]
     batches = [random_batch(rng) for _ in range(30)]
     with mezo.attach(model, config) as run:
@@ -222,7 +222,7 @@ def test_fp16_with_a_huge_lr_is_no_success(tiny_model_dir, caplog):
 
 def test_a_good_run_has_no_problems(tiny_model_dir):
     rng = random.Random(4)
-    config = mezo.MezoConfig(rank=2, target_modules=LINEARS, lr=1e-5)
+    config = mezo.MeZOConfig(rank=2, target_modules=LINEARS, lr=1e-5)
     batches = [random_batch(rng) for _ in range(4)]
     with mezo.attach(load_model(tiny_model_dir("llama")), config) as run:
         summary = mezo.MeZOTrainer(run, batches, num_steps=4, held_out=batches[:1]).train()
@@ -233,7 +233,7 @@ def test_a_good_run_has_no_problems(tiny_model_dir):
 
 def test_completions_without_a_finite_score_are_counted(tiny_model_dir):
     rng = random.Random(5)
-    config = mezo.MezoConfig(rank=2, target_modules=LINEARS)
+    config = mezo.MeZOConfig(rank=2, target_modules=LINEARS)
     with mezo.attach(load_model(tiny_model_dir("llama")), config) as run:
         run.apply_update([1e30])
         scores = run.evaluate(random_batch(rng, size=5))
@@ -243,7 +243,7 @@ def test_completions_without_a_finite_score_are_counted(tiny_model_dir):
 
 def test_the_bias_of_losses_that_are_not_finite_is_an_error(tiny_model_dir):
     rng = random.Random(6)
-    config = mezo.MezoConfig(rank=2, target_modules=LINEARS, prefix="detached", eps=1e30)
+    config = mezo.MeZOConfig(rank=2, target_modules=LINEARS, prefix="detached", eps=1e30)
     with (
         mezo.attach(load_model(tiny_model_dir("llama")), config) as run,
         pytest.raises(mezo.NonfiniteLossError, match="losses and their update must be finite"),

@@ -10,12 +10,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import mezo
-from mezo.checkpoint.peft import initial_values
+from mezo.core.init import initial_values
 from mezo_kernels import Direction, TensorSpec, add_directions_, sample
 from tests.support.tiny import load_model
 
 
-def peft_model(model_dir: str, config: mezo.MezoConfig):
+def peft_model(model_dir: str, config: mezo.MeZOConfig):
     """A PEFT LoRA model with our theta_0."""
     lora = LoraConfig(
         r=config.rank,
@@ -175,7 +175,7 @@ def perturbed(weights: dict[str, torch.Tensor], direction, scale: float) -> dict
     }
 
 
-def activated_pair(model_dir: str, config: mezo.MezoConfig):
+def activated_pair(model_dir: str, config: mezo.MeZOConfig):
     """A function (weights, step, batch) -> loss_plus, loss_minus of an activated adapter."""
     base, adapted = load_model(model_dir), peft_model(model_dir, config)
 

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from mezo._arguments import checked_config
 from mezo._inputs import checked_integer
-from mezo.config import MezoConfig
-from mezo.engines import EngineError, available
+from mezo.config import MeZOConfig
+from mezo.engines import EngineError
 from mezo.engines.sglang.cpu_host.host import free_memory, is_cpu_host, prepare_import
+from mezo.engines.sglang.engine import why_not
 from mezo.engines.sglang.model_checkpoint import read_checkpoint
 from mezo.engines.sglang.server_arguments import check_args, check_cpu_args, plain_numbers
 from mezo.engines.sglang.sizing import (
@@ -57,7 +58,7 @@ _KEEP_PAGES = {
 
 def launch_engine(
     model_path: str | os.PathLike[str],
-    config: MezoConfig | None = None,
+    config: MeZOConfig | None = None,
     *,
     threads: int | None = None,
     **server_args: Any,
@@ -69,7 +70,7 @@ def launch_engine(
 
     Args:
         model_path: directory or hub name of the model.
-        config: the run it has to hold; sizes the LoRA pool. Default ``MezoConfig()``.
+        config: the run it has to hold; sizes the LoRA pool. Default ``MeZOConfig()``.
         threads: CPU hosts: threads of each tensor-parallel rank. Default the environment's
             OMP_NUM_THREADS, else 1.
         server_args: any argument of `sglang.Engine`; they override what is chosen here.
@@ -79,7 +80,7 @@ def launch_engine(
 
     Raises:
         ImportError: SGLang is missing here, of another version, or does not see our plugin.
-        TypeError: ``config`` is no `MezoConfig`.
+        TypeError: ``config`` is no `MeZOConfig`.
         ValueError: no model at ``model_path``, an argument that SGLang does not have, or an engine
             that would not fit into this host's memory or could not hold one row of any step.
         NotImplementedError: what SGLang does not have on CPU hosts (quantised weights, say).
@@ -90,7 +91,7 @@ def launch_engine(
     if threads is not None:
         expected, remedy = "an integer >= 1", "use 1, or leave it out"
         threads = checked_integer("launch_engine: threads", threads, 1, None, expected, remedy)
-    if reason := available()["sglang"]:
+    if reason := why_not():
         raise ImportError(f"launch_engine: {reason}")
     checkpoint = read_checkpoint(model_path, server_args.get("revision"))
     args: dict[str, Any] = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mezo._logging import show_warnings
 from mezo._signals import leave_interrupts_to_the_parent
 from mezo.engines.sglang import adapter_files
 from mezo.engines.sglang.batch import attention
@@ -26,6 +28,8 @@ def register() -> None:
     """Register our hooks; SGLang calls this once in each of its processes."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    if multiprocessing.parent_process() is not None:  # not the caller's own process
+        show_warnings()
     unpin_lora_memory()
     attention.register_backend()
     HookRegistry.register(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo.core.messages import Check
 from mezo.core.rows import THETA, Rows
 from mezo.core.state import AdapterState
@@ -29,7 +29,7 @@ class Adapter(Protocol):
         is_served: whether requests may name the adapter.
     """
 
-    config: MezoConfig
+    config: MeZOConfig
     state: AdapterState
     uids: dict[str, str]
     is_served: bool

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from mezo._host import warn_of_products
 from mezo.checkpoint.peft import assemble
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo.core import messages
 from mezo.core.messages import Check, ProgressReply, StepReply, StepRequest
 from mezo.core.rows import THETA, Rows, Scores, run_slots
@@ -45,7 +45,7 @@ class SglangSession:
 
     engine_name = "sglang"
 
-    def __init__(self, engine: Any, config: MezoConfig, tokenizer: Any = None) -> None:
+    def __init__(self, engine: Any, config: MeZOConfig, tokenizer: Any = None) -> None:
         check_server("attach", engine.server_args, config)
         self.engine = engine
         # An engine started with skip_tokenizer_init has none.
@@ -69,7 +69,7 @@ class SglangSession:
         )
         self._attach(config)
 
-    def _attach(self, config: MezoConfig) -> None:
+    def _attach(self, config: MeZOConfig) -> None:
         """Put the adapter into the engine and let requests name it: both, or nothing."""
         try:
             tokens = self.invocation.activating_tokens

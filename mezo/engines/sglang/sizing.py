@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from mezo._inputs import require
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo.engines.sglang.model_checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ _OPTIONS = 4
 _OTHER_BYTES = 1 << 30  # activations, and the process itself
 
 
-def slots_needed(config: MezoConfig) -> int:
+def slots_needed(config: MeZOConfig) -> int:
     """Adapter slots that a run needs: base, theta and a pair for each direction."""
     return 2 + 2 * config.num_directions
 
 
-def check_server(who: str, args: ServerArgs | SimpleNamespace, config: MezoConfig) -> None:
+def check_server(who: str, args: ServerArgs | SimpleNamespace, config: MeZOConfig) -> None:
     """Raise where an engine with these server arguments could not hold a run.
 
     Args:
@@ -65,7 +65,7 @@ def check_server(who: str, args: ServerArgs | SimpleNamespace, config: MezoConfi
             )
 
 
-def check_pool_arguments(args: Mapping[str, Any], config: MezoConfig) -> None:
+def check_pool_arguments(args: Mapping[str, Any], config: MeZOConfig) -> None:
     """Raise where an engine's arguments leave out what attach will ask of its pool and cache.
 
     Raises:
@@ -92,13 +92,13 @@ def check_pool_arguments(args: Mapping[str, Any], config: MezoConfig) -> None:
         )
 
 
-def copies_of(config: MezoConfig) -> int:
+def copies_of(config: MeZOConfig) -> int:
     """Copies of each row that a step runs in one batch: both signs of every direction."""
     return 2 * config.num_directions
 
 
 def check_one_row(
-    who: str, config: MezoConfig, *, requests: int | None = None, tokens: int | None = None
+    who: str, config: MeZOConfig, *, requests: int | None = None, tokens: int | None = None
 ) -> None:
     """Raise ValueError where an engine cannot run all copies of even the shortest row at once.
 
@@ -122,7 +122,7 @@ def check_one_row(
 
 
 def cpu_sizes(
-    config: MezoConfig, checkpoint: Checkpoint | None, args: Mapping[str, Any], free: int
+    config: MeZOConfig, checkpoint: Checkpoint | None, args: Mapping[str, Any], free: int
 ) -> dict[str, float]:
     """Choose a CPU engine's limits on requests, tokens and memory.
 
@@ -168,7 +168,7 @@ def cpu_sizes(
 class _Need:
     """Bytes that an engine needs: ``fixed`` ones, and ``token`` for each token of its cache."""
 
-    def __init__(self, checkpoint: Checkpoint, config: MezoConfig, args: Mapping[str, Any]) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: MeZOConfig, args: Mapping[str, Any]) -> None:
         self._config = config
         self._dtype = str(args["dtype"])
         item = 4 if self._dtype in ("float32", "float") else 2

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo.core.messages import Attach
 from mezo.core.rows import THETA, Rows, Scores, run_slots
 from mezo.core.state import AdapterSlot, AdapterState
@@ -42,7 +42,7 @@ class TrainedAdapter:
     """
 
     rank: Rank
-    config: MezoConfig
+    config: MeZOConfig
     state: AdapterState
     uids: dict[str, str]
     adapter_slots: dict[str, int]
@@ -153,7 +153,7 @@ def sync(lora_ids: Iterable[str | None]) -> None:
         adapter.state.sync(uids)
 
 
-def check_pool(manager: LoRAManager, config: MezoConfig) -> None:
+def check_pool(manager: LoRAManager, config: MeZOConfig) -> None:
     """Raise unless the pool has room for the run's slots.
 
     Raises:
@@ -165,7 +165,7 @@ def check_pool(manager: LoRAManager, config: MezoConfig) -> None:
     ):
         raise ValueError(
             f"attach: name must be new in the engine, got {config.name!r}, which is loaded; "
-            "close that run or choose another MezoConfig.name."
+            "close that run or choose another MeZOConfig.name."
         )
     if config.rank > pool.max_lora_rank:
         raise ValueError(
@@ -186,7 +186,7 @@ def check_pool(manager: LoRAManager, config: MezoConfig) -> None:
 
 def _new_state(
     manager: LoRAManager,
-    config: MezoConfig,
+    config: MeZOConfig,
     parts: Sequence[Part],
     uids: dict[str, str],
     adapter_slots: dict[str, int],
@@ -208,7 +208,7 @@ def _new_state(
 
 def _load_empty_adapter(
     manager: LoRAManager,
-    config: MezoConfig,
+    config: MeZOConfig,
     parts: Sequence[Part],
     slot: str,
     uid: str,
@@ -241,7 +241,7 @@ def _load_empty_adapter(
     if not result.success:
         raise ValueError(
             f"attach: SGLang must accept the adapter's shape, got: {result.error_message}; "
-            "start the engine with a pool that fits the MezoConfig."
+            "start the engine with a pool that fits the MeZOConfig."
         )
 
 

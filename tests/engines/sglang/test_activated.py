@@ -21,7 +21,7 @@ from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch, raw_req
 pytestmark = pytest.mark.sglang
 
 INVOCATION = (77, 8, 200)
-CONFIG = mezo.MezoConfig(
+CONFIG = mezo.MeZOConfig(
     rank=4,
     alpha=8,
     target_modules=LINEARS,

@@ -30,7 +30,7 @@ from tests.support.tiny import LINEARS, load_model
 
 pytestmark = pytest.mark.sglang
 
-CONFIG = mezo.MezoConfig(rank=8, target_modules=("q_proj", "v_proj"), name="run")
+CONFIG = mezo.MeZOConfig(rank=8, target_modules=("q_proj", "v_proj"), name="run")
 DOCS = Path(__file__).parents[3] / "docs" / "adapters.md"
 MODULES = [*LINEARS, "embed_tokens", "lm_head"]
 FIELD_CASES = [

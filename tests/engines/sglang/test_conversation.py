@@ -22,7 +22,7 @@ from tests.support.tiny import LINEARS, load_model, random_batch
 
 pytestmark = pytest.mark.sglang
 
-CONFIG = mezo.MezoConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=6)
+CONFIG = mezo.MeZOConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=6)
 OTHER = dataclasses.replace(CONFIG, name="second", seed=7)
 GREEDY = {"temperature": 0, "max_new_tokens": 4, "ignore_eos": True}
 

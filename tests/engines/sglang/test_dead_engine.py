@@ -21,7 +21,7 @@ from tests.support.tiny import random_batch
 warnings.simplefilter("ignore")
 
 def main(model_dir, has_served):
-    config = mezo.MezoConfig(rank=4)
+    config = mezo.MeZOConfig(rank=4)
     engine = mezo.launch_engine(model_dir, config)
     batch = random_batch(random.Random(0))
     request = {"input_ids": [1, 5, 9], "sampling_params": {"max_new_tokens": 2}}
@@ -67,7 +67,7 @@ from tests.support.tiny import random_batch
 warnings.simplefilter("ignore")
 
 if __name__ == "__main__":
-    config = mezo.MezoConfig(rank=4)
+    config = mezo.MeZOConfig(rank=4)
     engine = mezo.launch_engine(sys.argv[1], config)
     run = mezo.attach(engine, config)
     run.step(random_batch(random.Random(0)))

@@ -21,7 +21,7 @@ from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch
 pytestmark = pytest.mark.sglang
 
 INVOCATION = (77, 8, 200)
-CONFIG = mezo.MezoConfig(
+CONFIG = mezo.MeZOConfig(
     rank=4,
     alpha=8,
     target_modules=LINEARS,
@@ -87,7 +87,7 @@ def test_nothing_is_kept_or_lost(run):
 
 
 def test_without_an_invocation_the_last_prompt_token_is_the_rows_own(engine, model_dir):
-    config = mezo.MezoConfig(rank=4, target_modules=LINEARS, eps=1e-2, prefix="detached")
+    config = mezo.MeZOConfig(rank=4, target_modules=LINEARS, eps=1e-2, prefix="detached")
     rng = random.Random(2)
     with (
         mezo.attach(engine, config) as run,
@@ -120,7 +120,7 @@ def test_prefix_bias_compares_with_exact_gradients_on_the_same_directions(engine
     assert ours.relative_error > 0.1  # the prompt's part of the derivative is missing
     assert abs(ours.correlation - theirs.correlation) < 1e-2
     with (
-        mezo.attach(engine, mezo.MezoConfig(rank=4, target_modules=LINEARS)) as run,
+        mezo.attach(engine, mezo.MeZOConfig(rank=4, target_modules=LINEARS)) as run,
         pytest.raises(ValueError, match="run must have prefix 'detached', got 'exact'"),
     ):
         mezo.prefix_bias(run, batches)

@@ -21,7 +21,7 @@ from tests.support.tiny import random_batch
 pytestmark = pytest.mark.sglang
 
 FUSED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
-CONFIG = mezo.MezoConfig(rank=4, alpha=8, target_modules=FUSED, lr=1e-3, eps=1e-2, seed=21)
+CONFIG = mezo.MeZOConfig(rank=4, alpha=8, target_modules=FUSED, lr=1e-3, eps=1e-2, seed=21)
 
 
 @pytest.fixture(scope="module")

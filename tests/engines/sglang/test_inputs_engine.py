@@ -17,9 +17,9 @@ from tests.support.tiny import LINEARS, make_tokenizer, random_batch
 
 pytestmark = pytest.mark.sglang
 
-MANY = mezo.MezoConfig(rank=2, alpha=4, target_modules=LINEARS, seed=3, lr=1e-3, num_directions=80)
-ONE = mezo.MezoConfig(rank=2, alpha=4, target_modules=LINEARS, seed=3, lr=1e-3, name="one")
-TOO_MANY = mezo.MezoConfig(rank=1, target_modules=LINEARS, num_directions=450, name="too_many")
+MANY = mezo.MeZOConfig(rank=2, alpha=4, target_modules=LINEARS, seed=3, lr=1e-3, num_directions=80)
+ONE = mezo.MeZOConfig(rank=2, alpha=4, target_modules=LINEARS, seed=3, lr=1e-3, name="one")
+TOO_MANY = mezo.MeZOConfig(rank=1, target_modules=LINEARS, num_directions=450, name="too_many")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_arrays_and_tensors_are_worth_what_lists_are(engine):
             measured = run.measure(batch, eps=np.float64(1e-3), offset=np.int64(1))
             results.append((first.losses, first.coefficients, measured.losses))
     assert results[0] == results[1] == results[2]
-    config = mezo.MezoConfig(
+    config = mezo.MeZOConfig(
         rank=np.int64(2),
         alpha=torch.tensor(4),
         target_modules=np.array(LINEARS),

@@ -72,7 +72,7 @@ def test_a_checkpoints_sizes_are_those_of_its_tensors(tiny_model_dir):
 
 
 def test_an_adapters_size_is_that_of_the_adapter(tiny_model_dir):
-    config = mezo.MezoConfig(rank=4, target_modules=LINEARS)
+    config = mezo.MeZOConfig(rank=4, target_modules=LINEARS)
     model = peft_model(tiny_model_dir("llama"), config)
     elements = sum(p.numel() for p in lora_parameters(model).values())
     checkpoint = read_checkpoint(tiny_model_dir("llama"))
@@ -85,17 +85,17 @@ def test_an_adapters_size_is_that_of_the_adapter(tiny_model_dir):
 def test_the_default_engine_is_as_large_as_before(tiny_model_dir):
     checkpoint = read_checkpoint(tiny_model_dir("llama"))
     for free in (8 * GIB, 64 * GIB):
-        sizes = cpu_sizes(mezo.MezoConfig(), checkpoint, {"dtype": "float32"}, free)
+        sizes = cpu_sizes(mezo.MeZOConfig(), checkpoint, {"dtype": "float32"}, free)
         fraction = sizes.pop("mem_fraction_static")
         assert sizes == DEFAULT
         assert 0.1 <= fraction <= 0.5
-    unknown = cpu_sizes(mezo.MezoConfig(), None, {"dtype": "float32"}, 8 * GIB)
+    unknown = cpu_sizes(mezo.MeZOConfig(), None, {"dtype": "float32"}, 8 * GIB)
     assert {name: unknown[name] for name in DEFAULT} == DEFAULT
 
 
 @pytest.mark.parametrize("directions", [1, 8, 40, 80, 300])
 def test_one_row_fits_with_all_copies_and_its_prompts(tiny_model_dir, directions):
-    config = mezo.MezoConfig(num_directions=directions, rank=1)
+    config = mezo.MeZOConfig(num_directions=directions, rank=1)
     checkpoint = read_checkpoint(tiny_model_dir("llama"))
     sizes = cpu_sizes(config, checkpoint, {"dtype": "float32"}, 64 * GIB)
     copies = 2 * directions
@@ -107,7 +107,7 @@ def test_one_row_fits_with_all_copies_and_its_prompts(tiny_model_dir, directions
 
 def test_memory_follows_from_the_checkpoint_and_bounds_the_cache(tmp_path):
     checkpoint = read_checkpoint(large(tmp_path))
-    config = mezo.MezoConfig()
+    config = mezo.MeZOConfig()
     with pytest.raises(ValueError, match=r"free memory of 64.0 GiB, got \d+.\d GiB \(262.6 of we"):
         cpu_sizes(config, checkpoint, {"dtype": "float32"}, 64 * GIB)
     with pytest.raises(ValueError, match=r"131.3 of weights in bfloat16"):
@@ -260,7 +260,7 @@ BAD_FOR_A_RUN = {
     ("args", "error", "sentence"), BAD_FOR_A_RUN.values(), ids=BAD_FOR_A_RUN.keys()
 )
 def test_what_could_not_hold_the_run_is_refused(tiny_model_dir, args, error, sentence):
-    config = mezo.MezoConfig(prefix="activated", invocation=(7, 8))
+    config = mezo.MeZOConfig(prefix="activated", invocation=(7, 8))
     with pytest.raises(error, match=f"^launch_engine: .*{sentence}"):
         mezo.launch_engine(tiny_model_dir("llama"), config, **args)
 
@@ -273,7 +273,7 @@ def test_a_quantised_checkpoint_is_refused_where_there_are_no_kernels(tmp_path):
 
 
 def test_an_engine_of_ones_own_must_hold_one_row():
-    config = mezo.MezoConfig(num_directions=80)
+    config = mezo.MeZOConfig(num_directions=80)
     check_one_row("attach", config, requests=160, tokens=320)
     check_one_row("attach", config)
     with pytest.raises(ValueError, match=r"attach: max_running_requests must be at .* 160.* 159"):
@@ -316,7 +316,7 @@ def sleep():
 def main():
     mine = multiprocessing.get_context("spawn").Process(target=sleep, daemon=True)
     mine.start()
-    config = mezo.MezoConfig(rank=2)
+    config = mezo.MeZOConfig(rank=2)
     handler = signal.getsignal(signal.SIGQUIT)
     for path in sys.argv[1:-1]:
         try:

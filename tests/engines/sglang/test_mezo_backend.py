@@ -15,7 +15,7 @@ from tests.support.tiny import LINEARS, random_batch
 
 pytestmark = pytest.mark.sglang
 
-CONFIG = mezo.MezoConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=3)
+CONFIG = mezo.MeZOConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=3)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tests.support.tiny import random_batch
 
 pytestmark = pytest.mark.sglang
 
-CONFIG = mezo.MezoConfig(
+CONFIG = mezo.MeZOConfig(
     rank=4,
     alpha=8,
     target_modules=("q_proj", "v_proj", "out_proj", "fc1", "fc2"),

@@ -22,8 +22,8 @@ from tests.support.tiny import LINEARS, load_model, random_batch
 
 pytestmark = pytest.mark.sglang
 
-CONFIG = mezo.MezoConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=2**40 + 7)
-SUBSET = mezo.MezoConfig(rank=3, alpha=8, target_modules=("v_proj", "up_proj"), seed=5, name="vu")
+CONFIG = mezo.MeZOConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=2**40 + 7)
+SUBSET = mezo.MeZOConfig(rank=3, alpha=8, target_modules=("v_proj", "up_proj"), seed=5, name="vu")
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])

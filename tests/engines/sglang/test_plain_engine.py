@@ -45,7 +45,7 @@ def engine(tiny_model_dir):
 
 def test_the_plugin_is_not_there(engine):
     with pytest.raises(RuntimeError, match="plugin must be loaded in SGLang's scheduler processes"):
-        mezo.attach(engine, mezo.MezoConfig(rank=4, target_modules=LINEARS))
+        mezo.attach(engine, mezo.MeZOConfig(rank=4, target_modules=LINEARS))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_plugin_is_not_there(engine):
     ids="-".join,
 )
 def test_a_saved_run_loads(engine, tiny_model_dir, tmp_path, modules):
-    config = mezo.MezoConfig(rank=4, alpha=8, target_modules=modules, seed=5)
+    config = mezo.MeZOConfig(rank=4, alpha=8, target_modules=modules, seed=5)
     with mezo.attach(load_model(tiny_model_dir("llama")), config) as run:
         run.apply_update([-0.05])
         run.save(tmp_path)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.sglang
 
 MISSING = "mezo_invocation_missing"
 OURS, THEIRS = (77, 8, 200), (300, 301)
-CONFIG = mezo.MezoConfig(
+CONFIG = mezo.MeZOConfig(
     rank=4,
     alpha=8,
     target_modules=LINEARS,

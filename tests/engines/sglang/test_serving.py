@@ -16,7 +16,7 @@ from tests.support.tiny import LINEARS, load_model, random_batch, raw_request
 
 pytestmark = pytest.mark.sglang
 
-CONFIG = mezo.MezoConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=1)
+CONFIG = mezo.MeZOConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=1)
 PROMPTS = [[1, 5, 9, 300, 44, 7, 100, 45], [1, 17, 8, 450, 3]]
 
 

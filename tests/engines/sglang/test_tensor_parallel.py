@@ -14,7 +14,7 @@ from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch
 
 pytestmark = pytest.mark.sglang
 
-CONFIG = mezo.MezoConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=9)
+CONFIG = mezo.MeZOConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=9)
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3"])

@@ -20,7 +20,7 @@ from tests.support.tiny import LINEARS, random_batch
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 
-CONFIG = mezo.MezoConfig(rank=8, alpha=16, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=17)
+CONFIG = mezo.MeZOConfig(rank=8, alpha=16, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=17)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import torch
 from peft import LoraConfig
 
 import mezo
-from mezo.checkpoint.peft import assemble, initial_values, save_peft
+from mezo.checkpoint.peft import assemble, save_peft
+from mezo.core.init import initial_values
 from mezo_kernels import Direction, TensorSpec, sample
 from tests.support.independent import load_peft, lora_parameters, peft_model
 from tests.support.tiny import LINEARS, load_model
@@ -74,7 +75,7 @@ def test_assemble_puts_shards_together_and_finds_diverged_ranks():
 
 
 def test_saved_files_load_in_peft_bit_for_bit(tiny_model_dir, tmp_path):
-    config = mezo.MezoConfig(rank=4, alpha=6, target_modules=LINEARS, seed=1)
+    config = mezo.MeZOConfig(rank=4, alpha=6, target_modules=LINEARS, seed=1)
     directory = tiny_model_dir("qwen2")
     names = {n: tuple(p.shape) for n, p in lora_parameters(peft_model(directory, config)).items()}
     weights = {name: torch.randn(shape) for name, shape in names.items()}
@@ -88,7 +89,7 @@ def test_saved_files_load_in_peft_bit_for_bit(tiny_model_dir, tmp_path):
 
 def test_saving_needs_no_peft(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "peft", None)  # importing it raises
-    save_peft({NAME: torch.zeros(4, 64)}, mezo.MezoConfig(rank=4), tmp_path)
+    save_peft({NAME: torch.zeros(4, 64)}, mezo.MeZOConfig(rank=4), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -97,7 +98,7 @@ def test_saving_needs_no_peft(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("tokens", [None, [5, 6]], ids=["ordinary", "activated"])
 def test_the_config_is_the_one_that_peft_would_write(tmp_path, tokens):
-    config = mezo.MezoConfig(rank=4, alpha=6, target_modules=["v_proj", "q_proj"])
+    config = mezo.MeZOConfig(rank=4, alpha=6, target_modules=["v_proj", "q_proj"])
     theirs = LoraConfig(
         r=4,
         lora_alpha=6,
@@ -128,7 +129,7 @@ def test_the_config_is_the_one_that_peft_would_write(tmp_path, tokens):
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(monkeypatch, tmp_path):
-    config = mezo.MezoConfig(rank=4)
+    config = mezo.MeZOConfig(rank=4)
     save_peft({NAME: torch.zeros(4, 64)}, config, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -149,7 +150,7 @@ def test_a_saved_run_has_whole_stacks_and_gives_peft_the_same_bits(
     directory = tiny_model_dir(architecture)
     if architecture == "opt" and modules != ("q_proj", "v_proj"):
         modules = ("fc1",) if modules == ("up_proj",) else ("k_proj", "fc2")
-    config = mezo.MezoConfig(rank=4, alpha=8, target_modules=modules, seed=2)
+    config = mezo.MeZOConfig(rank=4, alpha=8, target_modules=modules, seed=2)
     with mezo.attach(load_model(directory), config) as run:
         run.apply_update([-0.05])
         run.save(tmp_path / "whole")

@@ -23,9 +23,9 @@ ROUNDS = 20
 def random_value(hint, rng: random.Random):
     """A value of a type, dataclasses and tuples of any length included."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is mezo.MezoConfig:
+    if hint is mezo.MeZOConfig:
         invocation = rng.choice([None, " The movie was", (3, 4)])
-        return mezo.MezoConfig(rank=rng.randint(1, 64), lr=rng.random(), invocation=invocation)
+        return mezo.MeZOConfig(rank=rng.randint(1, 64), lr=rng.random(), invocation=invocation)
     if hint is TensorSpec:
         shape = (rng.randint(1, 9), rng.randint(1, 9))
         return TensorSpec("q_proj.lora_A", shape, 2, 0, rng.choice([None, (20, 20)]) or (20, 20))

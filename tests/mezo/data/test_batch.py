@@ -19,7 +19,8 @@ def test_completions_make_one_row_each():
     assert encoded.rows.tokens == ((5, 6, 8), (7, 9, 10))
     assert encoded.rows.prompt_lens == (2, 1)
     assert encoded.targets.counts == (1, 2)
-    assert not encoded.targets.is_classification
+    assert encoded.targets.num_options is None
+    assert encoded.targets.objective == "completion"
 
 
 def test_shared_and_own_options():

@@ -46,7 +46,7 @@ def attach(model):
     def attach(tokenizer, invocation=None, prefix="exact"):
         if runs:
             runs.pop().close()
-        config = mezo.MezoConfig(rank=1, invocation=invocation, prefix=prefix)
+        config = mezo.MeZOConfig(rank=1, invocation=invocation, prefix=prefix)
         runs.append(mezo.attach(model, config, tokenizer=tokenizer))
         return runs[-1]
 

@@ -107,7 +107,7 @@ def test_half_precision_is_taken_where_single_does_not_fit(tiny_model_dir, tmp_p
 
 def test_a_window_that_no_row_exceeds_is_said():
     words = comparison._window_words(64, [3, 60], {"base": [0.0, 0.0], "adapted": [0.0, 0.0]})
-    assert "sliding window of 64 tokens, which no row that this engine takes exceeds" in words
+    assert "sliding window of 64 tokens, which no row that this engine accepts exceeds" in words
     words = comparison._window_words(8, [3, 9], {"base": [1e-6, 0.5], "adapted": [0.0, 0.75]})
     assert "1e-06 nats in rows within it, 0.75 in longer ones" in words
 

@@ -16,7 +16,7 @@ from mezo.engines import transformers
 from tests.support.planted import with_signs_swapped
 from tests.support.tiny import LINEARS, load_model, random_batch
 
-CONFIG = mezo.MezoConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=12)
+CONFIG = mezo.MeZOConfig(rank=4, alpha=8, target_modules=LINEARS, lr=1e-3, eps=1e-2, seed=12)
 
 
 @pytest.fixture(scope="module")

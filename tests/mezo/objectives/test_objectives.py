@@ -10,14 +10,21 @@ import scipy.stats
 import torch
 
 import mezo
-from mezo.objectives.base import (
-    Targets,
-    batch_loss,
-    example_losses,
-    option_scores,
-    predictions,
-    signal_to_noise,
-)
+from mezo import objectives
+from mezo.objectives.base import Targets, signal_to_noise
+from mezo.objectives.classification import option_scores
+
+
+def batch_loss(targets, sums):
+    return objectives.of(targets).loss(targets, sums)
+
+
+def example_losses(targets, sums):
+    return objectives.of(targets).example_losses(targets, sums)
+
+
+def predictions(targets, sums):
+    return objectives.of(targets).predictions(targets, sums)
 
 
 def test_completion_loss_is_the_mean_over_all_tokens():
@@ -117,3 +124,22 @@ def test_example_losses_add_up_to_the_batch_loss():
     assert math.fsum(example_losses(completion, sums)) / 7 == batch_loss(completion, sums)
     options = Targets(counts=(1, 2, 1, 3), num_options=(2, 2), labels=(0, 1))
     assert math.fsum(example_losses(options, sums)) / 2 == batch_loss(options, sums)
+
+
+def test_one_token_options_need_no_normaliser():
+    targets = Targets(counts=(1, 1, 1, 2), num_options=(2, 2), labels=(0, 1))
+    assert objectives.of(targets).is_normalised(targets) == (False, False, True, True)
+    completions = Targets(counts=(1, 1))
+    assert objectives.of(completions).is_normalised(completions) == (True, True)
+
+
+def test_a_batch_names_its_objective():
+    with_options = {"prompts": ["a"], "options": [" b", " c"], "labels": [0]}
+    assert mezo.Batch(["a"], completions=[" b"]).objective == "completion"
+    assert mezo.Batch(**with_options).objective == "classification"
+    with pytest.raises(ValueError, match="'completion' must come with completions, got options"):
+        mezo.Batch(**with_options, objective="completion")
+    with pytest.raises(ValueError, match="'classification' must come with options and labels"):
+        mezo.Batch(["a"], completions=[" b"], objective="classification")
+    with pytest.raises(ValueError, match="got 'clasification', use 'classification'"):
+        mezo.Batch(**with_options, objective="clasification")

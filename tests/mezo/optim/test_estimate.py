@@ -9,10 +9,9 @@ import torch
 
 from mezo.optim.estimate import (
     clip_projected_grad,
-    learning_rate,
     projected_grad,
-    update_coefficient,
 )
+from mezo.optim.sgd import update_coefficient
 from mezo_kernels import Direction, TensorSpec, sample
 
 SHAPE = (6, 10)
@@ -55,11 +54,3 @@ def test_scalars():
     assert clip_projected_grad(2.0, 3.0) == 2.0
     assert clip_projected_grad(-7.0, None) == -7.0
     assert update_coefficient(2.0, 0.5, 4) == -0.25
-
-
-def test_schedules():
-    assert [learning_rate(1.0, s, 4, "linear") for s in range(4)] == [1.0, 0.75, 0.5, 0.25]
-    assert learning_rate(1.0, 2, 4, "cosine") == pytest.approx(0.5)
-    assert learning_rate(1.0, 3, 4, "constant") == 1.0
-    with pytest.raises(ValueError, match="got 'sqrt'; take 'constant'"):
-        learning_rate(1.0, 0, 4, "sqrt")

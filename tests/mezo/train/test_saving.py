@@ -18,7 +18,7 @@ from tests.support.files import saved_weights
 from tests.support.independent import check_replay, load_peft
 from tests.support.tiny import LINEARS, load_model, random_batch
 
-CONFIG = mezo.MezoConfig(rank=2, target_modules=LINEARS, lr=1e-3, seed=1)
+CONFIG = mezo.MeZOConfig(rank=2, target_modules=LINEARS, lr=1e-3, seed=1)
 TOO_LONG = mezo.Batch(prompts=[[1] * 300], completions=[[5]])  # the tiny models take 256 tokens
 
 

@@ -139,11 +139,11 @@ def test_a_training_that_fails_is_one_sentence_and_saved(arguments, tmp_path, mo
     check_replay(logged(output), saved_weights(output / "adapter"), 0)
 
 
-def test_a_task_without_labels_that_score_is_reported(arguments, tmp_path, monkeypatch):
+def test_a_task_without_labels_that_score_is_reported(arguments, request):
     """Nothing of the report needs an accuracy."""
 
     class Completions:
-        name, invocation = "plain", " The movie was"
+        name, invocation, preset = "plain", " The movie was", {}
         load, prompt = staticmethod(rotten_tomatoes.load), staticmethod(rotten_tomatoes.prompt)
 
         @staticmethod
@@ -153,7 +153,8 @@ def test_a_task_without_labels_that_score_is_reported(arguments, tmp_path, monke
                 completions=[(" bad", " good")[example.label] for example in examples],
             )
 
-    monkeypatch.setitem(tasks.TASKS, "plain", Completions)
+    tasks.TASKS.register("plain", Completions)
+    request.addfinalizer(lambda: tasks.TASKS.unregister("plain"))
     result = CliRunner().invoke(app, arguments("--task", "plain"))
     assert result.exit_code == 0, result.output
     assert "accuracy none -> none" in result.output

@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import mezo
-from mezo import tasks
 from mezo.cli import app
+from mezo.config import TrainConfig
 from mezo.engines import available
-from mezo.train.task import TaskSettings, batches
-from mezo.train.trainer import pool
+from mezo.train.evaluate import pool
+from mezo.train.task import train_task
 from tests.support.independent import load_peft
 from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch
 
-CONFIG = mezo.MezoConfig(rank=2, target_modules=LINEARS, lr=1e-3, seed=1)
+CONFIG = mezo.MeZOConfig(rank=2, target_modules=LINEARS, lr=1e-3, seed=1)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_steps_schedule_and_evaluations(run):
 
 def test_training_lowers_the_loss_of_a_batch(tiny_model_dir):
     batch = random_batch(random.Random(1), size=2)
-    config = mezo.MezoConfig(rank=2, target_modules=LINEARS, lr=3e-4, seed=1)
+    config = mezo.MeZOConfig(rank=2, target_modules=LINEARS, lr=3e-4, seed=1)
     with mezo.attach(load_model(tiny_model_dir("llama")), config) as run:
         summary = mezo.MeZOTrainer(
             run, itertools.repeat(batch), num_steps=150, held_out=[batch]
@@ -114,18 +114,6 @@ def test_finetune_in_one_call(tiny_model_dir, tmp_path):
     assert not any("LoraLinear" in type(m).__name__ for m in model.modules())
 
 
-def test_batches_are_a_function_of_the_seed():
-    task = tasks.get("rotten_tomatoes")
-    examples = [tasks.Example(f"text {i}", i % 2) for i in range(10)]
-
-    def first(seed):
-        return [b.prompts for b in itertools.islice(batches(task, examples, 4, seed), 5)]
-
-    assert first(0) == first(0) != first(1)
-    epoch = [p for prompts in first(0)[:2] for p in prompts]
-    assert len(set(epoch)) == 8  # no example twice within an epoch
-
-
 def test_train_command_writes_everything(tiny_model_dir, reviews, tmp_path):
     output = tmp_path / "out"
     model = tiny_model_dir("llama")
@@ -162,8 +150,9 @@ def test_train_command_writes_everything(tiny_model_dir, reviews, tmp_path):
     ("arguments", "message"),
     [
         ("--task imdb", "task must be one of: rotten_tomatoes; got 'imdb'"),
-        ("--engine vllm", "engine must be one of .* got 'vllm'"),
+        ("--engine vllm", "engine must be one of: .* got 'vllm'"),
         ("--eps 0", "eps must be a finite number > 0"),
+        ("--schedule sqrt", "schedule must be one of: .* got 'sqrt'"),
         ("--steps 0", "num_steps must be at least 1, got 0"),
         ("--train-examples 3", "there must be a batch of 4 training examples, got 3"),
         ("--target-modules q_proj,q_proj", "distinct module names"),
@@ -184,7 +173,7 @@ def test_bad_arguments_are_one_sentence(tiny_model_dir, reviews, tmp_path, argum
 
 def test_settings_check_their_engine(tmp_path):
     with pytest.raises(ValueError, match="engine must be one of"):
-        TaskSettings(task="rotten_tomatoes", output=tmp_path, config=CONFIG, engine="hf")
+        train_task(TrainConfig(output=tmp_path, engine="hf"), CONFIG)
 
 
 def test_doctor_says_what_is_usable_and_why_not():
@@ -197,14 +186,14 @@ def test_doctor_says_what_is_usable_and_why_not():
 def test_a_missing_or_foreign_sglang_is_said_in_one_sentence(monkeypatch):
     import importlib.util
 
-    import mezo.engines as engines
+    from mezo.engines.sglang import engine
 
-    monkeypatch.setattr(engines, "version", lambda name: "0.5.9")
+    monkeypatch.setattr(engine, "version", lambda name: "0.5.9")
     if importlib.util.find_spec("sglang"):
         assert "must be 0.5.17 to 0.5.23, got 0.5.9" in available()["sglang"]
-        monkeypatch.setattr(engines, "version", lambda name: "0.5.23.post1")
+        monkeypatch.setattr(engine, "version", lambda name: "0.5.23.post1")
         assert available()["sglang"] is None
-        monkeypatch.setattr(engines, "entry_points", lambda group: [])
+        monkeypatch.setattr(engine, "entry_points", lambda group: [])
         assert "does not see the mezo plugin" in available()["sglang"]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "SGLang is not installed" in available()["sglang"]

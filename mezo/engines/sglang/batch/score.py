@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mezo.config import MezoConfig
+from mezo.config import MeZOConfig
 from mezo.core.rows import BASE, THETA, Rows, Scores
 from mezo.engines.sequences import TokenSequence, sequences_of
 from mezo.engines.sglang.batch import attention, logprobs
@@ -92,7 +92,7 @@ def score_rows(
     return Scores(sums, tokens, forwards, prompt_tokens, reused)
 
 
-def check_budget(rank: Rank, config: MezoConfig) -> None:
+def check_budget(rank: Rank, config: MeZOConfig) -> None:
     """Raise ValueError where an engine of the user's own is too small for any step of a run."""
     tokens, requests = rank.largest_budget
     check_one_row("attach", config, requests=requests, tokens=tokens)

@@ -19,7 +19,7 @@ from tests.support.tiny import LINEARS, random_batch
 
 pytestmark = pytest.mark.sglang
 
-CONFIG = mezo.MezoConfig(
+CONFIG = mezo.MeZOConfig(
     rank=8,
     alpha=16,
     target_modules=LINEARS,

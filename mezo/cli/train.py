@@ -1,0 +1,64 @@
+"""`mezo train`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from mezo._signals import sigterm_interrupts
+from mezo.cli.options import with_options
+from mezo.config import MeZOConfig, TrainConfig
+from mezo.engines import EngineError
+from mezo.tasks.assets import AssetError
+from mezo.train.saving import PartialTraining, partial_training_of
+from mezo.train.task import settings_of, train_task
+
+
+@with_options(TrainConfig, MeZOConfig)
+def train(context: typer.Context, **options: Any) -> None:
+    """Train an adapter on a task, and evaluate it before and after."""
+    sources = {name: context.get_parameter_source(name) for name in options}
+    given = {k: v for k, v in options.items() if getattr(sources[k], "name", "") != "DEFAULT"}
+    try:
+        settings, config = settings_of(**given)
+    except (ValueError, NotImplementedError, ImportError, AssetError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    _run(settings, config)
+
+
+def _run(settings: TrainConfig, config: MeZOConfig) -> None:
+    """Train; ends the process with 0, or 1 (problems), 2 (arguments), 130 or 143 (signals)."""
+    terminated: list[int] = []
+    try:
+        with sigterm_interrupts(terminated):
+            record = train_task(settings, config)
+    except BaseException as error:
+        partial = partial_training_of(error)
+        code = _exit_code(error, has_trained=partial is not None)
+        if code is not None or partial is not None:
+            _say(error, partial)
+        if code is None:
+            raise
+        raise typer.Exit(143 if terminated and code == 130 else code) from error
+    if record["problems"]:
+        raise typer.Exit(1)
+
+
+def _exit_code(error: BaseException, *, has_trained: bool) -> int | None:
+    """The exit status for what stopped a training; None where a traceback is of use."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, (ValueError, NotImplementedError, ImportError, AssetError, EngineError)):
+        return 1 if has_trained else 2
+    return 1 if has_trained and isinstance(error, (RuntimeError, OSError)) else None
+
+
+def _say(error: BaseException, partial: PartialTraining | None) -> None:
+    """One sentence on what stopped a training and where its weights are."""
+    is_signal = isinstance(error, KeyboardInterrupt)
+    sentence = "nothing was saved." if is_signal else str(error)
+    if partial is not None:
+        sentence = partial.sentence
+    typer.echo(f"{'interrupted' if is_signal else 'error'}: {sentence}", err=True)

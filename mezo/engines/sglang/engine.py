@@ -1,0 +1,87 @@
+"""SGLang as one of the engines. It is imported when one is launched or attached."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import TYPE_CHECKING, Any
+
+from mezo._closing import closing
+from mezo._logging import show_warnings
+from mezo.config import MeZOConfig
+
+if TYPE_CHECKING:
+    from mezo.engines.base import Session
+
+VERSIONS = ("0.5.17", "0.5.23")
+
+
+class SglangEngine:
+    """See `mezo.engines.base.Engine`."""
+
+    def why_not(self) -> str | None:
+        """Return why SGLang cannot be used here, in one sentence, or None."""
+        return why_not()
+
+    @contextmanager
+    def launch(
+        self, model: str, config: MeZOConfig, *, threads: int | None = None
+    ) -> Iterator[Any]:
+        """Start an engine with `mezo.launch_engine`."""
+        from mezo.engines.sglang.launch import launch_engine
+
+        engine = launch_engine(model, config, threads=threads)
+        with closing(engine.shutdown):
+            yield engine
+
+    def tokenizer(self, model: str) -> None:
+        """Return None: the engine has its own."""
+
+    def open(self, handle: Any, config: MeZOConfig, tokenizer: Any) -> Session | None:
+        """Attach an adapter to an ``sglang.Engine``."""
+        if not (hasattr(handle, "collective_rpc") and hasattr(handle, "server_args")):
+            return None
+        from mezo.engines.sglang.session import SglangSession
+
+        show_warnings(handle.server_args.log_level)
+        return SglangSession(handle, config, tokenizer)
+
+
+ENGINE = SglangEngine()
+
+
+def why_not() -> str | None:
+    """Return why SGLang cannot be used here, in one sentence, or None. Nothing is imported."""
+    if importlib.util.find_spec("sglang") is None:
+        return (
+            "SGLang is not installed; on a GPU host run `pip install 'mezo-sglang[sglang]'`, on a "
+            "CPU host `make setup` in a clone."
+        )
+    if not any(point.name == "mezo" for point in entry_points(group="sglang.srt.plugins")):
+        return (
+            "SGLang does not see the mezo plugin; install mezo-sglang (`pip install .`) instead of "
+            "running it from a source folder."
+        )
+    try:
+        found = version("sglang")
+    except PackageNotFoundError:
+        return "SGLang has no version metadata; install it from a wheel."
+    oldest, newest = (_number(v) for v in VERSIONS)
+    if not oldest <= _number(found) <= newest:
+        return (
+            f"SGLang must be {VERSIONS[0]} to {VERSIONS[1]}, got {found}; "
+            f"run `pip install sglang=={VERSIONS[1]}`."
+        )
+    return None
+
+
+def _number(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version."""
+    numbers = []
+    for part in text.split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)

@@ -1,0 +1,35 @@
+"""Evaluation on held-out batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from mezo.data.batch import Batch, EncodedBatch
+from mezo.results import EvalResult
+from mezo.run import Run
+
+
+def evaluate(run: Run, batches: Iterable[Batch | EncodedBatch]) -> EvalResult:
+    """Score batches under the run's current adapter, pooled over their examples.
+
+    Raises:
+        ValueError: a bad batch.
+    """
+    return pool([run.evaluate(batch) for batch in batches])
+
+
+def pool(parts: Sequence[EvalResult]) -> EvalResult:
+    """Pool evaluations of several batches, weighted by their examples."""
+    n = sum(p.num_examples for p in parts)
+    is_classification = all(p.predictions is not None for p in parts)
+    is_scored = is_classification and all(p.accuracy is not None for p in parts)
+    return EvalResult(
+        loss=sum(p.loss * p.num_examples for p in parts) / n,
+        accuracy=sum((p.accuracy or 0.0) * p.num_examples for p in parts) / n
+        if is_scored
+        else None,
+        predictions=[g for p in parts for g in p.predictions or ()] if is_classification else None,
+        num_examples=n,
+        tokens=sum(p.tokens for p in parts),
+        num_nonfinite=sum(p.num_nonfinite for p in parts),
+    )
