@@ -32,18 +32,25 @@ class TokenSequence:
         tokens: token ids.
         prefix_len: leading tokens that run under the prefix's adapter, else 0.
         prompt_len: leading tokens that are not scored.
+        prefix_adapter: the slot that the prefix runs under, see `Rows`.
         scored_tokens: what rows read off it.
     """
 
     tokens: tuple[int, ...]
     prefix_len: int
     prompt_len: int
+    prefix_adapter: str
     scored_tokens: list[ScoredToken]
 
     @property
     def prompt(self) -> tuple[int, ...]:
         """The tokens that are not scored."""
         return self.tokens[: self.prompt_len]
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The tokens that run under the prefix's adapter."""
+        return self.tokens[: self.prefix_len]
 
 
 def sequences_of(rows: Rows) -> list[TokenSequence]:
@@ -57,7 +64,7 @@ def sequences_of(rows: Rows) -> list[TokenSequence]:
         zip(rows.tokens, rows.prefix_lens, rows.prompt_lens, rows.is_normalised, strict=True)
     ):
         key = (tuple(row[:-1]), prefix_len, prompt_len)
-        sequence = sequences.setdefault(key, TokenSequence(*key, scored_tokens=[]))
+        sequence = sequences.setdefault(key, TokenSequence(*key, rows.prefix_adapter, []))
         sequence.scored_tokens.extend(
             ScoredToken(position, row[position + 1], i, is_normalised)
             for position in range(prompt_len - 1, len(row) - 1)

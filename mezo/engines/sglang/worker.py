@@ -180,8 +180,8 @@ def _fingerprint(
     """Digest the base weights and every slot of the pool on rank 0, to tell what changed."""
     names = rank.lora_names
     slots = {
-        str(names.get(uid, uid)): _digest(rank.slot_tensors(slot))
-        for uid, slot in rank.lora_pool.uid_to_buffer_id.items()
+        str(names.get(uid, uid)): _digest(rank.slot_tensors(index))
+        for uid, index in rank.lora_pool.uid_to_buffer_id.items()
     }
     parameters = rank.model.parameters()
     return messages.FingerprintReply(_digest(parameters), slots)

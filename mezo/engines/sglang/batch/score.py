@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,7 +63,7 @@ class _Copy:
 
     slot: str
     uid: str | None
-    sequence: _Sequence
+    sequence: TokenSequence
 
 
 def score_rows(
@@ -100,7 +100,7 @@ def score_rows(
         chunk = sequences[first:last]
         prompts = [s.prefix for s in chunk if s.prefix_adapter == BASE and s.prefix_len]
         pairs = [
-            s.temporary_prefix(uid, theta)
+            _temporary_prefix(s, uid, theta)
             for uid in adapters.values()
             for s in chunk
             if s.prefix_adapter != BASE and s.prefix_len
@@ -134,19 +134,23 @@ def is_busy(rank: Rank, rows: Rows, copies: int) -> bool:
 
 def _sequences(rows: Rows) -> list[_Sequence]:
     """The distinct sequences to run; those that begin with one prompt share it in every mode."""
-    distinct = sequences_of(rows)
-    sharing = Counter(s.prompt for s in distinct)
-    sequences = []
-    for s in distinct:
-        prefix_len, prefix_adapter = s.prefix_len, rows.prefix_adapter
-        if prefix_len == 0 and sharing[s.prompt] > 1:
+    sequences = sequences_of(rows)
+    sharing = Counter(s.prompt for s in sequences)
+    for i, s in enumerate(sequences):
+        if s.prefix_len == 0 and sharing[s.prompt] > 1:
             # The prompt's last token runs in each: its logits score the first completion token.
-            prefix_len, prefix_adapter = s.prompt_len - 1, _OWN
-        sequences.append(_Sequence(s.tokens, prefix_len, prefix_adapter, s.scored_tokens))
+            sequences[i] = replace(s, prefix_len=s.prompt_len - 1, prefix_adapter=_OWN)
     return sequences
 
 
-def _chunks(rank: Rank, sequences: Sequence[_Sequence], copies: int) -> Iterator[tuple[int, int]]:
+def _temporary_prefix(sequence: TokenSequence, uid: str | None, theta: str | None) -> AdapterPrompt:
+    """A sequence's prefix outside of the cache, for the copy that runs under ``uid``."""
+    return (uid if sequence.prefix_adapter == _OWN else theta, sequence.prefix)
+
+
+def _chunks(
+    rank: Rank, sequences: Sequence[TokenSequence], copies: int
+) -> Iterator[tuple[int, int]]:
     """Cut sequences into runs that fit into one batch: their prefixes once, the rest per copy."""
     max_tokens, max_requests = rank.budget
     page = rank.page_size
@@ -188,7 +192,7 @@ class _Batch:
     """Sequences under every adapter, in one extend batch."""
 
     rank: Rank
-    sequences: Sequence[_Sequence]
+    sequences: Sequence[TokenSequence]
     adapters: dict[str, str | None]
     prefixes: CachedPrefixes
     temporary: dict[AdapterPrompt, torch.Tensor]  # their KV slots
@@ -233,7 +237,7 @@ class _Batch:
         if sequence.prefix_adapter == BASE:
             kv_slots = self.prefixes.kv_slots[sequence.prefix]
             return attention.Member(size, (BASE, sequence.prefix), kv_slots)
-        prefix = sequence.temporary_prefix(copy.uid, self.theta)
+        prefix = _temporary_prefix(sequence, copy.uid, self.theta)
         return attention.Member(size, prefix, self.temporary[prefix])
 
     def _requests(
