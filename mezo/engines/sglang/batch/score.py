@@ -11,7 +11,7 @@ import torch
 
 from mezo.config import MeZOConfig
 from mezo.core.rows import BASE, THETA, Rows, Scores
-from mezo.engines.sequences import ScoredToken, sequences_of
+from mezo.engines.sequences import TokenSequence, sequences_of
 from mezo.engines.sglang.batch import attention, logprobs
 from mezo.engines.sglang.batch.prefix import (
     AdapterPrompt,
@@ -29,32 +29,6 @@ if TYPE_CHECKING:
 
 # A prefix that runs under the sequence's own adapter, once for all that begin with it.
 _OWN = "own"
-
-
-@dataclass(frozen=True)
-class _Sequence:
-    """Tokens to run once for each adapter, and the leading ones that it has in common with others.
-
-    Args:
-        tokens: token ids.
-        prefix_len: leading tokens whose KV is computed once.
-        prefix_adapter: what they run under: BASE (kept in the radix cache), THETA or _OWN.
-        scored_tokens: what is scored.
-    """
-
-    tokens: tuple[int, ...]
-    prefix_len: int
-    prefix_adapter: str
-    scored_tokens: Sequence[ScoredToken]
-
-    @property
-    def prefix(self) -> tuple[int, ...]:
-        """The leading tokens whose KV is computed once."""
-        return self.tokens[: self.prefix_len]
-
-    def temporary_prefix(self, uid: str | None, theta: str | None) -> AdapterPrompt:
-        """Its prefix outside of the cache, for the copy that runs under ``uid``."""
-        return (uid if self.prefix_adapter == _OWN else theta, self.prefix)
 
 
 @dataclass(frozen=True)
@@ -132,7 +106,7 @@ def is_busy(rank: Rank, rows: Rows, copies: int) -> bool:
     return max_requests < copies or max_tokens < copies * longest
 
 
-def _sequences(rows: Rows) -> list[_Sequence]:
+def _sequences(rows: Rows) -> list[TokenSequence]:
     """The distinct sequences to run; those that begin with one prompt share it in every mode."""
     sequences = sequences_of(rows)
     sharing = Counter(s.prompt for s in sequences)
