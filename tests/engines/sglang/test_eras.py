@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from mezo.engines import SGLANG_VERSIONS
 from mezo.engines.sglang.cpu_host.host import prepare_import
+from mezo.engines.sglang.engine import VERSIONS
 from mezo.engines.sglang.eras import ERA, Era, Era0517, Era0519, Era0520, era_of
 
 prepare_import()
@@ -35,7 +35,7 @@ def test_the_version_chooses(version, era):
 
 
 def test_the_supported_versions_are_the_oldest_and_the_newest_era():
-    assert [type(era_of(version)) for version in SGLANG_VERSIONS] == [Era0517, Era]
+    assert [type(era_of(version)) for version in VERSIONS] == [Era0517, Era]
 
 
 def test_without_sglang_its_side_can_be_imported():
