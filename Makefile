@@ -41,7 +41,8 @@ export TOKENIZERS_PARALLELISM := false
 setup: $(STAMPS)/installed
 	@$(BIN)/python -I mezo/tasks/assets.py
 
-# What differs from the task's preset. 512 sentences: their prompts stay in the engine's cache, so that a step computes suffixes only.
+# What differs from the task's preset. 512 sentences: their prompts stay in the engine's cache, so
+# that a step computes only suffixes.
 demo: setup
 	$(BIN)/mezo train --task rotten_tomatoes --engine $(ENGINE) --output runs/demo \
 	  --prefix activated --train-examples 512 --steps 1000 --lr 4e-3 --clip 2 \
