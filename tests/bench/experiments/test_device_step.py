@@ -1,30 +1,18 @@
 """DeviceStep equals the same steps with scalars on the host, bit for bit."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 import mezo_kernels as mk
 from bench.experiments.device_step import DeviceStep
+from mezo.optim.estimate import clip_projected_grad, projected_grad
+from mezo.optim.sgd import update_coefficient
 
 LR, EPS, CLIP, SEED = 1e-3, 1e-2, 0.75, 2**63 + 11
 SHAPES = ((8, 24), (24, 8), (3, 5))
 DISTRIBUTIONS = ("gaussian", "rademacher")
-
-
-def load_spsa():
-    """mezo/optim/estimate.py by its path: the package imports what this directory does not need."""
-    path = Path(__file__).parents[3] / "mezo" / "optim" / "estimate.py"
-    spec = importlib.util.spec_from_file_location("spsa_alone", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-spsa = load_spsa()
 
 
 class Adapter:
@@ -57,7 +45,7 @@ class Adapter:
 
 
 def host_steps(adapter, backend, *, num_directions, distribution, num_steps, clip, bad=()):
-    """MeZO with host scalars as mezo.core runs it; returns the coefficients of each step."""
+    """MeZO with host scalars as `mezo.core` runs it; returns the coefficients of each step."""
     pending, history = None, []
     for step in range(num_steps):
         now = [mk.Direction(SEED, step, k, distribution) for k in range(num_directions)]
@@ -75,10 +63,10 @@ def host_steps(adapter, backend, *, num_directions, distribution, num_steps, cli
         pending = None
         if losses.isfinite().all():
             grads = [
-                spsa.clip_projected_grad(spsa.projected_grad(p, m, EPS), clip)
+                clip_projected_grad(projected_grad(p, m, EPS), clip)
                 for p, m in zip(plus, minus, strict=True)
             ]
-            coefficients = [spsa.update_coefficient(g, LR, num_directions) for g in grads]
+            coefficients = [update_coefficient(g, LR, num_directions) for g in grads]
             pending = (now, coefficients)
             history.append(coefficients)
     if pending is not None:
@@ -262,7 +250,7 @@ def test_a_bad_step_leaves_no_update_and_moves_on(path, case, native, request):
 
 
 @pytest.mark.parametrize("path", ["torch", "native", "cuda_on_host"])
-def test_scalars_equal_those_of_spsa(path, native, request):
+def test_scalars_equal_those_of_the_host(path, native, request):
     n = 500
     generator = torch.Generator().manual_seed(2)
     exponents = torch.randint(-30, 30, (2, n), generator=generator)
@@ -275,9 +263,9 @@ def test_scalars_equal_those_of_spsa(path, native, request):
         state.losses.copy_(losses)
         advance_by(path, state, request)
         pairs = zip(*losses.tolist(), strict=True)
-        grads = [spsa.clip_projected_grad(spsa.projected_grad(p, m, 3e-4), clip) for p, m in pairs]
+        grads = [clip_projected_grad(projected_grad(p, m, 3e-4), clip) for p, m in pairs]
         assert state.projected_grads.tolist() == grads
-        coefficients = torch.tensor([spsa.update_coefficient(g, 0.7, n) for g in grads])
+        coefficients = torch.tensor([update_coefficient(g, 0.7, n) for g in grads])
         assert torch.equal(state.coefficients, coefficients)
         assert int(state.scalars.num_updates) == n
 
