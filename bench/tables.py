@@ -75,7 +75,8 @@ def step() -> str:
         f"{percent['attention']:.0f} % attention, {percent['lora']:.0f} % LoRA, "
         f"{percent['layers']:.0f} % the model's other layers (norms, rotary embedding, activations "
         "and SGLang's Python between them), "
-        f"{rest:.0f} % everything else; {percent['weights']:.0f} % are the weight path."
+        f"{rest:.0f} % everything else, of which {percent['weights']:.0f} are perturbation and "
+        "update."
     )
     table = runner.table([rows[name] for name in shown], columns)
     return f"{cpu_line(facts, 'step')}\n\n{table}\n\n{text}"
