@@ -16,7 +16,10 @@ def main(model_path: str, adapter: str, prompt: str) -> None:
     """Generate with the base model and with the adapter."""
     fields = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
     engine = mezo.launch_engine(
-        model_path, max_lora_rank=fields["r"], lora_target_modules=fields["target_modules"]
+        model_path,
+        max_lora_rank=fields["r"],
+        lora_target_modules=fields["target_modules"],
+        disable_overlap_schedule=True,  # activated adapters need it off
     )
     try:
         loaded = engine.load_lora_adapter("mine", adapter)

@@ -38,7 +38,8 @@ def main(model_path: str, output: str, num_steps: int = 20) -> None:
         prompts=[question for question, _ in QUESTIONS],
         completions=[answer for _, answer in QUESTIONS],
     )
-    engine = mezo.launch_engine(model_path, config)  # or your own sglang.Engine
+    # Or your own sglang.Engine. Serving an activated adapter needs the overlap scheduler off.
+    engine = mezo.launch_engine(model_path, config, disable_overlap_schedule=True)
     try:
         with mezo.attach(engine, config) as run:
             trainer = mezo.MeZOTrainer(
