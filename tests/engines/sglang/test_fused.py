@@ -77,8 +77,8 @@ def test_peft_and_sglang_find_every_tensor_of_the_saved_adapter(engine, model_di
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (("q_proj", "v_proj"), r"got \['q_proj', 'v_proj'\], .* take \['qkv_proj'\] in their"),
-        (("o_proj", "gate_proj"), r"got \['gate_proj'\], .* take \['gate_up_proj'\] in their"),
+        (("q_proj", "v_proj"), r"got \['q_proj', 'v_proj'\], .* use \['qkv_proj'\] in their"),
+        (("o_proj", "gate_proj"), r"got \['gate_proj'\], .* use \['gate_up_proj'\] in their"),
         (("qkv_proj", "k_proj"), "must name 'qkv_proj' or its pieces, got both"),
     ],
 )
