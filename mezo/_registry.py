@@ -63,7 +63,11 @@ class Registry(Generic[T]):
         )
 
     def register(self, name: str, thing: T) -> None:
-        """Add a thing.
+        """Add a thing, in this process.
+
+        SGLang's processes import the main script's module again: register at its top level, not
+        under ``if __name__ == "__main__"``, what they need too (objectives, estimators,
+        optimisers).
 
         Raises:
             ValueError: the name is in use.

@@ -183,8 +183,14 @@ class AdapterState:
         """Take theta <- fma(c, z, theta) over the directions of ``step``, to be applied later.
 
         Raises:
-            ValueError: a coefficient that is not finite in fp32; nothing has changed then.
+            ValueError: more coefficients than directions, or one that is not finite in fp32;
+                nothing has changed then.
         """
+        if len(coefficients) > self.num_directions:
+            raise ValueError(
+                f"defer_update: coefficients must be at most one per direction, "
+                f"{self.num_directions}, got {len(coefficients)}; pass those of one step."
+            )
         for c in coefficients:
             if not is_fp32(c):
                 raise ValueError(

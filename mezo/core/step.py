@@ -31,9 +31,13 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
         The reply. With a non-finite loss the weights stay as they were.
 
     Raises:
-        ValueError: a step that is to be taken, but is not the next one; nothing has changed then.
+        ValueError: a step that is to be taken, but is not the next one, or an unknown objective;
+            nothing has changed then.
+        TypeError, NotImplementedError: an objective, an estimator or an optimiser that returns
+            something else than its protocol says; the step is not taken.
     """
     started = time.perf_counter()
+    objective, targets = objectives.of(request.targets), request.targets
     if request.lr is not None:
         state.check_next(request.step)
     state.perturb(request.step, request.eps)
@@ -44,15 +48,14 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
     scores = score(request.rows, slots)
     scored = time.perf_counter()
     sums = [scores.logprob_sums[slot] for slot in slots]
-    objective, targets = objectives.of(request.targets), request.targets
-    losses = tuple(objective.loss(targets, values) for values in sums)
+    # float(): what others write may return NumPy's numbers, which messages do not carry.
+    losses = tuple(float(objective.loss(targets, values)) for values in sums)
     plus, minus = losses[: state.num_directions], losses[state.num_directions :]
     is_finite = all(math.isfinite(x) for x in losses)
     grads: tuple[float, ...] = ()
     coefficients: tuple[float, ...] = ()
     if is_finite and request.eps != 0.0:
-        estimates = ESTIMATORS[request.estimator].projected_grads(plus, minus, request.eps)
-        grads = tuple(clip_projected_grad(value, request.clip) for value in estimates)
+        grads = _projected_grads(request, plus, minus)
     if grads and request.lr is not None:
         coefficients = _coefficients(request, request.lr, grads)
         is_finite = all(map(is_fp32, coefficients))
@@ -79,6 +82,20 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
     return reply
 
 
+def _projected_grads(
+    request: StepRequest, plus: Sequence[float], minus: Sequence[float]
+) -> tuple[float, ...]:
+    """The (clipped) estimate along each direction of the step."""
+    estimates = ESTIMATORS[request.estimator].projected_grads(plus, minus, request.eps)
+    if len(estimates) != len(plus):
+        raise NotImplementedError(
+            f"step: estimator {request.estimator!r} must return one number for each of the "
+            f"{len(plus)} directions of step {request.step}, got {len(estimates)}; return 0.0 for "
+            "a direction that is not to be followed."
+        )
+    return tuple(clip_projected_grad(float(value), request.clip) for value in estimates)
+
+
 def _coefficients(request: StepRequest, lr: float, grads: tuple[float, ...]) -> tuple[float, ...]:
     """The optimiser's coefficient of each direction of the step."""
     history = [Estimate(request.step, lr, grads)]
@@ -89,14 +106,14 @@ def _coefficients(request: StepRequest, lr: float, grads: tuple[float, ...]) -> 
             f"{len(grads)} directions of step {request.step}, in order, got {len(update)} for "
             "others; fold past directions into the coefficients of this step's."
         )
-    return tuple(c for _, c in update)
+    return tuple(float(c) for _, c in update)
 
 
 def _signal_to_noise(
     objective: Objective, targets: Targets, sums: Sequence[Sequence[float]]
 ) -> tuple[float | None, ...]:
     """Of each direction, from the sums of all plus slots, then all minus slots."""
-    terms = [objective.example_losses(targets, values) for values in sums]
+    terms = [[float(x) for x in objective.example_losses(targets, values)] for values in sums]
     half = len(terms) // 2
     pairs = zip(terms[:half], terms[half:], strict=True)
     return tuple(signal_to_noise(plus, minus) for plus, minus in pairs)

@@ -60,7 +60,7 @@ class Batch:
                 "train on text or options=[...] and labels=[...] to train a classifier."
             )
         has_options = self.options is not None
-        self._set("objective", objectives.name_for(self.objective, has_options=has_options))
+        objectives.name_for(self.objective, has_options=has_options)  # checked; None stays None
         if self.completions is not None:
             self._set("completions", texts("completions", self.completions))
             _same_length("completions", self.completions, n)

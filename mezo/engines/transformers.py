@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from mezo._host import fp32_products, warn_of_products
+from mezo._logging import show_warnings
 from mezo.config import MeZOConfig
 from mezo.core.messages import Check, ProgressReply, StepReply, StepRequest
 from mezo.core.rows import THETA, Rows, Scores, run_slots
@@ -325,6 +327,8 @@ class TransformersEngine:
         """Attach an adapter to a Hugging Face causal language model."""
         if not isinstance(handle, torch.nn.Module):
             return None
+        if "sglang" in sys.modules:  # an engine of it may have set the root logger's level
+            show_warnings()
         return TransformersSession(handle, config, tokenizer)
 
 

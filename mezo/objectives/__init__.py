@@ -41,4 +41,11 @@ def of(targets: Targets) -> Objective:
     Raises:
         ValueError: a name that is unknown in this process.
     """
+    require(
+        targets.objective is None or targets.objective in OBJECTIVES,
+        f"step: objective must be known in every process that scores, got {targets.objective!r}, "
+        f"which this one does not have beside {list(OBJECTIVES)}; register it where SGLang's "
+        "processes do so too: at the top level of the main script's module, not under its "
+        "`if __name__`.",
+    )
     return OBJECTIVES[name_for(targets.objective, has_options=targets.num_options is not None)]

@@ -35,7 +35,8 @@ class Optimizer(Protocol):
 
         Args:
             step: its number.
-            history: what steps have measured, oldest first; the last is of ``step``.
+            history: what steps have measured, oldest first; the last is of ``step``. A run keeps
+                no others yet: a method that needs them has to make runs keep them first.
 
         Returns:
             ((step, index) of a direction, its coefficient c), for each direction of ``step`` in

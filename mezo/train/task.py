@@ -32,9 +32,9 @@ def settings_of(**given: Any) -> tuple[TrainConfig, MeZOConfig]:
             one text with commas.
 
     Raises:
-        ValueError: an unknown task, or what the two classes refuse.
+        ValueError: an unknown task or field, or what the two classes refuse.
     """
-    task = given.get("task", TrainConfig.task)
+    task = tasks.TASKS.check(given.get("task", TrainConfig.task), "train: ")
     values: dict[str, Any] = {
         "name": task,
         "invocation": tasks.get(task).invocation,
@@ -44,7 +44,15 @@ def settings_of(**given: Any) -> tuple[TrainConfig, MeZOConfig]:
     if isinstance(modules := values.get("target_modules"), str):
         values["target_modules"] = tuple(name.strip() for name in modules.split(","))
     loop = {f.name for f in dataclasses.fields(TrainConfig)}
+    known = sorted(loop | {f.name for f in dataclasses.fields(MeZOConfig)})
+    unknown = sorted(set(values) - set(known))
+    require(
+        not unknown,
+        f"train: settings and the preset of task {task!r} must be fields of TrainConfig and "
+        f"MeZOConfig, got {unknown}; use {known}.",
+    )
     settings = TrainConfig(**{name: values[name] for name in values if name in loop})
+    ENGINES.check(settings.engine, "train: ")
     return settings, MeZOConfig(**{name: values[name] for name in values if name not in loop})
 
 

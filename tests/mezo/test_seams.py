@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import random
+import sys
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import mezo
-from mezo import tasks
+from mezo import objectives, tasks
 from mezo.cli import app
 from mezo.data.formats import FORMATS, Record, Table
 from mezo.engines import ENGINES, available
 from mezo.engines.transformers import TransformersSession
 from mezo.objectives import OBJECTIVES
+from mezo.objectives.base import Targets
 from mezo.objectives.classification import option_scores
 from mezo.optim import ESTIMATORS, OPTIMIZERS
 from mezo.optim.schedule import SCHEDULES
+from mezo.train.task import settings_of
 from tests.support.files import logged, valid_json
 from tests.support.tiny import LINEARS, load_model, make_tokenizer, random_batch
+
+REGISTRIES = {
+    "objectives": OBJECTIVES,
+    "estimators": ESTIMATORS,
+    "optimizers": OPTIMIZERS,
+    "schedules": SCHEDULES,
+    "formats": FORMATS,
+    "tasks": tasks.TASKS,
+    "engines": ENGINES,
+}
+ROWS = {what: list(rows) for what, rows in REGISTRIES.items()}
 
 
 @pytest.fixture
@@ -226,14 +243,74 @@ def test_a_format_a_task_and_an_engine(tiny_model_dir, tmp_path, register):
 
 
 def test_the_examples_are_gone_again():
-    assert list(OBJECTIVES) == ["completion", "classification"]
-    assert (list(ESTIMATORS), list(OPTIMIZERS)) == (["two_sided"], ["sgd"])
-    assert list(SCHEDULES) == ["constant", "linear", "cosine"]
-    assert (list(FORMATS), list(tasks.TASKS)) == (["csv"], ["rotten_tomatoes"])
-    assert list(ENGINES) == ["sglang", "transformers"]
+    assert {what: list(rows) for what, rows in REGISTRIES.items()} == ROWS
 
 
 @pytest.mark.parametrize("field", ["estimator", "optimizer"])
 def test_an_unknown_name_is_refused_when_the_run_is_configured(field):
     with pytest.raises(ValueError, match=f"MeZOConfig: {field} must be one of: .* got 'adam'"):
         mezo.MeZOConfig(**{field: "adam"})
+
+
+class Fixed:
+    """An estimator that returns what it was made with."""
+
+    def __init__(self, *values):
+        self.values = values
+
+    def projected_grads(self, losses_plus, losses_minus, eps):
+        return list(self.values)
+
+
+@pytest.mark.parametrize("values", [(), (1.0,), (1.0, 1.0, 1.0)])
+def test_an_estimator_must_speak_of_every_direction(values, model, register):
+    register(ESTIMATORS, "fixed", Fixed(*values))
+    run = attached(model, estimator="fixed", num_directions=2)
+    before = run.weights()
+    with pytest.raises(NotImplementedError, match=f"each of the 2 directions .* got {len(values)}"):
+        run.step(random_batch(random.Random(0)))
+    assert run.steps == 0
+    after = run.weights()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    run.close()
+
+
+def test_numbers_of_numpy_become_python_s(model, register):
+    register(ESTIMATORS, "fixed", Fixed(np.float32(0.1)))
+    with attached(model, estimator="fixed") as run:
+        result = run.step(random_batch(random.Random(0)))
+    assert {type(x) for x in (*result.projected_grads, *result.coefficients)} == {float}
+
+
+def test_a_batch_keeps_the_objective_it_was_given():
+    options = mezo.Batch(prompts=["a"], options=["b", "c"], labels=[0])
+    completions = dataclasses.replace(options, options=None, labels=None, completions=["b"])
+    assert (options.objective, completions.objective) == (None, None)
+
+
+def test_an_objective_that_this_process_lacks_is_named(register):
+    with pytest.raises(ValueError, match=r"every process that scores, got 'margin', .* top level"):
+        objectives.of(Targets(counts=(1,), objective="margin"))
+
+
+def test_a_preset_with_an_unknown_field_is_refused(register):
+    class Misspelt(type(tasks.get("rotten_tomatoes"))):
+        preset = {"num_step": 3}  # noqa: RUF012
+
+    known = tasks.get("rotten_tomatoes")
+    task = object.__new__(Misspelt)
+    task.__dict__.update(known.__dict__)
+    task.__dict__["preset"] = Misspelt.preset
+    register(tasks.TASKS, "misspelt", task)
+    with pytest.raises(ValueError, match=r"preset of task 'misspelt' .* got \['num_step'\]"):
+        settings_of(task="misspelt", output="x")
+
+
+def test_warnings_of_a_run_on_transformers_are_seen_beside_sglang(model, monkeypatch):
+    """SGLang sets the root logger's level to that of its server, mostly "error"."""
+    monkeypatch.setitem(sys.modules, "sglang", sys)
+    ours = logging.getLogger("mezo")
+    monkeypatch.setattr(ours, "level", logging.NOTSET)
+    with attached(model):
+        assert ours.level == logging.WARNING
+    ours.setLevel(logging.NOTSET)

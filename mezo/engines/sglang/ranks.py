@@ -17,8 +17,11 @@ class RankError(RuntimeError):
     """
 
     def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.sentence)
+        super().__init__(failure)  # its one argument, so that it can be pickled
         self.failure = failure
+
+    def __str__(self) -> str:
+        return self.failure.sentence
 
 
 def gathered(value: Any, group: Any) -> list[Any]:

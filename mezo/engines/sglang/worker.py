@@ -61,7 +61,12 @@ def handle(scheduler: Scheduler, rpc: RpcReqInput) -> RpcReqOutput:
     except RankError as error:
         outcome = error.failure
     answer = Answer.of(str(fields.get("id")), outcome)
-    return RpcReqOutput(success=answer.error is None, message=answer.text())
+    try:
+        text = answer.text()
+    except (TypeError, ValueError) as error:  # a reply that JSON does not carry must not end SGLang
+        answer = Answer.of(answer.id, Failure.of(error))
+        text = answer.text()
+    return RpcReqOutput(success=answer.error is None, message=text)
 
 
 def _hello(rank: Rank, request: messages.Hello, agree: Agreement) -> messages.HelloReply:
