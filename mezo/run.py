@@ -27,8 +27,8 @@ from mezo.core.messages import StepRequest
 from mezo.core.rows import BASE, THETA
 from mezo.data.batch import Batch, EncodedBatch, MadeFor
 from mezo.data.encode import encode
-from mezo.diagnostics.selftest import require_passed
 from mezo.engines import open_session
+from mezo.engines.selftest import require_passed
 from mezo.results import EvalResult, StepResult, StepWatch, evaluation, raise_for
 
 if TYPE_CHECKING:

@@ -145,9 +145,7 @@ def encode(
         counts=tuple(len(row.tokens) - row.prompt_len for row in rows),
         num_options=batch.num_options(),
         labels=labels,
-        objective=objectives.name_for(
-            batch.objective, has_options=batch.options is not None
-        ),
+        objective=objectives.name_for(batch.objective, has_options=batch.options is not None),
     )
     return EncodedBatch(
         Rows(

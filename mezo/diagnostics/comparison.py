@@ -19,8 +19,8 @@ import torch
 from mezo.core.messages import Check
 from mezo.core.rows import BASE, Scores
 from mezo.data.batch import EncodedBatch
-from mezo.diagnostics.selftest import sample_batch
 from mezo.engines.linears import ModelLinears, linears_of
+from mezo.engines.selftest import sample_batch
 
 if TYPE_CHECKING:
     from mezo.run import Run

@@ -12,9 +12,9 @@ import mezo_kernels
 from mezo.config import MeZOConfig, TrainConfig
 from mezo.core.messages import Check
 from mezo.diagnostics.comparison import compare
-from mezo.diagnostics.selftest import quick
 from mezo.engines import ENGINES, available
 from mezo.engines.linears import ModelLinears, leaf, linears_of
+from mezo.engines.selftest import quick
 from mezo.run import attach
 
 # Layers that both engines adapt, where the checkpoint has them in every decoder layer.

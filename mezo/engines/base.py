@@ -101,7 +101,7 @@ class Session(Protocol):
         ...
 
     def selftest(self, rows: Rows) -> list[Check]:
-        """Check what `mezo.diagnostics.selftest` asks of an engine, on rows without prefixes."""
+        """Check what `mezo.engines.selftest` asks of an engine, on rows without prefixes."""
         ...
 
     def close(self) -> None:

@@ -21,8 +21,8 @@ from mezo.core.rows import THETA, Rows, Scores, run_slots
 from mezo.core.state import AdapterSlot, AdapterState
 from mezo.core.step import run_step
 from mezo.data.encode import encode_invocation
-from mezo.diagnostics.selftest import engine_checks
 from mezo.engines.linears import STACKED, linear_shape
+from mezo.engines.selftest import engine_checks
 from mezo.engines.sequences import sequences_of
 from mezo_kernels import TensorSpec
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mezo.core.messages import Check
 from mezo.core.rows import THETA, Rows
 from mezo.core.step import ScoreFn
-from mezo.diagnostics.selftest import digest, engine_checks
+from mezo.engines.selftest import digest, engine_checks
 from mezo.engines.sglang import compat
 from mezo.engines.sglang.compat import Rank
 

@@ -22,7 +22,7 @@ from mezo.core.messages import Check
 from mezo.core.rows import Rows, Scores
 from mezo.core.step import ScoreFn, run_step
 from mezo.core.wire import Answer, Failure, Message, WireError
-from mezo.diagnostics.selftest import GROUP
+from mezo.engines.selftest import GROUP
 from mezo.engines.sglang import selftest, serve_alora, trained
 from mezo.engines.sglang.batch import attention, logprobs, prefix
 from mezo.engines.sglang.batch.score import check_budget, is_busy

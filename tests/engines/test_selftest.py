@@ -11,8 +11,7 @@ import torch
 import mezo
 from mezo.core.rows import Scores
 from mezo.core.state import AdapterState
-from mezo.diagnostics import selftest
-from mezo.engines import transformers
+from mezo.engines import selftest, transformers
 from tests.support.planted import with_signs_swapped
 from tests.support.tiny import LINEARS, load_model, random_batch
 
