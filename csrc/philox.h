@@ -1,5 +1,6 @@
 // The one C/C++ definition of a random direction z, for the host and for CUDA devices.
-// mezo_kernels/philox.py holds the same text for PyTorch; the bits of both are equal, always.
+// mezo_kernels/directions/philox.py holds the same text for PyTorch; the bits of both are equal,
+// always.
 //
 // Words: Philox4x32-10 (Salmon et al. 2011) with key = (seed low, seed high) and
 //   Gaussian    counter = (e >> 2, uid, step, 0 << 24 | index), word e & 3 belongs to element e

@@ -204,7 +204,7 @@ class DeviceStep:
             self._advance_in_torch()
 
     def _advance_in_torch(self) -> None:
-        """csrc/step.h of the experiments, for hosts without the native module."""
+        """bench/experiments/csrc/step.h, for hosts without the native module."""
         n = self.num_directions
         lr, eps, clip = self._settings.unbind()
         plus, minus = self.losses.unbind()

@@ -1,4 +1,4 @@
-// What the device can do at most, for the roofline of bench/gpu/directions.py: the rate of the
+// What the device can do at most, for the roofline of bench/directions.py: the rate of the
 // multiplications of Philox, and copies in the patterns of our kernels.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>

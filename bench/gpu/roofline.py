@@ -26,16 +26,6 @@ class Roofline:
     clock_hz: float
     multiprocessors: int
 
-    @property
-    def lanes_per_clock(self) -> float:
-        """IMAD.WIDE.U32 per clock and multiprocessor, at the highest clock of the driver."""
-        return self.wide_multiplies / self.clock_hz / self.multiprocessors
-
-    @property
-    def issue_per_second(self) -> float:
-        """Lane instructions per second at that clock: 4 schedulers of 32 lanes."""
-        return self.clock_hz * self.multiprocessors * 128
-
 
 def build() -> ctypes.CDLL:
     """Compile for the device at hand; about 5 s."""

@@ -13,7 +13,7 @@ export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
 PATH=$PATH:/usr/local/cuda/bin
 limit_s=585
 device=$($python -c 'import torch; print(torch.cuda.get_device_name(0).lower().replace(" ", "-"))') || {
-  echo "gpu_suite: needs a CUDA device that torch sees, found none." >&2
+  echo "suite: needs a CUDA device that torch sees, found none." >&2
   exit 2
 }
 out=${1:-${OUT:-bench/results/$device}}
@@ -74,7 +74,7 @@ if command -v compute-sanitizer >/dev/null; then
     part "${tool}_experiments" 20 "${checked[@]}" "${of_experiments[@]}"
   done
 else
-  echo "gpu_suite: compute-sanitizer is not on PATH; memcheck and racecheck are left out."
+  echo "suite: compute-sanitizer is not on PATH; memcheck and racecheck are left out."
 fi
 part directions 130 $python -m bench.directions --device cuda --out "$out" --budget 110
 # Without SGLang and FlashInfer their attention kernels are left out, which the table says.

@@ -90,16 +90,6 @@ class Compiled:
             if branch.branch_target is not None and branch.branch_target < branch.address
         ]
 
-    @property
-    def innermost_loops(self) -> list[tuple[Instruction, ...]]:
-        """The loop bodies that have no other one inside."""
-        spans = [(body[0].address, body[-1].address) for body in self.loops]
-        return [
-            body
-            for body, (start, stop) in zip(self.loops, spans, strict=True)
-            if not any((start, stop) != s and start <= s[0] and s[1] <= stop for s in spans)
-        ]
-
     def count(self, opcode: str) -> int:
         """How many instructions have an opcode whose beginning the regular expression matches."""
         return count(self.instructions, opcode)

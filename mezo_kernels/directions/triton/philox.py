@@ -1,4 +1,4 @@
-"""The random direction z as Triton device functions; mezo_kernels/philox.py defines its bits.
+"""The random direction z as Triton device functions; `mezo_kernels.directions.philox` has its bits.
 
 One text serves the compiler and the interpreter, but for three operations: the interpreter has no
 inline PTX, and numpy no fma. Kernels that use these functions must be launched with
@@ -38,7 +38,7 @@ def device(function):
 
 
 def _fma_through_float64(a, b, c):
-    """The fma of mezo_kernels/_fp32.py: a float64 sum, rounded to odd by its exact error."""
+    """The fma of `mezo_kernels.directions.fp32`: a float64 sum, made odd by its exact error."""
     addend = tl.cast(c, tl.float64)
     product = tl.cast(a, tl.float64) * tl.cast(b, tl.float64)
     total = product + addend
