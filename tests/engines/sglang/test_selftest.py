@@ -12,7 +12,8 @@ import torch
 
 import mezo
 from mezo.core.messages import Fingerprint
-from mezo.diagnostics import comparison, selftest
+from mezo.diagnostics import comparison
+from mezo.engines import selftest
 from tests.support import planted
 from tests.support.independent import lora_parameters, peft_model
 from tests.support.tiny import LINEARS, load_model, random_batch
