@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -84,6 +85,7 @@ class Build:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            start_new_session=True,  # a process group, for `halt`
         )
         try:
             self.cases: list[str] = self._ask(json.dumps(job))
@@ -105,8 +107,18 @@ class Build:
         """Seconds of one call and its result."""
         return self._ask(case)
 
+    def halt(self) -> None:
+        """Stop all of its processes: an engine without work polls, and takes time from others."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let them go on."""
+        os.killpg(self._process.pid, signal.SIGCONT)
+
     def close(self) -> None:
         """End the process, which shuts its engine down, and remove the metadata."""
+        with contextlib.suppress(ProcessLookupError):
+            self.resume()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -128,7 +140,11 @@ def compare(ours: Build, theirs: Build, rounds: int) -> dict[str, Timing]:
         for number in range(rounds + WARM_UP):
             # Who goes first changes each round.
             pair = (ours, theirs) if number % 2 else (theirs, ours)
-            results = {build: build.run(case) for build in pair}
+            results = {}
+            for build, other in (pair, pair[::-1]):
+                other.halt()
+                build.resume()
+                results[build] = build.run(case)
             if results[ours]["result"] != results[theirs]["result"]:
                 raise RuntimeError(f"bench.against: results of call {number}, {case}, differ")
             if number >= WARM_UP:
