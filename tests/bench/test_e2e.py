@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +14,8 @@ import mezo
 from bench import decoders, e2e, runner, step
 from bench.runner import Bench
 from bench.step_candidates import PARTS, SlotLoop, take_turns
+from tests.support.source import ROOT
 from tests.support.tiny import load_model
-
-ROOT = Path(__file__).parents[2]
 
 
 def bench_of(question, *arguments):

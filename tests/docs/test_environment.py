@@ -6,7 +6,8 @@ import ast
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.source import ROOT
+
 NAME = re.compile(r"[A-Z][A-Z0-9_]+")
 OURS = re.compile(r"MEZO_[A-Z0-9_]+")
 

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from peft import PeftConfig
 
+from tests.support.files import run_script
 from tests.support.independent import load_peft
 from tests.support.source import ROOT
 
 EXAMPLES = ROOT / "examples"
-
-
-def run_example(name: str, *arguments: object) -> str:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
 
 
 def steps_in(output: str) -> list[int]:
@@ -33,7 +20,7 @@ def steps_in(output: str) -> list[int]:
 
 
 def test_train(tiny_model_dir, tmp_path):
-    output = run_example("train.py", tiny_model_dir("llama"), tmp_path)
+    output = run_script(EXAMPLES / "train.py", tiny_model_dir("llama"), tmp_path)
     assert steps_in(output) == list(range(20))
     before, after = map(float, re.findall(r"^loss ([\d.]+) -> ([\d.]+)", output, re.M)[0])
     assert after != before
@@ -43,12 +30,13 @@ def test_train(tiny_model_dir, tmp_path):
 @pytest.mark.sglang
 @pytest.mark.slow
 def test_train_in_sglang_and_serve_what_was_saved(tiny_model_dir, tmp_path):
-    output = run_example("train_sglang.py", tiny_model_dir("llama"), tmp_path)
+    output = run_script(EXAMPLES / "train_sglang.py", tiny_model_dir("llama"), tmp_path)
     assert steps_in(output) == list(range(1, 21))
     assert "held-out loss" in output
     assert "20 steps, problems: []" in output
     assert PeftConfig.from_pretrained(str(tmp_path)).alora_invocation_tokens
-    output = run_example("serve.py", tiny_model_dir("llama"), tmp_path, "2 + 2 = Answer :")
+    asked = "2 + 2 = Answer :"
+    output = run_script(EXAMPLES / "serve.py", tiny_model_dir("llama"), tmp_path, asked)
     assert re.findall(r"^(base model|mine): '", output, re.M) == ["base model", "mine"]
 
 

@@ -4,39 +4,23 @@ from __future__ import annotations
 
 import random
 import re
-import subprocess
-import sys
 from itertools import repeat
-from pathlib import Path
 
 import pytest
 from peft import LoraConfig, get_peft_model
 
 import mezo
 from mezo.tasks import assets
+from tests.support.files import run_script
 from tests.support.independent import load_peft
+from tests.support.source import ROOT
 from tests.support.tiny import load_model, random_batch
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
-
 
 def python_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-
-
-def run_script(script: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=script.parent,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
 
 
 def test_the_quickstart_runs_on_the_real_model(tmp_path):
@@ -47,7 +31,7 @@ def test_the_quickstart_runs_on_the_real_model(tmp_path):
     block = block.replace('"path/to/model"', repr(str(assets.model_dir())))
     block = re.sub(r"(        result = mezo.step.*\n)", lambda m: m.group(1) + shown, block)
     script.write_text(block)
-    steps = re.findall(r"^(\d+) OK [\d.]+$", run_script(script), re.MULTILINE)
+    steps = re.findall(r"^(\d+) OK [\d.]+$", run_script(script, cwd=script.parent), re.MULTILINE)
     assert steps == [str(i) for i in range(10)]
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
@@ -70,7 +54,8 @@ def test_the_serving_block_runs(tiny_model_dir, tmp_path):
     script = tmp_path / "serving.py"
     body = "".join(f"    {line}\n" for line in lines)
     script.write_text(f'import mezo\n\nif __name__ == "__main__":\n{body}')
-    assert run_script(script).splitlines()[-1] == "3"  # the tokens before the invocation
+    # The tokens before the invocation.
+    assert run_script(script, cwd=script.parent).splitlines()[-1] == "3"
 
 
 def test_finetune_from_a_path_starts_and_ends_an_engine(tiny_model_dir, tmp_path, no_engine_noise):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -41,3 +43,17 @@ def saved_weights(directory: Path) -> dict[str, Any]:
     tensors = load_file(directory / "adapter_model.safetensors")
     prefix, suffix = "base_model.model.", ".weight"
     return {name[len(prefix) : -len(suffix)]: value for name, value in tensors.items()}
+
+
+def run_script(script: Path, *arguments: object, cwd: Path | None = None) -> str:
+    """Run a user's program to its end; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout

@@ -38,6 +38,16 @@ def lora_parameters(model) -> dict[str, torch.nn.Parameter]:
     }
 
 
+def save_random_adapter(model_dir: str, config: mezo.MeZOConfig, directory) -> str:
+    """Save an adapter of random weights as PEFT saves one; returns its directory."""
+    model = peft_model(model_dir, config)
+    generator = torch.Generator().manual_seed(8)
+    for parameter in lora_parameters(model).values():
+        parameter.data.normal_(0, 0.1, generator=generator)
+    model.save_pretrained(str(directory))
+    return str(directory)
+
+
 def load_peft(model_dir: str, adapter_dir) -> PeftModel:
     return PeftModel.from_pretrained(load_model(model_dir), str(adapter_dir)).eval()
 
@@ -100,6 +110,14 @@ def check_against_algorithm_1(run: mezo.Run, model_dir: str, batches) -> None:
     expected = {name: theirs[name].detach() - before[name] for name in after}
     # In-place restoring leaves the paper's loop an ulp of theta off after every step.
     assert relative_distance(update, expected) < 2e-3
+
+
+def step_both(run: mezo.Run, reference: mezo.Run, batch):
+    """Take a step of two runs of fp32; returns both results, whose losses agree to rounding."""
+    ours, theirs = run.step(batch), reference.step(batch)
+    assert ours.loss_plus == pytest.approx(theirs.loss_plus, abs=1e-5)
+    assert ours.loss_minus == pytest.approx(theirs.loss_minus, abs=1e-5)
+    return ours, theirs
 
 
 def check_projected_grad(ours: float, theirs: float) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C at a chosen moment."""
+"""Ctrl-C at a chosen moment, and what a training leaves then."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.support.files import logged, saved_weights, valid_json
+from tests.support.independent import check_replay
 
 
 def interrupted(call: Callable[[], object], *, after: float) -> None:
@@ -23,3 +28,20 @@ def interrupted(call: Callable[[], object], *, after: float) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run()
+
+
+def check_interrupted(errors: str, output: Path) -> dict[str, Any]:
+    """Check what an interrupted `mezo train` of 100000 steps says and keeps; its summary."""
+    summary = valid_json((output / "summary.json").read_text())
+    said = [line for line in errors.splitlines() if line.startswith("interrupted: ")]
+    assert said == [
+        f"interrupted: training stopped after {summary['steps']} of 100000 steps "
+        f"(KeyboardInterrupt); their weights are in {output}/adapter."
+    ]
+    assert "Traceback" not in errors
+    # The step during which the signal came may have been taken, but not logged.
+    steps = logged(output)
+    assert summary["steps"] - len(steps) in (0, 1)
+    if summary["steps"] == len(steps):
+        check_replay(steps, saved_weights(output / "adapter"), 0)
+    return summary

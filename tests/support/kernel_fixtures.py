@@ -29,6 +29,7 @@ __all__ = [
     "native_normals",
     "no_native",
     "on_host",
+    "one_thread",
     "threads",
 ]
 
@@ -68,6 +69,15 @@ def isa(request, native):
     except RuntimeError:
         pytest.skip(f"this CPU or build has no {request.param}")
     return request.param
+
+
+@pytest.fixture
+def one_thread():
+    """Small products are slow on several threads of a busy machine; `threads` asks for two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=(1, 2), ids=("1thread", "2threads"))

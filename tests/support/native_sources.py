@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.source import ROOT
+
 CSRC = ROOT / "csrc"
 EXPERIMENTS = ROOT / "bench" / "experiments" / "csrc"
 PARTS = ("always", "x86", "cuda")

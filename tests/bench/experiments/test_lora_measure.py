@@ -2,9 +2,8 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+from tests.support.source import ROOT
 
 
 def test_dry_run_of_perturbed_lora_prints_the_cases():

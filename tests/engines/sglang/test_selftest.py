@@ -15,7 +15,7 @@ from mezo.core.messages import Fingerprint
 from mezo.diagnostics import comparison
 from mezo.engines import selftest
 from tests.support import planted
-from tests.support.independent import lora_parameters, peft_model
+from tests.support.independent import save_random_adapter
 from tests.support.tiny import LINEARS, load_model, random_batch
 
 pytestmark = pytest.mark.sglang
@@ -36,13 +36,9 @@ def engine(model_dir, start_engine, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(directory), *sys.path])  # a spawned process takes it over
         engine = start_engine(model_dir, CONFIG, max_loras_per_batch=SLOTS, max_total_tokens=4096)
-    model = peft_model(model_dir, dataclasses.replace(CONFIG, rank=3))
-    generator = torch.Generator().manual_seed(8)
-    for parameter in lora_parameters(model).values():
-        parameter.data.normal_(0, 0.1, generator=generator)
-    directory = tmp_path_factory.mktemp("other")
-    model.save_pretrained(str(directory))
-    assert engine.load_lora_adapter("other", str(directory)).success
+    smaller = dataclasses.replace(CONFIG, rank=3)
+    other = save_random_adapter(model_dir, smaller, tmp_path_factory.mktemp("other"))
+    assert engine.load_lora_adapter("other", other).success
     generate(engine, "other")  # brings it into the pool
     return engine
 

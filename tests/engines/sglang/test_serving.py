@@ -11,7 +11,11 @@ import torch
 
 import mezo
 from mezo.core.messages import Fingerprint
-from tests.support.independent import load_peft, lora_parameters, peft_model, row_logprobs
+from tests.support.independent import (
+    load_peft,
+    row_logprobs,
+    save_random_adapter,
+)
 from tests.support.tiny import LINEARS, load_model, random_batch, raw_request
 
 pytestmark = pytest.mark.sglang
@@ -28,13 +32,8 @@ def model_dir(tiny_model_dir):
 @pytest.fixture(scope="module")
 def other_adapter(model_dir, tmp_path_factory):
     """A PEFT adapter that somebody else serves."""
-    model = peft_model(model_dir, dataclasses.replace(CONFIG, rank=3))
-    generator = torch.Generator().manual_seed(8)
-    for parameter in lora_parameters(model).values():
-        parameter.data.normal_(0, 0.1, generator=generator)
-    directory = tmp_path_factory.mktemp("other")
-    model.save_pretrained(str(directory))
-    return str(directory)
+    smaller = dataclasses.replace(CONFIG, rank=3)
+    return save_random_adapter(model_dir, smaller, tmp_path_factory.mktemp("other"))
 
 
 @pytest.fixture(scope="module")

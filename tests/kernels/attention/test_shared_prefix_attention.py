@@ -35,13 +35,7 @@ RAGGED = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(native):
-    """Small products are slow on several threads of a busy machine; `threads` asks for two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("native", "one_thread")
 
 
 def test_reference_is_the_attention_of_torch():

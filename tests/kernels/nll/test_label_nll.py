@@ -18,13 +18,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SPREAD = 3.0
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small products are slow on several threads of a busy machine; `threads` asks for two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def inputs(T, V, D, dtype=torch.float32, seed=0):

@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import inspect
 import shlex
-from pathlib import Path
 
 import pytest
 import typer
@@ -16,8 +15,8 @@ from mezo import tasks
 from mezo.cli import app
 from mezo.config import MeZOConfig, TrainConfig
 from mezo.train.task import settings_of
+from tests.support.source import ROOT
 
-ROOT = Path(__file__).parents[3]
 FIELDS = {f.name: f for cls in (TrainConfig, MeZOConfig) for f in dataclasses.fields(cls)}
 OPTIONS = {p.name: p for p in typer.main.get_command(app).commands["train"].params}
 PRESET = tasks.get("rotten_tomatoes").preset
