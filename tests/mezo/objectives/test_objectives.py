@@ -135,8 +135,10 @@ def test_one_token_options_need_no_normaliser():
 
 def test_a_batch_names_its_objective():
     with_options = {"prompts": ["a"], "options": [" b", " c"], "labels": [0]}
-    assert mezo.Batch(["a"], completions=[" b"]).objective == "completion"
-    assert mezo.Batch(**with_options).objective == "classification"
+    assert mezo.Batch(["a"], completions=[" b"]).objective is None
+    assert mezo.Batch(**with_options, objective="classification").objective == "classification"
+    assert objectives.name_for(None, has_options=False) == "completion"
+    assert objectives.name_for(None, has_options=True) == "classification"
     with pytest.raises(ValueError, match="'completion' must come with completions, got options"):
         mezo.Batch(**with_options, objective="completion")
     with pytest.raises(ValueError, match="'classification' must come with options and labels"):
