@@ -14,12 +14,9 @@ SMI_QUERY = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
 
 def environment(device: str) -> dict[str, object]:
     """The facts of a result on ``device``, "cpu" or "cuda"."""
-    commit = _git("rev-parse", "--short", "HEAD")
-    if _git("status", "--porcelain", "--", "csrc", "mezo_kernels", "mezo", "bench/*.py"):
-        commit += "-dirty"
     common = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "commit": commit,
+        "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
@@ -80,6 +77,15 @@ def _gpu() -> dict[str, object]:
             "nvidia-smi", f"--query-gpu={SMI_QUERY}", "--format=csv,noheader", "-i", "0"
         ),
     }
+
+
+def _commit() -> str:
+    """The commit: git's, else MEZO_COMMIT, which a copy without .git is told."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    if not commit:
+        return os.environ.get("MEZO_COMMIT") or "unknown"
+    is_dirty = _git("status", "--porcelain", "--", "csrc", "mezo_kernels", "mezo", "bench/*.py")
+    return f"{commit}-dirty" if is_dirty else commit
 
 
 def _git(*arguments: str) -> str:

@@ -2,11 +2,14 @@
 
 A question is a module of bench/ that makes a `Question` and passes it to `main`. The JSON holds
 what the numbers depend on. The table is made of the JSON only, so `make tables` can write it anew.
+Each row is appended to NAME.jsonl as soon as its case is measured; that file stays only where the
+run does not reach its end. On a GPU cases run in a process of their own, see `bench.worker`.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
 import sys
@@ -21,6 +24,7 @@ import torch
 
 from bench.environment import environment, folder_name
 from bench.timing import Call, Timing
+from bench.worker import OPTION, Channel, Workers, is_sticky
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -60,13 +64,15 @@ class StopRunError(Exception):
 class Bench:
     """One run of a question: its device, what it depends on, and the rows and notes so far."""
 
-    def __init__(self, options: Options, facts: Facts) -> None:
+    def __init__(self, options: Options, facts: Facts, rows_path: Path | None = None) -> None:
         self.options = options
         self.device: str = options.device
         self.rounds: int = options.rounds
         self.facts = facts
         self.rows: list[Row] = []
         self.notes: list[str] = []
+        self._rows_path = rows_path
+        self._num_kept = 0
         self._ran: set[str] = set()
         self._left_out: set[str] = set()
 
@@ -101,6 +107,15 @@ class Bench:
                 self.fail(labels, name, wrong)
         return calls
 
+    def keep(self) -> None:
+        """Append the rows that are new to the file of rows."""
+        new, self._num_kept = self.rows[self._num_kept :], len(self.rows)
+        if self._rows_path is None or not new:
+            return
+        self._rows_path.parent.mkdir(parents=True, exist_ok=True)
+        with self._rows_path.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in new)
+
     def fail(self, labels: Mapping[str, str], name: str, wrong: str) -> None:
         """Say that a candidate's output is wrong: a row without a time, and a note."""
         self.rows.append({**labels, "path": name, "fail": wrong})
@@ -123,6 +138,8 @@ class Question:
         rounds: default of --rounds.
         budget_s: default of --budget on a GPU.
         needs_all_cases: whether a case that the budget leaves out is a failure.
+        isolate: default of --isolate on a GPU.
+        case_limit_s: seconds after which a case in a process of its own is ended.
     """
 
     name: str
@@ -136,6 +153,8 @@ class Question:
     rounds: int = 30
     budget_s: float = 300.0
     needs_all_cases: bool = True
+    isolate: str = "crash"
+    case_limit_s: float = 120.0
 
 
 def main(question: Question, arguments: Sequence[str] | None = None) -> int:
@@ -152,19 +171,46 @@ def main(question: Question, arguments: Sequence[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print(f"bench.{question.name}: needs a CUDA device, found none; pass --dry-run.")
         return 2
-    torch.manual_seed(0)
-    if options.device == "cpu":
-        torch.set_num_threads(1)
-    bench = Bench(options, environment(options.device))
-    question.begin(bench)
-    measure_all(question, cases, bench)
+    if options.worker:
+        serve(question, cases, options)
+        return 0
+    folder = options.out or RESULTS / folder_name(options.device)
+    rows_path = None if options.no_write else folder / f"{options.name}.jsonl"
+    bench = Bench(options, {}, rows_path)
+    isolate = options.isolate or (question.isolate if options.device == "cuda" else "none")
+    if isolate == "none":
+        prepare(question, bench)
+        measure_all(question, cases, bench, lambda case, _: measure_here(question, case, bench))
+    else:
+        arguments = list(sys.argv[1:] if arguments is None else arguments)
+        with Workers(module_of(question), arguments, is_fresh=isolate == "case") as workers:
+            measure_all(
+                question, cases, bench, lambda c, s: measure_elsewhere(workers, c, s, bench)
+            )
     facts = {**bench.facts, "notes": list(dict.fromkeys(bench.notes)), "rows": bench.rows}
-    text = question.report(facts)
+    text = question.report(facts) if bench.facts else "\n".join(facts["notes"])
     print(text)
     # A run that measured nothing leaves older results in place.
-    if bench.rows and not options.no_write:
-        write(options.out or RESULTS / folder_name(options.device), options.name, text, facts)
+    if bench.rows and rows_path is not None:
+        write(folder, options.name, text, facts)
+        rows_path.unlink(missing_ok=True)
     return int(not bench.rows or any(note.startswith("FAIL") for note in bench.notes))
+
+
+def module_of(question: Question) -> str:
+    """The module that asks a question, by its own name also where it is the main one."""
+    name = question.measure.__module__
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if name == "__main__" and spec is not None else name
+
+
+def prepare(question: Question, bench: Bench) -> None:
+    """What comes before the first case in a process that measures."""
+    torch.manual_seed(0)
+    if bench.device == "cpu":
+        torch.set_num_threads(1)
+    bench.facts |= environment(bench.device)
+    question.begin(bench)
 
 
 def parser_of(question: Question) -> argparse.ArgumentParser:
@@ -181,12 +227,30 @@ def parser_of(question: Question) -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=float, help="seconds after which no case starts")
     parser.add_argument("--dry-run", action="store_true", help="list the cases, measure nothing")
     parser.add_argument("--no-write", action="store_true", help="print, write nothing")
+    parser.add_argument(
+        "--isolate",
+        choices=("none", "crash", "case"),
+        help="cases in this process, in another one until it crashes, or each in one of its own",
+    )
+    parser.add_argument(OPTION, action="store_true", help=argparse.SUPPRESS)
     question.add_options(parser)
     return parser
 
 
-def measure_all(question: Question, cases: Sequence[Case], bench: Bench) -> None:
-    """Measure the cases while the budget lasts; one that raises is a note that begins with FAIL."""
+def measure_all(
+    question: Question,
+    cases: Sequence[Case],
+    bench: Bench,
+    measure: Callable[[Case, float], None],
+) -> None:
+    """Measure the cases while the budget lasts.
+
+    Args:
+        question: that has them.
+        cases: in order.
+        bench: gets rows, and a note that begins with FAIL for a case that raises.
+        measure: measures a case, in at most so many seconds.
+    """
     budget_s = bench.options.budget
     if budget_s is None:
         budget_s = question.budget_s if bench.device == "cuda" else float("inf")
@@ -195,21 +259,16 @@ def measure_all(question: Question, cases: Sequence[Case], bench: Bench) -> None
     left_out = []
     for case in cases:
         begun = time.monotonic()
-        if begun - started + longest > budget_s:
+        left = budget_s - (begun - started)
+        if left < longest:
             left_out.append(case.name)
             continue
         try:
-            question.measure(case, bench)
+            measure(case, min(question.case_limit_s, left))
         except StopRunError as stop:
             bench.notes.append(f"FAIL {case.name}: {stop}")
             break
-        except Exception as error:
-            traceback.print_exc()
-            bench.notes.append(f"FAIL {case.name}: {line_of(error)}")
-        # Graphs and copies of a case are gone before the next one.
-        gc.collect()
-        if bench.device == "cuda":
-            torch.cuda.empty_cache()
+        bench.keep()
         longest = max(longest, time.monotonic() - begun)
         print(f"{time.monotonic() - started:.0f} s: {case.name}", file=sys.stderr, flush=True)
     if left_out:
@@ -217,6 +276,70 @@ def measure_all(question: Question, cases: Sequence[Case], bench: Bench) -> None
         bench.notes.append(
             f"{word} for want of time: {len(left_out)} of {len(cases)} cases: "
             f"{'; '.join(left_out[:12])}{' ...' if len(left_out) > 12 else ''}."
+        )
+
+
+def measure_here(question: Question, case: Case, bench: Bench) -> Exception | None:
+    """Measure a case in this process; what it raises is a note that begins with FAIL."""
+    raised = None
+    try:
+        question.measure(case, bench)
+    except StopRunError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        bench.notes.append(f"FAIL {case.name}: {line_of(error)}")
+        raised = error
+    # Graphs and copies of a case are gone before the next one.
+    gc.collect()
+    if bench.device == "cuda" and raised is None:
+        torch.cuda.empty_cache()
+    return raised
+
+
+def measure_elsewhere(workers: Workers, case: Case, seconds: float, bench: Bench) -> None:
+    """Measure a case in a worker.
+
+    Raises:
+        StopRunError: the case has raised one.
+    """
+    for message in workers.measure(case.name, seconds):
+        bench.rows += message.get("rows", ())
+        bench.notes += message.get("notes", ())
+        for key, value in message.get("prepared", {}).items():
+            bench.facts.setdefault(key, value)
+        for key, value in message.get("found", {}).items():
+            is_list = isinstance(value, list)
+            bench.facts[key] = [*bench.facts.get(key, ()), *value] if is_list else value
+        if "lost" in message:
+            bench.notes.append(f"FAIL {case.name}: {message['lost']}")
+        if message.get("stop"):
+            raise StopRunError(message["stop"])
+
+
+def serve(question: Question, cases: Sequence[Case], options: Options) -> None:
+    """Measure the cases whose names the parent sends."""
+    channel = Channel()
+    by_name = {case.name: case for case in cases}
+    first = Bench(options, {})
+    prepare(question, first)
+    prepared = copy.deepcopy(first.facts)
+    for name in channel.names():
+        bench = Bench(options, copy.deepcopy(prepared))
+        bench.notes, first.notes = first.notes, []
+        stop, raised = "", None
+        try:
+            raised = measure_here(question, by_name[name], bench)
+        except StopRunError as error:
+            stop = str(error)
+        channel.send(
+            rows=bench.rows,
+            notes=bench.notes,
+            prepared=prepared,
+            found={k: v for k, v in bench.facts.items() if v != prepared.get(k)},
+            stop=stop,
+            is_broken=raised is not None and is_sticky(raised),
+            done=name,
         )
 
 

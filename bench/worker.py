@@ -1,0 +1,160 @@
+"""A process of its own for cases: what ends it, or hangs in it, costs one case and no rows.
+
+The parent writes names of cases to the worker, line by line; the worker answers with lines of JSON.
+An engine whose scheduler dies sends SIGQUIT to its parent, and a CUDA error stays with a process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+Message = dict[str, Any]
+
+OPTION = "--worker"
+
+
+def is_sticky(error: Exception) -> bool:
+    """Whether a process can do nothing more on its GPU after this error."""
+    words = ("CUDA error", "illegal memory access", "device-side assert", "launch failure")
+    return any(word in str(error) for word in words)
+
+
+class Worker:
+    """A process that measures cases, as its parent sees it.
+
+    Args:
+        module: is run with ``-m``; its `bench.runner.main` serves.
+        arguments: of the command line.
+    """
+
+    def __init__(self, module: str, arguments: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments, OPTION],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def measure(self, name: str, seconds: float) -> Iterator[Message]:
+        """Yield the messages of a case; the last one has "done" or "lost", which says why."""
+        assert self._process.stdin is not None
+        deadline = time.monotonic() + seconds
+        try:
+            self._process.stdin.write(f"{name}\n")
+            self._process.stdin.flush()
+        except OSError:
+            yield {"lost": self._how_it_ended()}
+            return
+        while True:
+            try:
+                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                self.close()
+                yield {"lost": f"took more than {seconds:.0f} s and was ended"}
+                return
+            if line is None:
+                yield {"lost": self._how_it_ended()}
+                return
+            message: Message = json.loads(line)
+            yield message
+            if "done" in message:
+                return
+
+    def close(self) -> None:
+        """End the process, at once if it does not end by itself."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(2.0)
+        self._process.stdout.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def _how_it_ended(self) -> str:
+        status = self._process.wait()
+        if status < 0:
+            return f"its process was ended by {signal.Signals(-status).name}"
+        return f"its process ended with status {status}"
+
+
+class Workers:
+    """Measures cases in a worker; the next case gets a new one after a crash, or always.
+
+    Args:
+        module: as `Worker` has it.
+        arguments: as `Worker` has them.
+        is_fresh: whether each case has a worker of its own.
+    """
+
+    def __init__(self, module: str, arguments: Sequence[str], *, is_fresh: bool) -> None:
+        self._module, self._arguments, self._is_fresh = module, arguments, is_fresh
+        self._worker: Worker | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def measure(self, name: str, seconds: float) -> Iterator[Message]:
+        """Yield the messages of a case, as `Worker.measure` does."""
+        if self._worker is None:
+            self._worker = Worker(self._module, self._arguments)
+        is_over = self._is_fresh
+        for message in self._worker.measure(name, seconds):
+            is_over = is_over or "lost" in message or bool(message.get("is_broken"))
+            yield message
+        if is_over:
+            self._close()
+
+    def _close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+
+class Channel:
+    """A worker's end: case names in, messages out. The worker ends when its parent is gone."""
+
+    def __init__(self) -> None:
+        # What libraries print on stdout goes to stderr, so that it is no message.
+        self._out = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+        self._names: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def names(self) -> Iterator[str]:
+        while True:
+            yield self._names.get()
+
+    def send(self, **message: Any) -> None:
+        self._out.write(json.dumps(message) + "\n")
+        self._out.flush()
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            self._names.put(line.removesuffix("\n"))
+        os._exit(0)  # also out of a case that hangs
