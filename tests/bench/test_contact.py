@@ -1,0 +1,324 @@
+"""The calls on a GPU box, with a stand-in for it: budgets, failures, an archive at any time."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.gpu import contact, stages
+from bench.gpu.contact import CALLS, LIMITS, Host
+from tests.support.source import ROOT
+
+BOX = ROOT / "tests" / "support" / "gpu_box"
+
+
+class Box:
+    """A stand-in for a box: starts calls, and knows what ran and what came back."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.out = folder / "out"
+
+    def start(self, call: int, plan: dict, *arguments: str) -> subprocess.Popen:
+        (self.folder / "plan.json").write_text(json.dumps(plan))
+        return subprocess.Popen(
+            ["bash", "bench/gpu/contact.sh", str(call), *arguments],
+            cwd=ROOT,
+            env={
+                "PATH": f"{BOX}:{Path(sys.executable).parent}:/usr/bin:/bin",
+                # The interpreter of contact.sh itself is a real one.
+                "PYTHON": str(self.contact_python()),
+                "GPU_BOX": str(self.folder),
+                "OUT": str(self.out),
+                "TMPDIR": str(self.folder),
+            },
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def contact_python(self) -> Path:
+        """Runs bench.gpu.contact for real, and anything else by the stand-in."""
+        path = self.folder / "python"
+        path.write_text(
+            f'#!/usr/bin/env bash\n[[ "$*" = *bench.gpu.contact* ]] && exec {sys.executable} "$@"\n'
+            f'exec {sys.executable} {BOX / "python3"} "$@"\n'
+        )
+        path.chmod(0o755)
+        return path
+
+    def run(self, call: int, plan: dict, *arguments: str) -> tuple[int, str]:
+        process = self.start(call, plan, *arguments)
+        printed, _ = process.communicate(timeout=120)
+        return process.returncode, printed
+
+    def files(self, call: int) -> dict[str, str]:
+        """What is in the archive."""
+        with tarfile.open(self.out / f"call{call}.tgz") as tar:
+            return {
+                Path(member.name).name: tar.extractfile(member).read().decode()
+                for member in tar.getmembers()
+            }
+
+    def stages(self, call: int) -> dict[str, dict]:
+        lines = self.files(call).get("stages.jsonl", "").splitlines()
+        return {row["name"]: row for row in map(json.loads, lines)}
+
+    def left(self) -> list[int]:
+        """Processes of this box's stages that are still there."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if f"GPU_BOX={self.folder}\0".encode() in path.read_bytes() + b"\0":
+                    found.append(int(path.parent.name))
+            except OSError:
+                continue
+        return found
+
+
+@pytest.fixture
+def box(tmp_path):
+    found = Box(tmp_path)
+    yield found
+    for pid in found.left():
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_runs_its_stages_and_its_archive_has_them(box, call):
+    status, printed = box.run(call, {})
+    assert status == 0, printed
+    outcomes = box.stages(call)
+    planned = CALLS[call](Host("python", Path("x"), dry=False))
+    assert set(outcomes) == {stage.name for stage in planned}
+    assert {row["status"] for row in outcomes.values()} == {"0"}
+    assert os.listdir(box.out) == [f"call{call}.tgz"]
+    files = box.files(call)
+    assert {f"{name}.log" for name in outcomes} <= set(files)
+    assert "build ran" in files["build.log"]
+    assert files["verdict.txt"].strip().splitlines() == printed.strip().splitlines()[len(planned) :]
+    last = printed.strip().splitlines()[-1]
+    assert last == f"next: bash bench/gpu/contact.sh {call + 1}" if call < 3 else "stage" in last
+    commands = (box.folder / "commands.jsonl").read_text().splitlines()
+    assert len(commands) == len(planned)
+
+
+def test_what_needs_a_failed_stage_is_skipped_and_the_rest_runs(box):
+    plan = {"build": {"status": 1, "print": "error: no such file"}}
+    status, printed = box.run(1, plan)
+    outcomes = box.stages(1)
+    assert status == 1
+    assert outcomes["build"]["status"] == "1"
+    assert outcomes["usable"]["status"] == "skipped: needs build"
+    for name in ("tests", "probe", "directions"):
+        assert outcomes[name]["status"] == "skipped: needs usable"
+    for name in ("facts", "install", "smoke", "smoke-opt-1.3b"):
+        assert outcomes[name]["status"] == "0", printed
+    assert "error: no such file" in box.files(1)["build.log"]
+
+
+def test_a_stage_that_hangs_ends_at_the_limit_with_all_that_it_started(box):
+    plan = {"tests": {"seconds": 1000, "is_deaf": True, "leaves": True, "print": "1 passed"}}
+    started = time.monotonic()
+    status, printed = box.run(2, plan, "--limit", "16")
+    assert time.monotonic() - started < 25
+    outcomes = box.stages(2)
+    assert status == 1
+    assert outcomes["tests"]["status"].startswith("ended after")
+    assert outcomes["tests"]["at"] < 16.5
+    # What followed had no time, and says so.
+    assert outcomes["paired"]["status"] == "no time left"
+    assert "tests: 1 passed" in printed
+    assert box.left() == []
+
+
+def test_one_that_succeeds_leaves_no_process_behind(box):
+    _, printed = box.run(3, {"e2e-opt-1.3b": {"leaves": True}})
+    assert "stage e2e-opt-1.3b: ok" in printed
+    assert box.left() == []
+
+
+# Rows that a stage writes at about these moments of a call of 9 stages.
+ROWS = [{"part": "smoke", "what": f"reached {i}", "at": i} for i in range(30)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_archive_is_there_after_a_sigkill_at_any_moment(box, seed):
+    after = random.Random(seed).uniform(0.3, 9.0)
+    plan = {
+        "facts": {"seconds": 0.5},
+        "tests": {"seconds": 1.0},
+        "smoke": {"seconds": 8.0, "rows": {"smoke.jsonl": ROWS}},
+        "probe": {"seconds": 5.0},
+    }
+    process = box.start(1, plan)
+    archive = box.out / "call1.tgz"
+    deadline = time.monotonic() + 20
+    while not archive.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(after)
+    process.kill()
+    killed = time.monotonic()
+    printed, _ = process.communicate(timeout=20)
+    assert time.monotonic() - killed < 20
+    files = box.files(1)
+    # Stages that were printed as over are in the archive: it was renewed behind each.
+    over = [line.split(":")[0] for line in printed.splitlines() if " at " in line]
+    known = {json.loads(line)["name"] for line in files.get("stages.jsonl", "").splitlines()}
+    assert set(over[:-1]) <= known
+    # Rows of a stage that was running are at most some seconds old.
+    written = sum(1 for line in files.get("smoke.jsonl", "").splitlines() if line)
+    lost = (stages.RENEW_SECONDS + 1.5) * len(ROWS) / 8.0
+    assert written >= min(len(ROWS), (after - 1.0) * len(ROWS) / 8.0 - lost)
+    assert len(os.listdir(box.out)) <= 2
+
+
+def test_a_call_that_is_ended_prints_what_it_has(box):
+    process = box.start(1, {"tests": {"seconds": 1000, "leaves": True}})
+    while True:
+        if "usable" in process.stdout.readline():
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=30)
+    assert "stage usable: ok" in printed
+    assert "stage directions: no time left" in printed
+    assert box.left() == []
+    assert "verdict.txt" in box.files(1)
+
+
+def test_the_verdict_names_what_failed_and_the_next_call_leaves_it_out(box):
+    failed = "FAILED tests/kernels/test_x.py::test_bits[cuda] - AssertionError\n3 failed, 5 passed"
+    rows = [
+        {"part": "smoke", "at": 1, "what": "twins", "mode": "exact", "difference": 1e-4},
+        {"part": "smoke", "at": 2, "what": "FAIL RuntimeError: no kernel image"},
+    ]
+    probed = [
+        {"part": "nll", "what": "T 32", "variant": "as is", "us": 30.0, "same_bits": True},
+        {"part": "nll", "what": "T 32", "variant": "4 warps", "us": 20.0, "same_bits": False},
+    ]
+    lora = [
+        {"case": "opt-13b q_proj r8 T64", "path": "slots and products", "ratio": 1.0},
+        {"case": "opt-13b q_proj r8 T64", "path": "cuda", "ratio": 1.2},
+    ]
+    plan = {
+        "tests": {"status": 1, "print": failed},
+        "smoke": {"rows": {"smoke.jsonl": rows}},
+        "probe": {"rows": {"probe.jsonl": probed, "perturbed_lora.jsonl": lora}},
+    }
+    status, printed = box.run(1, plan)
+    assert status == 1
+    for line in (
+        "tests: 3 failed, 5 passed",
+        "FAILED tests/kernels/test_x.py::test_bits[cuda]",
+        "smoke 1 TWINS DIFFER: mode=exact difference=0.0001",
+        "smoke 2 FAIL RuntimeError: no kernel image: ",
+        "probe nll T 32: as is 30.0 us; best 4 warps 20.0 us, x1.50, OTHER BITS",
+        "perturbed_lora: best cuda x1.2 of slots + products (opt-13b q_proj r8 T64): goes",
+        "next: TESTS='not (test_bits)' bash bench/gpu/contact.sh 2",
+    ):
+        assert line in printed.splitlines()
+
+
+def test_a_verdict_is_short_and_keeps_its_end(tmp_path):
+    from bench.gpu import verdict
+
+    with (tmp_path / "smoke.jsonl").open("w") as file:
+        for i in range(5000):
+            file.write(json.dumps({"what": "steps", "at": i, "words": "x" * 300}) + "\n")
+        file.write('{"what": "cut o')
+    (tmp_path / "stages.jsonl").write_text(
+        json.dumps({"name": "probe", "status": "9", "seconds": 1.0, "at": 2.0}) + "\n"
+    )
+    found = verdict.text(tmp_path, 1)
+    assert len(found) < 12_000
+    assert found.splitlines()[-2:] == [
+        "stage probe: 9, 1.0 s, at 2.0 s",
+        "next: bash bench/gpu/contact.sh 2",
+    ]
+    assert "... the archive has the rest" in found
+
+
+@pytest.mark.parametrize("dry", [False, True])
+@pytest.mark.parametrize("call", CALLS)
+def test_no_stage_has_a_typo(call, dry, monkeypatch):
+    """Modules, files and needs that a stage names are there; none is longer than its call."""
+    found = CALLS[call](Host("python", Path("x"), dry=dry))
+    names = [stage.name for stage in found]
+    assert len(set(names)) == len(names)
+    for i, stage in enumerate(found):
+        assert set(stage.needs) <= set(names[:i])
+        assert 0 < stage.seconds < LIMITS[call]
+        command = list(stage.command)
+        if "-m" in command and command[0] in ("python", "compute-sanitizer"):
+            module = command[command.index("-m") + 1]
+            assert importlib.util.find_spec(module) is not None
+        for word in command:
+            if word.startswith(("tests/", "bench/")) and " " not in word:
+                assert (ROOT / word).exists()
+            if "=tests/" in word:
+                assert (ROOT / word.split("=")[1]).exists()
+
+
+def test_the_calls_need_no_package():
+    """A box that lacks one still has a call that says so."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "bench.gpu.contact", "--help"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--dry-run" in done.stdout
+
+
+# What the box's Python lacks, of what this host has.
+ABSENT = ("platformdirs", "ruff", "mypy")
+ON_THE_BOX = (
+    "bench.e2e",
+    "bench.gpu.smoke",
+    "bench.gpu.probe",
+    "bench.gpu.facts",
+    "bench.gpu.install",
+    "bench.directions",
+    "bench.paired",
+    "bench.experiments.lora.measure",
+    "mezo",
+)
+
+
+def test_what_runs_on_the_box_imports_nothing_that_it_lacks():
+    code = (
+        "import sys, importlib\n"
+        f"sys.modules.update(dict.fromkeys({ABSENT}))\n"
+        f"for name in {ON_THE_BOX}: importlib.import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_copy_without_git_has_the_commit_that_it_is_told(monkeypatch):
+    from bench import environment
+
+    monkeypatch.setattr(environment, "_output", lambda *command: "")
+    monkeypatch.setenv("MEZO_COMMIT", "abc1234")
+    assert environment.environment("cpu")["commit"] == "abc1234"
+    monkeypatch.delenv("MEZO_COMMIT")
+    assert environment.environment("cpu")["commit"] == "unknown"
+
+
+def test_the_architecture_is_that_of_the_card(monkeypatch):
+    monkeypatch.setenv("PATH", f"{BOX}:{os.environ['PATH']}")
+    assert contact.compute_capability() == "90"
+    monkeypatch.setenv("PATH", "")
+    assert contact.compute_capability() == "90"
