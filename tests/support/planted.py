@@ -11,6 +11,7 @@ from pathlib import Path
 from mezo.core import messages
 
 _undo = []
+_replayed = []
 
 
 def install(directory: Path) -> None:
@@ -168,6 +169,22 @@ def waiting_requests_keep_their_key(scheduler):
     from mezo.engines.sglang import compat
 
     _replace(compat, "has_kv", lambda request: True)
+
+
+def prefill_graphs(scheduler):
+    """No fault: SGLang's breakable prefill runner, without graphs."""
+    from tests.support import eager_graphs
+
+    backend, remove = eager_graphs.install(scheduler.tp_worker.model_runner)
+    _undo.append(remove)
+    _replayed.append(backend.replayed)
+
+
+def graphs_were_replayed(scheduler):
+    """Raise unless batches were replayed, some of them filled up."""
+    replayed = _replayed.pop()
+    if not replayed or all(tokens == size for tokens, size in replayed):
+        raise RuntimeError(f"graphs must have been replayed, got {replayed}")
 
 
 def kv_enters_the_cache(scheduler):
