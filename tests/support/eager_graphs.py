@@ -64,6 +64,7 @@ def install(model_runner):
             (config, "bs", list(SIZES)),
             (cuda_graph_setup, "PrefillCudaGraphRunner", Runner),
             (module, "resolve_prefill_backend", Backend),
+            *_attention_on_cpus(),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
         kept = stack.pop_all()
@@ -82,11 +83,36 @@ def install(model_runner):
     return captured.runner.backend, remove
 
 
+def lora_addresses(model_runner):
+    """Where the tensors lie that the LoRA layers read."""
+    return {
+        (layer, path, name): tensor.data_ptr()
+        for layer, modules in enumerate(model_runner.lora_manager.lora_modules)
+        for path, module in modules.items()
+        for name, tensor in vars(module).items()
+        if name.startswith(("A_buffer", "B_buffer"))
+    }
+
+
 def _graph_config(model_runner):
     """The configuration of prefill graphs that SGLang looks at."""
     from sglang.srt.runtime_context import get_exec
 
     return get_exec().graph.cuda_graph_config.prefill
+
+
+def _attention_on_cpus():
+    """What to put in the place of an operator that 0.5.17 registers for GPUs only."""
+    from sglang.srt.layers import radix_attention
+
+    eager = getattr(radix_attention, "_unified_attention_with_output_impl", None)
+    if eager is None:
+        return
+
+    def call(*args, use_mha_companion=False, **kwargs):
+        return eager(*args, use_mha_companion, False, **kwargs)
+
+    yield radix_attention, "breakable_unified_attention_with_output", call
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def graph_sizes(step_tokens: Sequence[int], limit: int) -> list[int]:
         The sizes, rising.
     """
     least, most = (min(bound(step_tokens), limit) for bound in (min, max))
-    sizes = [_filled(most)]
+    sizes = [min(_filled(most), limit)]
     while sizes[-1] > 2 * least and sizes[-1] > _MULTIPLE:
         sizes.append(_filled(-(-sizes[-1] // 2)))
     return sizes[::-1]
