@@ -147,5 +147,21 @@ def test_sglang_takes_the_arguments(tiny_model_dir, no_engine_noise):
     assert graph_arguments({"cuda_graph_config": parsed}, CONFIG, None) == {}
 
 
+@pytest.mark.sglang
+@pytest.mark.parametrize("config", [CONFIG, None])
+def test_an_engine_for_a_run_is_started_with_them(tiny_model_dir, monkeypatch, config):
+    started = []
+    monkeypatch.setattr(launch, "_start", lambda _, args: started.append(args))
+    model_dir, known = tiny_model_dir("llama"), {"step_tokens": [96, 300]}
+    mezo.launch_engine(model_dir, config, **known)
+    monkeypatch.setattr(launch, "has_breakable_graphs", lambda args: True)
+    mezo.launch_engine(model_dir, config, **known)
+    mezo.launch_engine(model_dir, config, **known, cuda_graph_bs_prefill=[40])
+    sizes = [args.get("cuda_graph_bs_prefill") for args in started]
+    # On a CPU host nothing; an engine without a run may be for serving only.
+    assert sizes == [None, [152, 304] if config else None, [40]]
+    assert not any("step_tokens" in args for args in started)
+
+
 def test_a_cpu_host_gets_none():
     assert not has_breakable_graphs({"device": "cpu"})
