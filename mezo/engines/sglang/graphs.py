@@ -1,7 +1,8 @@
 """Which prefill CUDA graphs a training engine captures: few, of the sizes that its steps have.
 
 SGLang captures some fifty sizes, up to its largest chunk, which takes it half a minute. A batch
-replays the next larger size, but not one of more than twice its tokens.
+replays the next larger size, but not one of more than twice its tokens. With the LoRA backend
+"triton" SGLang 0.5.17 replays batches of at most 32 sequences; with its default, "csgmv", any.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from mezo.engines.sglang.sizing import PREFILL_TOKENS, copies_of
 # Where steps are not known. A larger batch keeps a GPU busy for as long as its launches take, and
 # filling it up would cost GPU time.
 _MOST, _LEAST = 512, 16
-# Kernels read and write the rows of a graph without a rest.
-_MULTIPLE = 8
+_MULTIPLE = 8  # so that rows of a tile that a product computes anyway are not left out
 
 # What a user says about sizes, or against graphs.
 _SAID = (
@@ -69,7 +69,7 @@ def checked_step_tokens(step_tokens: object) -> tuple[int, ...] | None:
         return None
     given = step_tokens if isinstance(step_tokens, list | tuple) else (step_tokens,)
     what, expected = "launch_engine: step_tokens", "an integer >= 1, or a list of some"
-    remedy = "pass StepResult.tokens of a step, or leave it out"
+    remedy = "pass tokens - prompt_tokens of a StepResult, or leave it out"
     numbers = [checked_integer(what, n, 1, None, expected, remedy) for n in given or (None,)]
     return tuple(numbers)
 

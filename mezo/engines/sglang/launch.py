@@ -80,9 +80,9 @@ def launch_engine(
         config: the run it has to hold; sizes the LoRA pool. Default ``MeZOConfig()``.
         threads: CPU hosts: threads of each tensor-parallel rank. Default the environment's
             OMP_NUM_THREADS, else 1.
-        step_tokens: NVIDIA GPUs: tokens that a step runs (`StepResult.tokens`), or the least and
-            the most of them. Graphs are captured for these. Default: for 16 to 512 tokens; larger
-            steps then run without.
+        step_tokens: NVIDIA GPUs: tokens of a step's batch (of a `StepResult` its ``tokens`` without
+            its ``prompt_tokens``), or the least and the most of them. Graphs are captured for
+            these. Default: for 16 to 512 tokens; larger steps then run without.
         server_args: any argument of `sglang.Engine`; they override what is chosen here.
 
     Returns:
