@@ -11,6 +11,7 @@ from pathlib import Path
 from mezo.core import messages
 
 _undo = []
+_captured = []
 
 
 def install(directory: Path) -> None:
@@ -168,6 +169,69 @@ def waiting_requests_keep_their_key(scheduler):
     from mezo.engines.sglang import compat
 
     _replace(compat, "has_kv", lambda request: True)
+
+
+def prefill_graphs(scheduler):
+    """No fault: SGLang's breakable prefill runner, without graphs."""
+    from tests.support import eager_graphs
+
+    runner = scheduler.tp_worker.model_runner
+    backend, remove = eager_graphs.install(runner)
+    _undo.append(remove)
+    _captured.append((backend.replayed, eager_graphs.lora_addresses(runner)))
+
+
+def graphs_were_replayed(scheduler):
+    """Raise unless batches were replayed, some of them filled up, and adapters lie where they did.
+
+    A graph reads an adapter's weights from where they were when it was captured.
+    """
+    from tests.support import eager_graphs
+
+    replayed, addresses = _captured.pop()
+    if not replayed or all(tokens == size for tokens, size in replayed):
+        raise RuntimeError(f"graphs must have been replayed, got {replayed}")
+    if not addresses or addresses != eager_graphs.lora_addresses(scheduler.tp_worker.model_runner):
+        raise RuntimeError("the pool's tensors must stay in their places, got others")
+
+
+def told_of_our_batches(scheduler):
+    """Raise where the engine's own attention is told of a batch that ours does."""
+    from mezo.engines.sglang.batch.attention import PairedAttention
+
+    def tell(batch):
+        if isinstance(runner.attn_backend, PairedAttention):
+            raise RuntimeError("the engine's own attention must not be told of our batches")
+        before(batch)
+
+    runner = scheduler.tp_worker.model_runner
+    before = _replace(runner.attn_backend, "init_forward_metadata", tell)
+
+
+def every_layer_is_the_engines(scheduler):
+    """Leave every layer to the engine's own attention; raise where it was not told, or twice."""
+    from mezo.engines.sglang.batch import attention
+
+    told = []
+
+    def forward(*args, **kwargs):
+        told.clear()
+        return run(*args, **kwargs)
+
+    def tell(batch):
+        told.append(batch)
+        before(batch)
+
+    def attend(*args, **kwargs):
+        if len(told) != 1:
+            raise RuntimeError(f"the engine's own must be told once, got {len(told)} times")
+        return own(*args, **kwargs)
+
+    runner = scheduler.tp_worker.model_runner
+    run = _replace(runner, "forward", forward)
+    before = _replace(runner.attn_backend, "init_forward_metadata", tell)
+    own = _replace(runner.attn_backend, "forward", attend)
+    _replace(attention, "_is_plain", lambda layer: False)
 
 
 def kv_enters_the_cache(scheduler):

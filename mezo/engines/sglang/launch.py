@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +22,11 @@ from mezo.config import MeZOConfig
 from mezo.engines import EngineError
 from mezo.engines.sglang.cpu_host.host import free_memory, is_cpu_host, prepare_import
 from mezo.engines.sglang.engine import why_not
+from mezo.engines.sglang.graphs import (
+    checked_step_tokens,
+    graph_arguments,
+    has_breakable_graphs,
+)
 from mezo.engines.sglang.model_checkpoint import read_checkpoint
 from mezo.engines.sglang.server_arguments import check_args, check_cpu_args, plain_numbers
 from mezo.engines.sglang.sizing import (
@@ -61,18 +66,23 @@ def launch_engine(
     config: MeZOConfig | None = None,
     *,
     threads: int | None = None,
+    step_tokens: int | Sequence[int] | None = None,
     **server_args: Any,
 ) -> Engine:
     """Start an `sglang.Engine` in which ``config`` can be attached, on a GPU or a CPU host.
 
     On a CPU host the limits on memory, requests and tokens follow from the checkpoint's size, the
-    config and the memory that is free here.
+    config and the memory that is free here. On an NVIDIA GPU the steps of ``config`` replay
+    prefill CUDA graphs of a few sizes.
 
     Args:
         model_path: directory or hub name of the model.
         config: the run it has to hold; sizes the LoRA pool. Default ``MeZOConfig()``.
         threads: CPU hosts: threads of each tensor-parallel rank. Default the environment's
             OMP_NUM_THREADS, else 1.
+        step_tokens: NVIDIA GPUs: tokens of a step's batch (of a `StepResult` its ``tokens`` without
+            its ``prompt_tokens``), or the least and the most of them. Graphs are captured for
+            these. Default: for 16 to 512 tokens; larger steps then run without.
         server_args: any argument of `sglang.Engine`; they override what is chosen here.
 
     Returns:
@@ -83,7 +93,8 @@ def launch_engine(
         TypeError: ``config`` is no `MeZOConfig`.
         ValueError: no model at ``model_path``, an argument that SGLang does not have, or an engine
             that would not fit into this host's memory or could not hold one row of any step.
-        NotImplementedError: what SGLang does not have on CPU hosts (quantised weights, say).
+        NotImplementedError: what SGLang does not have on CPU hosts (quantised weights, say), or
+            CUDA graphs that steps cannot replay.
         EngineError: SGLang cannot start, with the reason; its processes are gone by then.
     """
     has_run = config is not None
@@ -91,6 +102,7 @@ def launch_engine(
     if threads is not None:
         expected, remedy = "an integer >= 1", "use 1, or leave it out"
         threads = checked_integer("launch_engine: threads", threads, 1, None, expected, remedy)
+    step_tokens = checked_step_tokens(step_tokens)
     if reason := why_not():
         raise ImportError(f"launch_engine: {reason}")
     checkpoint = read_checkpoint(model_path, server_args.get("revision"))
@@ -107,6 +119,8 @@ def launch_engine(
     if has_run:  # else the engine may be for serving only
         check_server("launch_engine", SimpleNamespace(**args), config)
         check_pool_arguments(args, config)
+        if has_breakable_graphs(args):
+            args |= graph_arguments(args, config, step_tokens)
     tokens = [args[n] for n in ("max_total_tokens", "max_prefill_tokens") if args.get(n)]
     check_one_row(
         "launch_engine",

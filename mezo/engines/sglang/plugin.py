@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-    from sglang.srt.models.opt import OPTForCausalLM
+    from sglang.srt.models.opt import OPTForCausalLM, OPTModel
 
 
 def register() -> None:
@@ -153,10 +153,27 @@ def _after_limit(length: int, req: Req, *args: object, **kwargs: object) -> int:
 def _before_lora_manager(
     _: object, base_model: torch.nn.Module, *args: object, **kwargs: object
 ) -> None:
-    """Tell SGLang the sizes of OPT's linear layers, which it asks each model for but this one."""
+    """Tell SGLang what it asks every model for and does not find in OPT.
+
+    These are the sizes of its linear layers, for LoRA; and for prefill graphs the list of its
+    layers, and a call of them without what another pipeline stage would send.
+    """
     cls = type(base_model)
-    if cls.__name__ == "OPTForCausalLM" and not hasattr(cls, "get_hidden_dim"):
+    if cls.__name__ != "OPTForCausalLM":
+        return
+    if not hasattr(cls, "get_hidden_dim"):
         cls.get_hidden_dim = _opt_hidden_dim  # type: ignore[attr-defined]
+    inner: Any = type(base_model.model)
+    if not hasattr(base_model.model, "layers"):
+        inner.layers = property(_opt_layers)
+        if inner.forward.__defaults__ == (None,):  # of input_embeds, the last parameter
+            inner.forward.__defaults__ = (None, None)
+
+
+def _opt_layers(model: OPTModel) -> torch.nn.ModuleList:
+    """The layers, which OPT keeps in its decoder."""
+    layers: torch.nn.ModuleList = model.decoder.layers
+    return layers
 
 
 def _opt_hidden_dim(model: OPTForCausalLM, name: str, layer: int) -> tuple[int, int]:

@@ -61,7 +61,8 @@ def watched(rank: Rank, watch: Stopwatch) -> Iterator[None]:
     """Count the time of attention, linear layers, LoRA, lm_head and the rest of the model.
 
     "layers" is what is left of the model's own forward: norms, rotary embedding, activations,
-    embedding, and Python between them.
+    embedding, and Python between them. In a graph that is replayed linear layers and LoRA belong to
+    it, too, and have no time of their own.
     """
     runner = rank.runner
     linears = {

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # What an engine on a CPU host has at least, whatever the run.
 MIN_TOKENS = 32768
 MIN_REQUESTS = 128
-_PREFILL_TOKENS = 16384  # SGLang's own max_prefill_tokens
+PREFILL_TOKENS = 16384  # SGLang's own max_prefill_tokens
 _MIN_FRACTION, _MAX_FRACTION = 0.1, 0.95
 _UNKNOWN_FRACTION = 0.8
 
@@ -145,7 +145,7 @@ def cpu_sizes(
         longest = min(longest, checkpoint.max_row_tokens or longest)
     tokens = max(MIN_TOKENS, copies * longest)
     sizes: dict[str, float] = {"max_running_requests": requests, "max_total_tokens": tokens}
-    if copies * longest > _PREFILL_TOKENS:
+    if copies * longest > PREFILL_TOKENS:
         sizes["max_prefill_tokens"] = copies * longest
     fraction = _UNKNOWN_FRACTION
     if checkpoint is not None:

@@ -122,13 +122,21 @@ class PairedAttention:
 
     Without a grouping it is the engine's own backend: its calls, its attributes, and what is
     written to them.
+
+    With one, the engine's own is not told of the batch before somebody uses it: a layer that is not
+    done here, or a model that reads the backend's attributes.
     """
 
-    _OWN = ("engines_own", "_grouping")
+    _OWN = ("engines_own", "_grouping", "_untold", "_is_called")
+    # What a model may read of a backend that knows nothing of the batch.
+    _POOLS = ("token_to_kv_pool", "req_to_token_pool")
 
     def __init__(self, engines_own: AttentionBackend) -> None:
         self.engines_own = engines_own
         self._grouping: Grouping | None = None
+        # The batch that the engine's own has not been told of.
+        self._untold: ForwardBatch | None = None
+        self._is_called = False
 
     @classmethod
     def around(cls, backend: AttentionBackend) -> PairedAttention:
@@ -137,21 +145,53 @@ class PairedAttention:
 
     @contextmanager
     def paired(self, grouping: Grouping) -> Iterator[None]:
-        """Let the forward inside read each prefix of its batch once."""
-        self._grouping = grouping
+        """Let the forward inside read each prefix of its batch once.
+
+        Raises:
+            RuntimeError: no layer of that forward came here.
+        """
+        self._grouping, self._is_called = grouping, False
         try:
             yield
+            if not self._is_called:
+                raise RuntimeError(
+                    "a scoring batch's layers must call the engine's attention backend, got a "
+                    "forward of which none did; start the engine with "
+                    "cuda_graph_backend_prefill='disabled'."
+                )
         finally:
-            self._grouping = None
+            self._grouping = self._untold = None
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        """Prepare for a batch; with a grouping, once the engine's own is used for it."""
+        if self._grouping is None:
+            self.engines_own.init_forward_metadata(forward_batch)
+        else:
+            self._untold = forward_batch
+
+    def resolve_prefill_shared_read_ends(self, *args: object, **kwargs: object) -> object:
+        """From when on a batch reads no table that the scheduler may overwrite (0.5.23)."""
+        if self._untold is None:
+            return self.engines_own.resolve_prefill_shared_read_ends(*args, **kwargs)
+        from sglang.srt.layers.attention.base_attn_backend import SharedReadEnds
+
+        return SharedReadEnds.UNKNOWN
+
+    def _told(self) -> AttentionBackend:
+        """The engine's own backend, ready for the batch."""
+        if self._untold is not None:
+            batch, self._untold = self._untold, None
+            self.engines_own.init_forward_metadata(batch)
+        return self.engines_own
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.engines_own, name)
+        return getattr(self.engines_own if name in self._POOLS else self._told(), name)
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in self._OWN:
             object.__setattr__(self, name, value)
         else:
-            setattr(self.engines_own, name, value)
+            setattr(self._told(), name, value)
 
     def __delattr__(self, name: str) -> None:
         delattr(self.engines_own, name)
@@ -168,8 +208,9 @@ class PairedAttention:
     ) -> torch.Tensor:
         """`[T, H * D]` queries and the same tokens' keys and values -> `[T, H * D_v]`."""
         grouping = self._grouping
+        self._is_called = True
         if grouping is None or kwargs or k is None or not _is_plain(layer):
-            output: torch.Tensor = self.engines_own.forward(
+            output: torch.Tensor = self._told().forward(
                 q, k, v, layer, forward_batch, save_kv_cache, **kwargs
             )
             return output

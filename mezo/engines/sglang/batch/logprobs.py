@@ -19,6 +19,7 @@ from mezo.engines.sglang.batch.attention import Grouping, PairedAttention
 from mezo.engines.sglang.batch.cpu_layers import cpu_layers
 from mezo.engines.sglang.batch.cpu_lora import segmented_lora
 from mezo.engines.sglang.batch.patch import patched
+from mezo.engines.sglang.batch.prefill_graph import breakable_only
 from mezo.engines.sglang.compat import Rank
 from mezo_kernels import label_logits, label_nll
 
@@ -80,6 +81,9 @@ def run(
 
     With a grouping, prefixes are attended to as it says and the batch's own KV is not stored.
 
+    Raises:
+        RuntimeError: SGLang ran the batch past our attention or our logits processor.
+
     Numerics: logits accumulated and normalised in fp32. The result of a row does not depend on the
     other rows of the batch's last hidden states.
     """
@@ -91,6 +95,9 @@ def run(
         "logit_scale": float(1.0 if processor.logit_scale is None else processor.logit_scale),
     }
     ours = LogprobProcessor(rank.tp_group, wanted or Wanted(), rule)
+    owner = model.get_submodule(path.rpartition(".")[0])
+    if wanted is not None and hasattr(owner, "lm_head"):
+        ours.prepare(owner.lm_head)
     # Prepares the LoRA backend for the batch, too.
     forward_batch = rank.forward_batch(batch)
     with ExitStack() as stack:
@@ -98,26 +105,33 @@ def run(
             attention = PairedAttention.around(runner.attn_backend)
             stack.enter_context(attention.paired(grouping))
             stack.enter_context(patched(runner, "attn_backend", attention))
-        if getattr(runner, "prefill_cuda_graph_runner", None) is not None:
-            # Its graphs were captured with the logits processor in them.
-            stack.enter_context(patched(runner, "prefill_cuda_graph_runner", None))
+        stack.enter_context(breakable_only(runner))
         stack.enter_context(segmented_lora(runner.lora_manager.lora_backend))
         stack.enter_context(cpu_layers(runner))
         stack.callback(model.set_submodule, path, processor)
         model.set_submodule(path, ours)
         runner.forward(forward_batch)
-    return ours.values
+    return ours.result()
 
 
 class LogprobProcessor(torch.nn.Module):
-    """Replaces a model's logits processor during a forward; leaves its scores in ``values``."""
+    """Replaces a model's logits processor during a forward; afterwards `result` has its scores.
+
+    What it reads is on the device before the forward, and nothing in it waits for the device, so
+    that the host is never behind while it scores.
+    """
 
     def __init__(self, group: GroupCoordinator, wanted: Wanted, rule: _LogitRule) -> None:
         super().__init__()
-        self.values: list[float] = []
         self._group = group  # the ranks that share the vocabulary
         self._wanted = wanted
         self._rule = rule
+        self._places: _Places | None = None
+        self._values: torch.Tensor | None = None
+
+    def prepare(self, lm_head: ParallelLMHead) -> None:
+        """Send what will be read to the device; the model calls with the same ``lm_head``."""
+        self._places = _Places(self._wanted, lm_head)
 
     def forward(
         self,
@@ -127,7 +141,10 @@ class LogprobProcessor(torch.nn.Module):
         *_: object,
         **__: object,
     ) -> LogitsProcessorOutput:
-        """What the model calls; it returns no logits."""
+        """What the model calls; it returns no logits.
+
+        A graph's batch is filled up: the rows behind its tokens are nobody's.
+        """
         from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
         if len(hidden_states) != len(input_ids):
@@ -135,27 +152,41 @@ class LogprobProcessor(torch.nn.Module):
                 f"a batch's hidden states must be those of its {len(input_ids)} tokens, got "
                 f"{len(hidden_states)}; turn off what spreads or pads them over ranks."
             )
-        if self._wanted.positions:
-            self._score(hidden_states, lm_head)
+        self._values = self._score(hidden_states, lm_head)
         return LogitsProcessorOutput(next_token_logits=None)
 
-    def _score(self, hidden_states: torch.Tensor, lm_head: ParallelLMHead) -> None:
-        weight, first = _weight(lm_head)
-        device = weight.device
-        positions = torch.tensor(self._wanted.positions, device=device)
-        tokens = torch.tensor(self._wanted.tokens, device=device)
-        is_normalised = torch.tensor(self._wanted.is_normalised, device=device)
-        hidden = hidden_states[positions].to(weight.dtype)
-        values = torch.empty(len(tokens), dtype=torch.float32, device=device)
-        if any(self._wanted.is_normalised):
-            values[is_normalised] = -self._nll(
-                hidden[is_normalised], weight, first, tokens[is_normalised]
+    def result(self) -> list[float]:
+        """The scores, in the order in which they were asked for; waits for the device.
+
+        Raises:
+            RuntimeError: the model did not call.
+        """
+        if self._values is None:
+            raise RuntimeError(
+                "a scoring batch must end in the model's logits processor, got a forward that did "
+                "not call it; start the engine with cuda_graph_backend_prefill='disabled'."
             )
-        if not all(self._wanted.is_normalised):
-            values[~is_normalised] = self._logits(
-                hidden[~is_normalised], weight, first, tokens[~is_normalised]
-            )
-        self.values = values.tolist()
+        order = [] if self._places is None else self._places.order
+        scores: list[float] = self._values.tolist()
+        return [score for _, score in sorted(zip(order, scores, strict=True))]
+
+    def _score(self, hidden_states: torch.Tensor, lm_head: ParallelLMHead) -> torch.Tensor:
+        """Log-likelihoods first, then logits."""
+        if not self._wanted.positions:
+            return torch.empty(0)
+        if self._places is None or self._places.lm_head is not lm_head:
+            self.prepare(lm_head)
+        places = self._places
+        assert places is not None
+        weight, first = places.weight, places.first
+        values = []
+        if len(places.tokens):
+            hidden = hidden_states.index_select(0, places.likely).to(weight.dtype)
+            values.append(-self._nll(hidden, weight, first, places.tokens))
+        if len(places.columns):
+            hidden = hidden_states.index_select(0, places.only_logits).to(weight.dtype)
+            values.append(self._logits(hidden, weight, places))
+        return torch.cat(values)
 
     def _nll(
         self, hidden: torch.Tensor, weight: torch.Tensor, first: int, tokens: torch.Tensor
@@ -169,19 +200,73 @@ class LogprobProcessor(torch.nn.Module):
         gathered: torch.Tensor = self._group.all_gather(parts.unsqueeze(0), dim=0)
         return gathered
 
-    def _logits(
-        self, hidden: torch.Tensor, weight: torch.Tensor, first: int, tokens: torch.Tensor
-    ) -> torch.Tensor:
+    def _logits(self, hidden: torch.Tensor, weight: torch.Tensor, places: _Places) -> torch.Tensor:
         """Logits of the tokens, from the ranks that have their rows of lm_head."""
-        labels, column = tokens.unique(return_inverse=True)
-        rows = labels - first
-        is_here = (rows >= 0) & (rows < len(weight))
-        logits = label_logits(hidden, weight, rows.clamp(0, len(weight) - 1), **self._rule)
-        picked = logits.masked_fill(~is_here, 0.0).gather(1, column[:, None])[:, 0]
+        logits = label_logits(hidden, weight, places.labels, **self._rule)
+        picked = logits.gather(1, places.columns[:, None])[:, 0]
+        if places.is_elsewhere is not None:
+            picked = picked.masked_fill(places.is_elsewhere != 0, 0.0)
         if self._group.world_size == 1:
             return picked
         reduced: torch.Tensor = self._group.all_reduce(picked)
         return reduced
+
+
+class _Places:
+    """Where a batch's scores come from, on the device: one transfer that nobody waits for.
+
+    Args:
+        wanted: what to score.
+        lm_head: the model's.
+
+    Attributes:
+        order: of each score, its place in ``wanted``; log-likelihoods first, then logits.
+        weight: this rank's rows of lm_head.
+        first: token id of the first one.
+        likely: rows of the hidden states that log-likelihoods need.
+        tokens: their token ids.
+        only_logits: rows of the hidden states that logits need.
+        labels: the rows of ``weight`` that the logits need, each once.
+        columns: of each logit, its place in ``labels``.
+        is_elsewhere: of each logit, 1 where another rank has its row; None where none has.
+    """
+
+    def __init__(self, wanted: Wanted, lm_head: ParallelLMHead) -> None:
+        self.lm_head = lm_head
+        self.weight, self.first = _weight(lm_head)
+        likely: list[int] = []
+        logits: list[int] = []
+        for i, is_normalised in enumerate(wanted.is_normalised):
+            (likely if is_normalised else logits).append(i)
+        self.order = likely + logits
+        labels = sorted({wanted.tokens[i] for i in logits})
+        column_of = {label: column for column, label in enumerate(labels)}
+        columns = [column_of[wanted.tokens[i]] for i in logits]
+        last = len(self.weight) - 1
+        rows = [min(max(label - self.first, 0), last) for label in labels]
+        is_elsewhere = [
+            int(row + self.first != label) for row, label in zip(rows, labels, strict=True)
+        ]
+        self.likely, self.tokens, self.only_logits, self.labels, self.columns, elsewhere = _send(
+            self.weight.device,
+            [wanted.positions[i] for i in likely],
+            [wanted.tokens[i] for i in likely],
+            [wanted.positions[i] for i in logits],
+            rows,
+            columns,
+            [is_elsewhere[column] for column in columns],
+        )
+        self.is_elsewhere = elsewhere if any(is_elsewhere) else None
+
+
+def _send(device: torch.device, *lists: list[int]) -> tuple[torch.Tensor, ...]:
+    """Lists of numbers as tensors on a device, in one transfer that the host does not wait for."""
+    table = torch.tensor(list(itertools.chain(*lists)), dtype=torch.int64)
+    if device.type == "cuda":
+        table = table.pin_memory()
+    sizes = [len(numbers) for numbers in lists]
+    sent: tuple[torch.Tensor, ...] = table.to(device, non_blocking=True).split(sizes)
+    return sent
 
 
 def _weight(lm_head: ParallelLMHead) -> tuple[torch.Tensor, int]:
