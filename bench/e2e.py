@@ -32,6 +32,10 @@ from bench.step_candidates import PARTS, SlotLoop, part_shares, take_turns
 PROMPTS = {"sst2": (20, 40), "long": (400, 400)}  # least and most tokens of a prompt
 BATCHES = (16, 64)
 LORA_BACKENDS = ("csgmv", "triton")
+# By name, so that SGLang 0.5.17 does not leave graphs out where it finds less than 4 GiB free.
+GRAPHS = {"cuda_graph_backend_decode": "disabled", "cuda_graph_backend_prefill": "breakable"}
+# Activated and exact steps of 16 short prompts.
+STEP_TOKENS = (96, 1152)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +87,8 @@ def measure(case: Agreement | Case, bench: Bench) -> None:
     if reason is not None:
         bench.notes.append(f"{case.name}: left out. {reason}")
         return
-    bench.rows += speed_rows(case, bench.device, bench.rounds)
+    graphs = bench.options.graphs
+    bench.rows += speed_rows(case, bench.device, bench.rounds, graphs=graphs)
 
 
 def kv_tokens(case: Case) -> int:
@@ -119,10 +124,10 @@ def server_args(device: str, lora_backend: str, *, graphs: bool) -> dict[str, An
         "sampling_backend": "pytorch",
         "grammar_backend": "none",
         "lora_backend": lora_backend,
-        "disable_cuda_graph": not graphs,
         "disable_overlap_schedule": True,
         "skip_server_warmup": True,
         "mem_fraction_static": 0.5,
+        **(GRAPHS if graphs else {"disable_cuda_graph": True}),
     }
 
 
@@ -135,9 +140,11 @@ def launch(
     graphs: bool = False,
     **more: Any,
 ) -> Any:
-    """Start the engine; ``graphs`` leaves SGLang's CUDA graphs on."""
+    """Start the engine; ``graphs`` has SGLang's prefill CUDA graphs of such steps captured."""
     own = server_args(device, lora_backend, graphs=graphs)
     args = {"skip_tokenizer_init": True, **own, **more}
+    if graphs and device != "cpu":
+        args["step_tokens"] = list(STEP_TOKENS)
     return mezo.launch_engine(model_dir, config, max_loras_per_batch=7, **args)
 
 
@@ -231,7 +238,7 @@ def verdict(
     }
 
 
-def speed_rows(case: Case, device: str, rounds: int) -> list[Row]:
+def speed_rows(case: Case, device: str, rounds: int, *, graphs: bool) -> list[Row]:
     """Rows of one case: four candidates in turn."""
     rng = random.Random(case.name)
     batch = make_batch(rng, case.batch_size, PROMPTS[case.prompts], case.shape.vocab_used)
@@ -246,6 +253,7 @@ def speed_rows(case: Case, device: str, rounds: int) -> list[Row]:
             exact,
             device,
             LORA_BACKENDS[0],
+            graphs=graphs,
             load_format="dummy",
             max_total_tokens=kv_tokens(case),
             max_prefill_tokens=kv_tokens(case),
@@ -258,6 +266,7 @@ def speed_rows(case: Case, device: str, rounds: int) -> list[Row]:
     finally:
         shutil.rmtree(directory)
     for row in rows:
+        row["graphs"] = graphs and str(row["name"]).startswith("sglang")
         row["engine_bytes"] = engine_bytes if str(row["name"]).startswith("sglang") else None
     return rows
 
@@ -348,6 +357,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="directory of a small real model for the agreement check")
     parser.add_argument("--directions", type=int, default=20)
     parser.add_argument("--all", action="store_true", help="long prompts and batches of 64, too")
+    parser.add_argument("--graphs", action="store_true", help="SGLang's prefill CUDA graphs")
     parser.add_argument("--no-agreement", action="store_true", help="times only")
 
 

@@ -47,6 +47,8 @@ ATTENTION_TILES: dict[str, dict[str, int]] = {
     "as is": {},
     "2 stages": {"num_stages": 2},
     "4 stages": {"num_stages": 4},
+    "own tokens 16 at a time": {"BLOCK_S": 16},
+    "own tokens 64 at a time": {"BLOCK_S": 64},
 }
 NLL_TILES: dict[str, dict[str, int]] = {
     "as is": {},

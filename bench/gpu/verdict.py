@@ -129,10 +129,13 @@ def kernels(folder: Path) -> Iterator[str]:
 
 
 def steps(folder: Path) -> Iterator[str]:
-    for path in sorted({p.with_suffix("") for p in folder.glob("e2e*.json*")}):
-        for row in measured(folder, path.name):
+    names = {
+        p.name.rsplit(".json", 1)[0] for k in ("e2e", "graphs") for p in folder.glob(f"{k}-*.json*")
+    }
+    for name in sorted(names):
+        for row in measured(folder, name):
             yield (
-                f"{row['case']}: {row['name']} {1e3 * row['seconds_p50']:.1f} ms, "
+                f"{name}: {row['name']} {1e3 * row['seconds_p50']:.1f} ms, "
                 f"x{row['ratio']:.2f}, {row['tokens'] or ''} tokens"
             )
 

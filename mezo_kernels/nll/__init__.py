@@ -84,14 +84,15 @@ def label_nll(
 
     Numerics: products accumulated and everything after them in fp32 (the reference multiplies in
     the dtype of the inputs, fp64 too, and returns fp64 for it). Deterministic. V, D_in and dtype
-    fix the tiles and their order, never T: a row's result does not depend on the rows beside it,
-    so a plus and a minus row of one content get the same bits. Triton holds this by construction;
-    cpu fills the rows to a multiple of 32 and relies on BLAS to compute a row alike in products of
-    32 to 512 rows, which the tests check. Backends agree within rounding, not in bits. Shards are
-    merged in the order given, so all ranks get the same bits.
+    fix the tiles and their order, and in triton for 16-bit dtypes whether T is above 64: on each
+    side of that a row's result does not depend on the rows beside it. A plus and a minus row of one
+    content are in one call, so they get the same bits whatever T is. Triton holds this by
+    construction; cpu fills the rows to a multiple of 32 and relies on BLAS to compute a row alike
+    in products of 32 to 512 rows, which the tests check. Backends agree within rounding, not in
+    bits. Shards are merged in the order given, so all ranks get the same bits.
     Graph-safe: triton yes (it allocates its output and three floats per row and split); cpu no.
-    Cost: lm_head is read once (per 64 rows in triton, mostly from L2); memory T * 1024 floats on
-    the CPU, T * 3 * 128 on a GPU.
+    Cost: lm_head is read once (per 64 or, of many rows, 128 rows in triton, mostly from L2); memory
+    T * 1024 floats on the CPU, T * 3 * 264 on a GPU.
     Source: Milakov and Gimelshein 2018 (arXiv 1805.02867) for the running log-sum-exp.
 
     Example:

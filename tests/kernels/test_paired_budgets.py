@@ -37,9 +37,10 @@ def tiles(found):
     return {name: value for name, value in found.items() if name not in options}, options
 
 
-def compile_attention(dtype, dim, block_m, arch, has_cap):
+def compile_attention(dtype, dim, block_m, arch, has_cap, is_long=False):
     block_d = max(16, 1 << (dim - 1).bit_length())
-    constexprs, options = tiles(attention.tiles_of(DTYPES[dtype], block_d, block_m))
+    block_s = attention.block_ss(DTYPES[dtype], block_d, arch)[is_long]
+    constexprs, options = tiles(attention.tiles_of(DTYPES[dtype], block_d, block_m, block_s))
     names = ("q", "k_suffix", "v_suffix", "k_cache", "v_cache", "out")
     signature = {f"{name}_ptr": f"*{dtype}" for name in names}
     signature |= {"lse_ptr": "*fp32", "partial_ptr": "*fp32", "items_ptr": "*i32"}
@@ -64,20 +65,28 @@ def check(compiled, registers):
     assert compiled.shared_bytes <= SHARED_LIMIT[compiled.arch]
 
 
+def blocks_per_multiprocessor(compiled, num_warps):
+    """How many blocks fit at once: 65,536 registers, given out 256 a warp, and 227 KiB."""
+    registers = -(-compiled.registers * 32 // 256) * 256 * num_warps
+    return min(65536 // registers, 227 * 1024 // max(1, compiled.shared_bytes + 1024))
+
+
 # Most registers of a thread: (dtype, block_m, dim) -> sm_80, sm_90, measured and rounded up to 8.
 ATTENTION = {
-    ("fp16", 16, 64): (80, 80),
-    ("fp16", 16, 80): (168, 128),
-    ("fp16", 16, 256): (136, 152),
-    ("fp16", 64, 64): (184, 144),
+    ("fp16", 16, 64): (128, 96),
+    ("fp16", 16, 80): (168, 168),
+    ("fp16", 16, 256): (200, 208),
+    ("fp16", 64, 64): (208, 168),
     ("fp16", 64, 80): (192, 192),
-    ("fp16", 64, 128): (184, 184),
-    ("fp16", 64, 256): (240, 184),
-    ("bf16", 16, 128): (136, 96),
+    ("fp16", 64, 128): (176, 192),
+    ("fp16", 64, 256): (232, 184),
+    ("bf16", 16, 128): (160, 160),
     ("bf16", 64, 96): (192, 192),
     ("fp32", 16, 64): (72, 72),
     ("fp32", 16, 256): (160, 136),
 }
+# The same on sm_90 of tiles for long rows: (block_m, dim) -> registers.
+LONG = {(64, 64): 160, (64, 80): 208, (64, 128): 176, (64, 256): 208}
 
 
 @pytest.mark.parametrize("arch", [80, 90])
@@ -101,6 +110,14 @@ def test_attention(dtype, block_m, dim, arch):
             assert compiled.count(r"LDGSTS\.E\.BYPASS\.128") > 0
 
 
+@pytest.mark.parametrize(("block_m", "dim"), LONG)
+def test_attention_of_long_rows(block_m, dim):
+    compiled = compile_attention("bf16", dim, block_m, 90, has_cap=True, is_long=True)
+    check(compiled, LONG[block_m, dim])
+    assert compiled.count("HGMMA") > 0
+    assert blocks_per_multiprocessor(compiled, 4 if dim == 64 else 8) >= 1
+
+
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize(("block_m", "dim"), [(16, 64), (64, 128), (64, 256)])
 def test_attention_merge(block_m, dim, arch):
@@ -113,23 +130,32 @@ def test_attention_merge(block_m, dim, arch):
     check(compiled, 255)
 
 
-# Registers of label_nll_kernel on sm_80, sm_90, measured and rounded up to 8.
-NLL = {"fp32": (136, 136), "fp16": (176, 168), "bf16": (176, 168)}
+# Registers of label_nll_kernel of few and of many rows, measured and rounded up to 8.
+NLL = {
+    ("fp32", 80, 1): 136,
+    ("fp32", 90, 1): 136,
+    ("fp16", 80, 1): 176,
+    ("bf16", 80, 1): 176,
+    ("fp16", 90, 1): 200,
+    ("bf16", 90, 1): 200,
+    ("bf16", 90, 65): 255,
+}
 
 
-@pytest.mark.parametrize("arch", [80, 90])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_nll(dtype, arch):
-    constexprs, options = tiles(nll.tiles_of(DTYPES[dtype]))
+@pytest.mark.parametrize(("dtype", "arch", "rows"), NLL)
+def test_nll(dtype, arch, rows):
+    constexprs, options = tiles(nll.tiles_of(DTYPES[dtype], rows, arch))
     constexprs |= {"HAS_BIAS": True, "HAS_CAP": True}
     signature = {"hidden_ptr": f"*{dtype}", "lm_head_ptr": f"*{dtype}", "bias_ptr": "*fp32"}
     signature |= {"targets_ptr": "*i64", "parts_ptr": "*fp32", "logits_ptr": "*fp32"}
     aligned = [*signature, "stride_hidden", "stride_lm_head", "D"]
     integers = ("stride_hidden", "stride_lm_head", "T", "V", "D", "vocab_start", "tiles_per_split")
     signature |= dict.fromkeys(integers, "i32") | {"logit_scale": "fp32", "soft_cap": "fp32"}
-    limit = dict(zip((80, 90), NLL[dtype], strict=True))[arch]
-    labels = constexprs | {"BLOCK_V": 16}
-    for kernel, constants in ((label_nll_kernel, constexprs), (label_logits_kernel, labels)):
+    limit = NLL[dtype, arch, rows]
+    kernels = [(label_nll_kernel, constexprs)]
+    if rows == 1:
+        kernels.append((label_logits_kernel, constexprs | {"BLOCK_V": 16}))
+    for kernel, constants in kernels:
         own = {name: kind for name, kind in signature.items() if name in kernel.arg_names}
         compiled = compile_kernel(
             kernel,
@@ -145,6 +171,10 @@ def test_nll(dtype, arch):
         else:
             assert compiled.count("HGMMA" if arch == 90 else "HMMA") > 0
             assert compiled.count(r"LDGSTS\.E\.BYPASS\.128") > 0
+        # While one block of few rows adds up, another one multiplies.
+        if arch == 90 and kernel is label_nll_kernel and dtype != "fp32":
+            blocks = blocks_per_multiprocessor(compiled, options["num_warps"])
+            assert blocks == (2 if rows == 1 else 1)
 
 
 @pytest.mark.parametrize("arch", [80, 90])

@@ -20,6 +20,8 @@ DTYPES = (torch.float32, torch.float16)
 # several rows and a row of several tiles.
 RAGGED = [(0, (3, 1, 4)), (1, (2, 2)), (16, (1,)), (33, (5, 0, 2)), (64, (1, 1)), (65, (2, 2))]
 RAGGED += [(130, (20, 3)), (0, (1, 1)), (7, ()), (5, (0,))]
+# Rows that are long: just so, by one token, and for more than one block beside a short one.
+LONG = [(0, (64, 64)), (16, (65,)), (70, (3, 130))]
 # GQA groups of 1, 3 and 8; a head dim that is a power of two and two that are not.
 SHAPES = [(2, 2, 16, 16), (9, 3, 24, 40), (8, 1, 64, 64)]
 
@@ -45,6 +47,15 @@ def check_attention_against_float64():
                 )
 
 
+def check_attention_of_long_rows():
+    for dtype in DTYPES:
+        batch = ragged(dtype, SHAPES[1], LONG)
+        out = batch.attend(backend="triton")
+        reference = batch.reference()
+        same = batch.attend(backend="reference")
+        assert_close_to_reference(out, same, reference, bound(batch, reference))
+
+
 def check_attention_prefix_in_parts_and_whole():
     for dtype in DTYPES:
         batch = ragged(dtype, SHAPES[1], [(200, (2, 3)), (64, (1,))])
@@ -58,7 +69,7 @@ def check_attention_prefix_in_parts_and_whole():
 
 
 def check_attention_twins():
-    groups = [(90, (3, 3)), (0, (2, 2, 2, 2)), (130, (5, 7, 5, 7)), (10, (1, 1)), (3, (17, 17))]
+    groups = [(90, (3, 3)), (0, (2, 2, 2, 2)), (130, (5, 7, 5, 7)), (10, (1, 1)), (3, (70, 70))]
     for dtype in DTYPES:
         for shape in SHAPES:
             batch = ragged(dtype, shape, groups)
@@ -70,7 +81,7 @@ def check_attention_twins():
 
 def check_attention_alone_and_in_company():
     for dtype in DTYPES:
-        batch = ragged(dtype, SHAPES[1])
+        batch = ragged(dtype, SHAPES[1], [*RAGGED, *LONG])
         out, plan = batch.attend(backend="triton"), batch.plan()
         for group in range(plan.num_groups):
             rows, slots = plan.group_rows(group), plan.prefix_slots(group)
@@ -85,7 +96,7 @@ def check_attention_alone_and_in_company():
                 scale=batch.scale,
                 backend="triton",
             )
-            assert torch.equal(alone, out[tokens]), RAGGED[group]
+            assert torch.equal(alone, out[tokens]), group
 
 
 def check_attention_strides_and_plan():
@@ -121,8 +132,8 @@ def nll_inputs(T, V, D, dtype):
 
 def check_nll_against_float64():
     for dtype in DTYPES:
-        # Less than a tile of anything; tails everywhere; more than one tile a split.
-        for T, V, D in ((3, 5, 7), (70, 300, 100), (2, 9000, 16)):
+        # Less than a tile of anything; tails everywhere; more than one tile a split; many rows.
+        for T, V, D in ((3, 5, 7), (64, 300, 100), (2, 34000, 8), (65, 300, 100), (130, 600, 9)):
             hidden, lm_head, targets, bias = nll_inputs(T, V, D, dtype)
             for options in ({}, {"soft_cap": 4.0, "logit_scale": 0.7}):
                 own = options and {"bias": bias}
@@ -143,15 +154,17 @@ def check_nll_against_float64():
 
 def check_nll_alone_and_in_company():
     for dtype in DTYPES:
-        hidden, lm_head, targets, _ = nll_inputs(70, 150, 70, dtype)
-        together = mk.label_nll(hidden, lm_head, targets, backend="triton")
         rows = torch.tensor([3, 149])
-        logits = mk.label_logits(hidden, lm_head, rows, backend="triton")
-        for T in (1, 2, 33):
-            alone = mk.label_nll(hidden[-T:], lm_head, targets[-T:], backend="triton")
-            assert torch.equal(alone, together[-T:]), T
-            alone = mk.label_logits(hidden[-T:], lm_head, rows, backend="triton")
-            assert torch.equal(alone, logits[-T:]), T
+        # Few rows, then many: on each side of the limit a row's bits are its own.
+        for total, parts in ((64, (1, 2, 33)), (140, (65, 100))):
+            hidden, lm_head, targets, _ = nll_inputs(total, 150, 70, dtype)
+            together = mk.label_nll(hidden, lm_head, targets, backend="triton")
+            logits = mk.label_logits(hidden, lm_head, rows, backend="triton")
+            for T in parts:
+                alone = mk.label_nll(hidden[-T:], lm_head, targets[-T:], backend="triton")
+                assert torch.equal(alone, together[-T:]), T
+                alone = mk.label_logits(hidden[-T:], lm_head, rows, backend="triton")
+                assert torch.equal(alone, logits[-T:]), T
 
 
 def check_nll_shards_and_masked_tokens():

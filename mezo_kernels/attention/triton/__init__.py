@@ -11,30 +11,46 @@ from dataclasses import dataclass
 import torch
 import triton
 
+from mezo_kernels._arch import HOPPER, arch
 from mezo_kernels._per_plan import per_plan
 from mezo_kernels.attention.inputs import AttentionInputs
 from mezo_kernels.attention.plan import SharedPrefixPlan
 from mezo_kernels.attention.triton.kernel import merge_splits_kernel, shared_prefix_kernel
 from mezo_kernels.attention.triton.work import WorkList, make_work
 
+# Rows with more tokens of their own than this run through them in wide blocks.
+LONG_ROW = 64
 
-def tiles_of(dtype: torch.dtype, block_d: int, block_m: int) -> dict[str, int]:
+
+def tiles_of(dtype: torch.dtype, block_d: int, block_m: int, block_s: int) -> dict[str, int]:
     """Tile sizes and launch options; they may depend on a group, never on a batch."""
     if dtype == torch.float32:
         # IEEE products run on the CUDA cores, with both operands in registers.
-        return {"BLOCK_N": 16, "BLOCK_S": 16, "num_warps": 4, "num_stages": 1}
+        return {"BLOCK_N": 16, "BLOCK_S": block_s, "num_warps": 4, "num_stages": 1}
     return {
         "BLOCK_N": 64 if block_d <= 128 else 32,
-        "BLOCK_S": 16,
+        "BLOCK_S": block_s,
         # With 4 warps the tall tile spills from head dim 80 on.
         "num_warps": 8 if block_m > 16 and block_d > 64 else 4,
-        "num_stages": 2,
+        # With 2, each round of the prefix waits for its kv_indices: a load through an index can be
+        # ahead of its use only if the index is one round further ahead.
+        "num_stages": 3,
     }
 
 
 def block_ms(dtype: torch.dtype) -> tuple[int, ...]:
     """The tile heights of a dtype; one of 32 spilled for head dims 80, 128 and 256."""
     return (16,) if dtype == torch.float32 else (16, 64)
+
+
+def block_ss(dtype: torch.dtype, block_d: int, arch: int) -> tuple[int, int]:
+    """Own tokens of a round: of groups of short rows, and of a group that has a long one.
+
+    64 of head dim 256 need more shared memory than there is, and before Hopper more registers.
+    """
+    if dtype == torch.float32 or arch < HOPPER:
+        return (16, 16)
+    return (16, 64 if block_d <= 128 else 32)
 
 
 @dataclass(frozen=True)
@@ -50,18 +66,19 @@ class Tables:
 
 def attend(inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor | None) -> None:
     """Write the attention of all rows, and the log-sum-exp where it is asked for."""
-    tables = _tables(
-        inputs.plan,
-        out.device,
-        inputs.heads_per_kv_head,
-        inputs.num_kv_heads,
-        block_ms(out.dtype),
-        # Values, and the largest score and the sum of weights.
-        out.shape[-1] + 2,
-    )
-    order = tables.token_order
     # Triton launches on the current device.
     with torch.cuda.device_of(out):
+        tables = _tables(
+            inputs.plan,
+            out.device,
+            inputs.heads_per_kv_head,
+            inputs.num_kv_heads,
+            block_ms(out.dtype),
+            block_ss(out.dtype, _block_d(inputs, out), arch()),
+            # Values, and the largest score and the sum of weights.
+            out.shape[-1] + 2,
+        )
+        order = tables.token_order
         if order is None:
             _launch_all(inputs, tables, out, lse)
             return
@@ -74,6 +91,12 @@ def attend(inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor | None)
         out[order] = packed_out
         if lse is not None and packed_lse is not None:
             lse[order] = packed_lse
+
+
+def _block_d(inputs: AttentionInputs, out: torch.Tensor) -> int:
+    """The wider of the head dims, of keys and of values, as a tile has it."""
+    widest = max(inputs.q.shape[-1], out.shape[-1])
+    return max(16, triton.next_power_of_2(widest))
 
 
 def _launch_all(
@@ -112,7 +135,7 @@ def _launch(
         BLOCK_D=block_d,
         **flags,
         **shape,
-        **tiles_of(inputs.q.dtype, max(block_d, block_dv), work.block_m),
+        **tiles_of(inputs.q.dtype, max(block_d, block_dv), work.block_m, work.block_s),
     )
     if len(work.merges):
         merge_splits_kernel[(len(work.merges), inputs.num_kv_heads)](
@@ -127,10 +150,11 @@ def _tables(
     heads: int,  # per KV head
     kv_heads: int,
     heights: tuple[int, ...],
+    own: tuple[int, int],
     width: int,
 ) -> Tables:
     """The tables of a plan for calls of one shape; a partial row has ``width`` floats."""
-    work = make_work(plan, heads, heights, device)
+    work = make_work(plan, heads, heights, own, LONG_ROW, device)
     # The work lists run one after another, so one scratch serves all.
     size = max((w.num_partials * w.block_m for w in work), default=0) * kv_heads * width
     return Tables(

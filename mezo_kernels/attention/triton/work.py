@@ -4,6 +4,7 @@ Rows and tokens are counted group by group here, as `SharedPrefixPlan.row_order`
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -16,10 +17,11 @@ SPLIT_LEN = 1024
 
 @dataclass(frozen=True)
 class WorkList:
-    """The programs of the groups that have one tile height, on the device.
+    """The programs of the groups that have tiles of one shape, on the device.
 
     Args:
         block_m: packed queries of a tile, (token, head of a KV head) row-major.
+        block_s: own tokens of a row that a round attends to.
         items: `[W, 8]` int32: first and past-the-last token of the group, first packed query of
             the tile, first and past-the-last entry of kv_indices, first and past-the-last row
             whose own tokens are attended to, place of the partial result or -1 where it is whole.
@@ -29,6 +31,7 @@ class WorkList:
     """
 
     block_m: int
+    block_s: int
     items: torch.Tensor
     merges: torch.Tensor
     num_partials: int
@@ -38,23 +41,50 @@ def make_work(
     plan: SharedPrefixPlan,
     heads_per_kv_head: int,
     block_ms: tuple[int, ...],
+    block_ss: tuple[int, int],
+    long_row: int,
     device: torch.device,
 ) -> list[WorkList]:
-    """Sort the groups by tile height, which depends only on the group, and cut them into tiles."""
-    members: dict[int, list[int]] = {}
+    """Sort the groups by the shape of their tiles, and cut them into tiles.
+
+    Args:
+        plan: of the batch.
+        heads_per_kv_head: query heads of a KV head.
+        block_ms: tile heights, lowest first; a group has the first that holds all its queries.
+        block_ss: own tokens of a round, where no row of a group is long, and where one is.
+        long_row: a row of more tokens is long.
+        device: of the lists.
+
+    Returns:
+        A list for each shape. Only the group decides it, so a group's bits do not depend on the
+        batch.
+    """
+    members: dict[tuple[int, int], list[int]] = {}
     for group in range(plan.num_groups):
         num_queries = len(_tokens(plan, group)) * heads_per_kv_head
         if num_queries:
             block_m = next((m for m in block_ms if num_queries <= m), block_ms[-1])
-            members.setdefault(block_m, []).append(group)
+            block_s = block_ss[_longest_row(plan, group) > long_row]
+            members.setdefault((block_m, block_s), []).append(group)
     return [
-        _work_list(plan, heads_per_kv_head, block_m, groups, device)
-        for block_m, groups in sorted(members.items())
+        _work_list(plan, heads_per_kv_head, *shape, groups, device)
+        for shape, groups in sorted(members.items())
     ]
 
 
+def _longest_row(plan: SharedPrefixPlan, group: int) -> int:
+    """Tokens of the longest row of a group."""
+    ends = plan.packed_indptr[plan.group_indptr[group] : plan.group_indptr[group + 1] + 1]
+    return max(end - begin for begin, end in pairwise(ends))
+
+
 def _work_list(
-    plan: SharedPrefixPlan, heads: int, block_m: int, groups: list[int], device: torch.device
+    plan: SharedPrefixPlan,
+    heads: int,
+    block_m: int,
+    block_s: int,
+    groups: list[int],
+    device: torch.device,
 ) -> WorkList:
     items: list[tuple[int, ...]] = []
     merges: list[tuple[int, ...]] = []
@@ -78,6 +108,7 @@ def _work_list(
                 num_partials += num_splits
     return WorkList(
         block_m,
+        block_s,
         torch.tensor(items, dtype=torch.int32, device=device),
         torch.tensor(merges, dtype=torch.int32, device=device).view(-1, 5),
         num_partials,
