@@ -3,6 +3,7 @@
 #   make setup    packages, native module, model and data
 #   make demo     fine-tune SmolLM2-135M on Rotten Tomatoes; DEMO_ARGS adds to the command
 #   make test     lint and tests, no GPU needed; PYTEST_ARGS='-k report' narrows the tests
+#   make proof    the longer proofs, which make test leaves out; PYTEST_ARGS as above
 #   make bench    the pytest-benchmark files; BENCH_ARGS adds to the command
 #   make tables   README's and docs' tables and figures, written from bench/results
 #   make lint     ruff and mypy
@@ -35,7 +36,7 @@ BUILD_REQUIRES := 'setuptools>=77' 'pybind11>=2.13' ninja 'cmake>=3.24'
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test bench tables lint clean
+.PHONY: setup demo test proof bench tables lint clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMPS)/installed
@@ -50,6 +51,9 @@ demo: setup
 
 test: setup lint
 	$(BIN)/python -m pytest --durations=15 $(PYTEST_ARGS)
+
+proof: setup
+	$(BIN)/python -m pytest --proof --durations=15 $(PYTEST_ARGS)
 
 bench: setup
 	$(BIN)/python -m pytest tests/bench --benchmark-enable --benchmark-only $(BENCH_ARGS)

@@ -95,3 +95,7 @@ build csrc/sources.txt mezo_kernels/_C
 if [ -n "$with_experiments" ]; then
   build bench/experiments/csrc/sources.txt bench/experiments/_C
 fi
+
+# A module that links may still lack a symbol.
+"$python" -c 'import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]' \
+  mezo_kernels._C ${with_experiments:+bench.experiments._C}

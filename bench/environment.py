@@ -16,7 +16,7 @@ def environment(device: str) -> dict[str, object]:
     """The facts of a result on ``device``, "cpu" or "cuda"."""
     common = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
@@ -79,13 +79,13 @@ def _gpu() -> dict[str, object]:
     }
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit: git's, else MEZO_COMMIT, which a copy without .git is told."""
-    commit = _git("rev-parse", "--short", "HEAD")
-    if not commit:
+    head = _git("rev-parse", "--short", "HEAD")
+    if not head:
         return os.environ.get("MEZO_COMMIT") or "unknown"
     is_dirty = _git("status", "--porcelain", "--", "csrc", "mezo_kernels", "mezo", "bench/*.py")
-    return f"{commit}-dirty" if is_dirty else commit
+    return f"{head}-dirty" if is_dirty else head
 
 
 def _git(*arguments: str) -> str:

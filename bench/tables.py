@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import runner, training
+from bench import records, runner, training
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "training.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "RECORDS.md", ROOT / "docs" / "training.md")
 # The question behind a results file, by its name or what the name begins with.
 MODULES = {
     "directions": "bench.directions",
@@ -136,6 +136,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "step": step,
     "directions": directions,
+    "records": records.text,
     "training": training_runs,
 }
 

@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench.environment import commit
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "cpu" / "training.json"
 DOCS = ROOT / "docs"
@@ -114,7 +116,7 @@ def main() -> None:
     runs = []
     for directory in arguments.directories:
         summary = json.loads((directory / "summary.json").read_text())
-        runs.append({key: summary[key] for key in _KEPT})
+        runs.append({key: summary[key] for key in _KEPT} | {"commit": commit()})
     RESULTS.write_text(json.dumps(runs, indent=1) + "\n")
     plot(runs, DOCS / "training.png")
     tables.main()

@@ -28,7 +28,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--proof", action="store_true", help="run the longer proofs, and only these")
+
+
+def pytest_collection_modifyitems(config, items):
+    is_proof = config.getoption("--proof")
+    chosen, left_out = [], []
+    for item in items:
+        (chosen if ("proof" in item.keywords) == is_proof else left_out).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = chosen
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="no NVIDIA GPU here")
         for item in items:

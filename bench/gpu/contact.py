@@ -143,13 +143,13 @@ def e2e(host: Host, name: str, seconds: float, *arguments: str) -> Stage:
     own = [*where, "--out", str(host.out), "--name", name, *arguments]
     command = host.module("bench.e2e", "--no-agreement", *own)
     needs = ("install", "usable")
-    return Stage(name, seconds, command, needs, engine_environment(), alone=True)
+    return Stage(name, seconds, command, needs, engine_environment(), waits=True)
 
 
 def first(host: Host) -> list[Stage]:
     """Does it build, are the bits right, does the engine start, what does a step cost?"""
     probe = ["--out", str(host.out), "--budget", "58", "--parts"]
-    parts = ["attention,nll", "--compile"] if host.dry else ["overhead,host,attention,nll,lanes"]
+    parts = ["nll", "--compile"] if host.dry else ["overhead,host,attention,nll,lanes"]
     return [
         # The engine's start is the host's work mostly: beside the build and the tests.
         install(host, beside=True),
@@ -162,9 +162,9 @@ def first(host: Host) -> list[Stage]:
             70,
             host.module("bench.gpu.probe", *probe, *parts),
             needs=("usable",),
-            alone=True,
+            waits=True,
         ),
-        smoke(host, "smoke-opt-1.3b", 60, "--shape", "opt-1.3b", alone=True),
+        smoke(host, "smoke-opt-1.3b", 60, "--shape", "opt-1.3b", waits=True),
         Stage(
             "directions",
             30,

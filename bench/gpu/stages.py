@@ -37,8 +37,8 @@ class Stage:
         command: the program and its arguments.
         needs: stages that must have succeeded, else it is skipped.
         environment: variables of its own.
-        beside: whether it runs beside the stages that follow, until one that says ``alone``.
-        alone: whether it waits for the stages that run beside.
+        beside: whether it runs beside the stages that follow, until one that waits for them.
+        waits: whether it waits for the stages that run beside.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     beside: bool = False
-    alone: bool = False
+    waits: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Call:
             verdict: text made of the folder; it is written there after each stage.
         """
         for stage in stages:
-            if stage.alone or any(need not in self.outcomes for need in stage.needs):
+            if stage.waits or any(need not in self.outcomes for need in stage.needs):
                 self._join()
             if stage.beside:
                 thread = threading.Thread(target=self._run, args=(stage, verdict), daemon=True)

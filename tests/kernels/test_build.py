@@ -94,6 +94,7 @@ def names_of(directory: Path) -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 def test_build_plain_without_cuda(native, tmp_path):
     said = build_plain(tmp_path, MEZO_SKIP_CUDA_BUILD="1")
@@ -106,6 +107,7 @@ def test_build_plain_without_cuda(native, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.skipif(cuda_sass.find_nvcc() is None, reason="nvcc is not installed")
 def test_build_plain_with_cuda(native, tmp_path):
     said = build_plain(tmp_path, MEZO_SKIP_CUDA_BUILD="0", MEZO_CUDA_ARCHS="90")

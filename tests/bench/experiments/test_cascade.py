@@ -8,6 +8,8 @@ import mezo_kernels as mk
 from bench.experiments.attention.cascade import cascade_of
 from tests.support.shared_prefix import random_batch
 
+pytestmark = pytest.mark.proof
+
 EMPTY = mk.SharedPrefixPlan([0], [0], [0], [])
 # Prefixes of none in front, in the middle and at the end; empty rows, groups without tokens.
 GROUPS = [(1, (2, 2)), (0, (3, 1, 4)), (33, (5, 0, 2)), (7, ()), (130, (70, 3)), (5, (0,))]

@@ -10,6 +10,8 @@ from bench.experiments.device_step import DeviceStep
 from mezo.optim.estimate import clip_projected_grad, projected_grad
 from mezo.optim.sgd import update_coefficient
 
+pytestmark = pytest.mark.proof
+
 LR, EPS, CLIP, SEED = 1e-3, 1e-2, 0.75, 2**63 + 11
 SHAPES = ((8, 24), (24, 8), (3, 5))
 DISTRIBUTIONS = ("gaussian", "rademacher")

@@ -15,7 +15,7 @@ from bench.experiments.device_step import DeviceStep
 from tests.bench.experiments import lora_cases
 from tests.support.dry_launch import check_launches, dry_launches
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.proof]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

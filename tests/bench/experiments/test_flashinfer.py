@@ -13,6 +13,8 @@ from tests.bench.experiments import fake_flashinfer
 from tests.support.gates import assert_close_to_reference
 from tests.support.shared_prefix import Batch, bound, random_batch, shuffle_rows
 
+pytestmark = pytest.mark.proof
+
 # Groups without a prefix in the middle and at the end, empty rows, groups without tokens.
 RAGGED = [
     (1, (2, 2)),

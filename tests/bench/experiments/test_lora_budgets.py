@@ -10,6 +10,8 @@ import torch
 
 from tests.support import cuda_sass
 
+pytestmark = pytest.mark.proof
+
 ARCHS = ("sm_80", "sm_90")
 needs_nvcc = pytest.mark.skipif(
     cuda_sass.find_nvcc() is None or cuda_sass.find_nvdisasm() is None,

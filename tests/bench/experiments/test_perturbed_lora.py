@@ -21,6 +21,8 @@ from tests.bench.experiments.lora_cases import (
 )
 from tests.support.interpreted import run_interpreted
 
+pytestmark = pytest.mark.proof
+
 TARGETS = {
     "reference": Target("reference", "cpu", is_invariant=False),
     "cpu": Target("cpu", "cpu", is_invariant=False),

@@ -14,6 +14,8 @@ from tests.support.gates import assert_close_to_reference
 from tests.support.interpreted import run_interpreted
 from tests.support.shared_prefix import Batch, random_batch, shuffle_rows
 
+pytestmark = pytest.mark.proof
+
 
 @pytest.fixture(scope="module")
 def results():
