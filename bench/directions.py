@@ -41,7 +41,15 @@ from bench.timing import (
 )
 from mezo_kernels import _native
 
-BACKENDS = ("cuda", "triton")
+# Our rows: the backend, and further arguments of its calls. One form of cuda goes once a GPU has
+# spoken, here and where mezo_kernels/directions/cuda.py says it.
+OURS: dict[str, tuple[str, dict[str, str]]] = {
+    "cuda": ("cuda", {"lanes": "wide"}),
+    "cuda contiguous": ("cuda", {"lanes": "contiguous"}),
+    "triton": ("triton", {}),
+}
+# Of our rows, those that are timed without a graph, too.
+LAUNCHED = ("cuda", "triton")
 WHAT_ON_CPU = {
     "pair": "pair: +eps and -eps of one z",
     "step": "step: update, then the next pair",
@@ -61,8 +69,9 @@ GPU_METHOD = (
     "Ratio: the baseline's time over the row's, median of per-round ratios, interleaved in one "
     "process. The baseline is the first row of a case: MeZO's loop as it is run, without its "
     "reseeding; a replay has none. Our rows are CUDA graphs of the call with scalars on the "
-    "device, after a check of their bits against the cpu backend. `memory us` is the time of "
-    "a copy in the same pattern, `issue us` the static instruction count at the full issue rate."
+    "device, after a check of their bits against the cpu backend. `% of copy` and `memory us` are "
+    "against a copy in the pattern of cuda, `% of torch's copy` against that of a large tensor, "
+    "both of random data; `issue us` is cuda's static instruction count at the full issue rate."
 )
 GENERATION_ELEMENTS = 64 * 256 * 1024
 
@@ -207,44 +216,45 @@ CPU_COLUMNS: dict[str, Callable[[Row], object]] = {
 # A GPU.
 
 
-def gpu_candidates(case: Case, sets: list[Buffers]) -> Iterable[Candidate]:
-    """The baselines, MeZO's loop first; then the backends, with and without a graph."""
+def gpu_candidates(
+    case: Case, sets: list[Buffers], *, with_compile: bool = False
+) -> Iterable[Candidate]:
+    """The baselines, MeZO's loop first; then our rows, some with and without a graph."""
 
     def variants(make: Callable[[Buffers], Call], *, is_graph: bool) -> Callable[[], list[Call]]:
         return lambda: [as_graph(make(b)) if is_graph else make(b) for b in sets]
 
     for name, make in gpu_baselines(case).items():
+        is_compiled = name == "torch.compile"
+        if is_compiled and not with_compile:
+            continue
         if name == LOOP:
             # The loop as MeZO runs it, launch by launch; and at its best, as a graph.
             yield Candidate(name, variants(make, is_graph=False))
             name = f"{LOOP} as a graph"
-        yield Candidate(name, variants(make, is_graph=name != "torch.compile"))
-    for backend in BACKENDS:
+        yield Candidate(name, variants(make, is_graph=not is_compiled))
+    for name, (backend, how) in OURS.items():
         if mk.backends()[backend] is not None:
             continue
 
-        def ours(buffers: Buffers, backend: str = backend) -> Call:
-            return buffers.on_device(backend)
+        def ours(buffers: Buffers, backend: str = backend, how: dict[str, str] = how) -> Call:
+            return buffers.on_device(backend, **how)
 
-        wrong = complaint_of_gpu(case, backend)
-        ways = (
-            {backend: True}
-            if case.what == "replay"
-            else {
-                backend: True,
-                f"{backend} without a graph": False,
-            }
-        )
-        for name, is_graph in ways.items():
+        wrong = complaint_of_gpu(case, backend, how)
+        ways = {name: True}
+        if name in LAUNCHED and case.what != "replay":
+            ways[f"{name} without a graph"] = False
+        for path, is_graph in ways.items():
             yield Candidate(
-                name, variants(ours, is_graph=is_graph), lambda _, wrong=wrong: wrong, is_ours=True
+                path, variants(ours, is_graph=is_graph), lambda _, wrong=wrong: wrong, is_ours=True
             )
 
 
 def measure_on_gpu(case: Case, bench: Bench) -> None:
     l2_bytes = bench.facts["l2_bytes"]
     sets = [Buffers(case, "cuda", case.specs) for _ in range(num_sets(case.nbytes, l2_bytes))]
-    calls = bench.usable({"case": case.name}, gpu_candidates(case, sets))
+    candidates = gpu_candidates(case, sets, with_compile=bench.options.with_compile)
+    calls = bench.usable({"case": case.name}, candidates)
     if calls:
         timings = interleave(calls, bench.rounds, stopwatch=CudaEvents())
         bench.rows += gpu_rows(case, timings, bench.facts["roofline"], l2_bytes)
@@ -259,10 +269,13 @@ def gpu_rows(case: Case, timings: dict[str, Timing], roofline: Facts, l2_bytes: 
     for timing in timings.values():
         row: Row = {"case": case.name, "path": timing.name, **runner.microseconds(timing, 2)}
         row["l2"] = "cold" if is_cold else "hot"
-        if timing.name.startswith(BACKENDS):
+        if timing.name.startswith(tuple(OURS)):
             row |= {
                 "gb_per_s": round(case.nbytes / timing.p50 * 1e-9, 1),
                 "percent_of_copy": round(100 * case.nbytes / timing.p50 / peak, 1),
+                "percent_of_torch_copy": round(
+                    100 * case.nbytes / timing.p50 / roofline["copy"], 1
+                ),
                 "memory_us": round(case.nbytes / peak * 1e6, 2),
                 "issue_us": round(case.sass / issue_per_second * 1e6, 2),
             }
@@ -277,6 +290,7 @@ GPU_COLUMNS: dict[str, Callable[[Row], object]] = {
     "ratio": lambda r: r["ratio"],
     "GB/s": lambda r: r.get("gb_per_s", ""),
     "% of copy": lambda r: r.get("percent_of_copy", ""),
+    "% of torch's copy": lambda r: r.get("percent_of_torch_copy", ""),
     "memory us": lambda r: r.get("memory_us", ""),
     "issue us": lambda r: r.get("issue_us", ""),
     "L2": lambda r: r.get("l2", ""),
@@ -308,7 +322,7 @@ def cases(options: argparse.Namespace) -> list[Case | Generation]:
 def begin(bench: Bench) -> None:
     if bench.device == "cuda":
         bench.facts["roofline"] = vars(measure_roofline())
-        unusable = {b: mk.backends()[b] for b in BACKENDS}
+        unusable = {backend: mk.backends()[backend] for backend, _ in OURS.values()}
         bench.notes += [f"{b}: {reason}" for b, reason in unusable.items() if reason is not None]
 
 
@@ -345,6 +359,17 @@ def plan(found: list[Case | Generation]) -> str:
     return f"{runner.table(rows, columns)}\n\n{meanings}"
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default="smollm2-135m", help="of the CPU's cases, a name of bench.shapes"
+    )
+    parser.add_argument(
+        "--with-compile",
+        action="store_true",
+        help="on a GPU, time torch.compile too: about 10 s of compiling for each flat case",
+    )
+
+
 QUESTION = Question(
     name="directions",
     description=__doc__,
@@ -352,9 +377,7 @@ QUESTION = Question(
     measure=measure,
     report=report,
     plan=plan,
-    add_options=lambda parser: parser.add_argument(
-        "--model", default="smollm2-135m", help="of the CPU's cases, a name of bench.shapes"
-    ),
+    add_options=add_options,
     begin=begin,
 )
 

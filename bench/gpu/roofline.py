@@ -6,9 +6,10 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import torch
+
+from bench.timing import Call, CudaEvents, interleave
 
 SOURCE = Path(__file__).parent / "roofline.cu"
 # Large against any L2 cache.
@@ -49,7 +50,8 @@ def measure(rounds: int = 20) -> Roofline:
     """Medians of ``rounds``."""
     library = build()
     stream = torch.cuda.current_stream().cuda_stream
-    master = torch.zeros(ELEMENTS, device="cuda")
+    # As weights are: zeros take less power to move, and so may be moved faster.
+    master = torch.randn(ELEMENTS, device="cuda")
     slots = [torch.empty(ELEMENTS, dtype=torch.bfloat16, device="cuda") for _ in range(2)]
     addresses = (master.data_ptr(), slots[0].data_ptr(), slots[1].data_ptr())
     properties = torch.cuda.get_device_properties(0)
@@ -76,8 +78,8 @@ def measure(rounds: int = 20) -> Roofline:
 
 
 def copy_bandwidth(rounds: int = 20) -> float:
-    """Bytes per second of torch's copy of 1 GiB, read and written; needs no compiler."""
-    source = torch.zeros(ELEMENTS, device="cuda")
+    """Bytes per second of torch's copy of 1 GiB of random data, read and written; needs no nvcc."""
+    source = torch.randn(ELEMENTS, device="cuda")
     target = torch.empty_like(source)
     return 8 * ELEMENTS / seconds(lambda: target.copy_(source), rounds)
 
@@ -98,16 +100,6 @@ def max_clock() -> float:
         return float("nan")
 
 
-def seconds(call, rounds: int) -> float:
-    """Median time of one call between events."""
-    for _ in range(3):
-        call()
-    times = []
-    for _ in range(rounds):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) * 1e-3)
-    return median(times)
+def seconds(call: Call, rounds: int) -> float:
+    """Median time of one call on the device; the host has launched it when the time begins."""
+    return interleave({"": call}, rounds, stopwatch=CudaEvents())[""].p50

@@ -35,6 +35,8 @@ CudaScalars scalars_of(const char* name, const ScalarFields& s, int64_t num_slot
           address<const int32_t>(name, "num_updates", s[2], 1), s[3]};
 }
 
+Lanes lanes_of(bool is_contiguous) { return is_contiguous ? Lanes::kContiguous : Lanes::kWide; }
+
 void sample(int64_t out, int64_t tensor, int64_t direction, int device, int64_t stream) {
   // A null output is an empty tensor's.
   if (out == 0) return;
@@ -46,20 +48,22 @@ void sample(int64_t out, int64_t tensor, int64_t direction, int device, int64_t 
 }
 
 void add_directions(const TableFields& tables, const ScalarFields& scalars, const SeedFields& seed,
-                    int device, int64_t stream) {
+                    bool is_contiguous, int device, int64_t stream) {
   const char* name = "cuda_add_directions";
   raise_on(name, cuda_add_directions(tables_of(name, tables), scalars_of(name, scalars, 0),
-                                     seed_of(seed), target_of(device, stream)));
+                                     seed_of(seed), lanes_of(is_contiguous),
+                                     target_of(device, stream)));
 }
 
 void perturb(const TableFields& tables, const ScalarFields& scalars, const SeedFields& seed,
-             const std::vector<int64_t>& indices, int device, int64_t stream) {
+             const std::vector<int64_t>& indices, bool is_contiguous, int device,
+             int64_t stream) {
   const char* name = "cuda_perturb";
   const auto num_slots = static_cast<int64_t>(indices.size());
   const CudaTables plan = tables_of(name, tables);
   address<const OutputRow>(name, "outputs", tables[2], num_slots * plan.num_tensors);
   raise_on(name, cuda_perturb(plan, scalars_of(name, scalars, num_slots), seed_of(seed), indices,
-                              target_of(device, stream)));
+                              lanes_of(is_contiguous), target_of(device, stream)));
 }
 
 void normals_of_words(int64_t out, int64_t words, int64_t num_groups, int device, int64_t stream) {

@@ -6,27 +6,30 @@
 namespace mezo {
 namespace {
 
-template <class Draw>
+template <int kRun, class Draw>
 __device__ __forceinline__ void add_to_vectors(const CudaTables& tables, const Work& work,
                                                const CudaScalars& scalars, int count,
                                                const Draw& draw) {
-  const VectorWalk walk(tables, work);
+  const VectorWalk<kRun> walk(tables, work);
   if (!walk.is_inside(0)) return;
   const TensorRow* tensor = tables.tensors + work.tensor;
   const int64_t data = tensor->data, row_stride = tensor->row_stride, dtype = tensor->dtype;
   float values[kVectorsPerThread][kVector] = {};
-  uint32_t group[kVectorsPerThread];
+  uint32_t group[kVectorsPerThread][kVector / kRun];
 #pragma unroll
   for (int v = 0; v < kVectorsPerThread; ++v) {
-    group[v] = walk.group(v);
-    if (walk.is_inside(v)) load_vector(data, dtype, walk.offset(v, row_stride), values[v]);
+    walk.groups(v, group[v]);
+    walk.load(data, dtype, row_stride, v, values[v]);
   }
   for_each_update(scalars, count, draw, [&](const typename Draw::Row& row, float coefficient) {
-    add_direction<kVectorsPerThread>(draw, row, coefficient, walk.shape.uid, group, values);
+#pragma unroll
+    for (int v = 0; v < kVectorsPerThread; ++v) {
+      add_direction<kRun>(draw, row, coefficient, walk.shape.uid, group[v], values[v]);
+    }
   });
 #pragma unroll
   for (int v = 0; v < kVectorsPerThread; ++v) {
-    if (walk.is_inside(v)) store_vector(data, dtype, walk.offset(v, row_stride), values[v]);
+    walk.store(data, dtype, row_stride, v, values[v]);
   }
 }
 
@@ -51,7 +54,7 @@ __device__ __forceinline__ void add_to_quads(const CudaTables& tables, const Wor
 }
 
 // kVectorsOnly: all tensors of the plan are vector tensors, the usual case.
-template <class Draw, bool kVectorsOnly>
+template <class Draw, int kRun, bool kVectorsOnly>
 __global__ void __launch_bounds__(kThreads, Draw::kBlocksPerSm)
     add_kernel(const __grid_constant__ CudaTables tables,
                const __grid_constant__ CudaScalars scalars, const __grid_constant__ Draw draw) {
@@ -60,7 +63,7 @@ __global__ void __launch_bounds__(kThreads, Draw::kBlocksPerSm)
   // Nothing is pending: nothing moves.
   if (count == 0) return;
   if (kVectorsOnly || blockIdx.x < tables.num_vector) {
-    add_to_vectors(tables, work, scalars, count, draw);
+    add_to_vectors<kRun>(tables, work, scalars, count, draw);
   } else if (!kVectorsOnly) {
     add_to_quads(tables, work, scalars, count, draw);
   }
@@ -69,21 +72,24 @@ __global__ void __launch_bounds__(kThreads, Draw::kBlocksPerSm)
 }  // namespace
 
 const char* cuda_add_directions(const CudaTables& tables, const CudaScalars& scalars,
-                                const CommonSeed& seed, const CudaTarget& target) {
+                                const CommonSeed& seed, Lanes lanes, const CudaTarget& target) {
   if (tables.num_work == 0 || scalars.max_updates == 0) return nullptr;
   const auto run = [&](auto kernel, const auto& draw) {
     return launch(target, tables.num_work, kThreads, kernel, tables, scalars, draw);
   };
-  const GaussianDraw gaussian = {round_keys(seed.key0, seed.key1)};
-  if (seed.domain == kDomainGaussian) {
-    const bool is_all_vectors = tables.num_vector == tables.num_work;
-    return is_all_vectors ? run(add_kernel<GaussianDraw, true>, gaussian)
-                          : run(add_kernel<GaussianDraw, false>, gaussian);
-  }
-  if (seed.domain == kDomainRademacher) {
-    return run(add_kernel<RademacherDraw, false>, RademacherDraw{gaussian.keys});
-  }
-  return run(add_kernel<AnyDraw, false>, AnyDraw{});
+  return with_lanes(lanes, [&](auto size) {
+    constexpr int kRun = size;
+    const GaussianDraw gaussian = {round_keys(seed.key0, seed.key1)};
+    if (seed.domain == kDomainGaussian) {
+      const bool is_all_vectors = tables.num_vector == tables.num_work;
+      return is_all_vectors ? run(add_kernel<GaussianDraw, kRun, true>, gaussian)
+                            : run(add_kernel<GaussianDraw, kRun, false>, gaussian);
+    }
+    if (seed.domain == kDomainRademacher) {
+      return run(add_kernel<RademacherDraw, kRun, false>, RademacherDraw{gaussian.keys});
+    }
+    return run(add_kernel<AnyDraw, kRun, false>, AnyDraw{});
+  });
 }
 
 }  // namespace mezo

@@ -29,15 +29,18 @@ struct CudaScalars {
   int64_t max_updates;
 };
 
+// Which elements of a vector tensor a thread has (walk.cuh): vectors, or runs of half a vector.
+enum class Lanes { kWide, kContiguous };
+
 const char* cuda_sample(float* out, const TensorRow& tensor, const DirectionRow& direction,
                         const CudaTarget& target);
 
 const char* cuda_add_directions(const CudaTables& tables, const CudaScalars& scalars,
-                                const CommonSeed& seed, const CudaTarget& target);
+                                const CommonSeed& seed, Lanes lanes, const CudaTarget& target);
 
 // indices (host): for each slot which direction of the slots it uses, or -1 for none.
 const char* cuda_perturb(const CudaTables& tables, const CudaScalars& scalars,
-                         const CommonSeed& seed, const std::vector<int64_t>& indices,
+                         const CommonSeed& seed, const std::vector<int64_t>& indices, Lanes lanes,
                          const CudaTarget& target);
 
 // Gaussians of given words, for tests.

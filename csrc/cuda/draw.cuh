@@ -57,17 +57,22 @@ struct RademacherDraw {
   }
   __device__ __forceinline__ void four(const Row& row, uint32_t uid, uint32_t group,
                                        float z[4]) const {
-    float both[8];
-    eight(row, uid, group & ~1u, both);
-    for (int i = 0; i < 4; ++i) z[i] = group & 1u ? both[4 + i] : both[i];
+    signs<4>(row, uid, group, z);
   }
   __device__ __forceinline__ void eight(const Row& row, uint32_t uid, uint32_t group,
                                         float z[8]) const {
+    signs<8>(row, uid, group, z);
+  }
+
+ private:
+  template <int kSize>
+  __device__ __forceinline__ void signs(const Row& row, uint32_t uid, uint32_t group,
+                                        float z[kSize]) const {
     uint32_t words[4];
     philox(keys, group >> 5, uid, row.step, row.tail, words);
     const uint32_t element = group << 2;
-    const uint32_t signs = sign_word(words, element) >> (element & 31u);
-    for (uint32_t i = 0; i < 8; ++i) z[i] = sign_of_bit(signs, i);
+    const uint32_t bits = sign_word(words, element) >> (element & 31u);
+    for (uint32_t i = 0; i < kSize; ++i) z[i] = sign_of_bit(bits, i);
   }
 };
 

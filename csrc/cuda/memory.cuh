@@ -53,48 +53,61 @@ __device__ __forceinline__ uint32_t pack_bfloat16(const float* values) {
   return bits_as<uint32_t>(__floats2bfloat162_rn(values[0], values[1]));
 }
 
-__device__ __forceinline__ void load_float32_vector(int64_t address, float values[8]) {
-  for (int i = 0; i < 2; ++i) {
+// kRun neighbours: a vector, aligned to 16 bytes, or half of one, aligned to 16 bytes where it is
+// fp32 and to 8 where its elements have 16 bits, two to a word.
+template <int kRun>
+__device__ __forceinline__ void load_float32_run(int64_t address, float values[kRun]) {
+  for (int i = 0; i < kRun / 4; ++i) {
     const uint4 four = load_16_bytes(address + 16 * i);
     memcpy(values + 4 * i, &four, sizeof four);
   }
 }
 
-__device__ __forceinline__ void store_float32_vector(int64_t address, const float values[8]) {
-  for (int i = 0; i < 2; ++i) {
+template <int kRun>
+__device__ __forceinline__ void store_float32_run(int64_t address, const float values[kRun]) {
+  for (int i = 0; i < kRun / 4; ++i) {
     uint4 four;
     memcpy(&four, values + 4 * i, sizeof four);
     store_16_bytes(address + 16 * i, four);
   }
 }
 
-// Vector `vector` (kVector elements, aligned to 16 bytes) from `data` on.
-__device__ __forceinline__ void load_vector(int64_t data, int64_t dtype, int64_t vector,
-                                            float values[8]) {
-  if (dtype == kFloat32) return load_float32_vector(data + 32 * vector, values);
-  const uint4 packed = load_16_bytes(data + 16 * vector);
-  const uint32_t pairs[4] = {packed.x, packed.y, packed.z, packed.w};
-  for (int i = 0; i < 4; ++i) {
-    if (dtype == kFloat16) {
-      unpack_float16(pairs[i], values + 2 * i);
-    } else {
-      unpack_bfloat16(pairs[i], values + 2 * i);
-    }
+template <int kRun>
+__device__ __forceinline__ void load_word_run(int64_t address, uint32_t words[kRun / 2]) {
+  if constexpr (kRun == kVector) {
+    const uint4 packed = load_16_bytes(address);
+    memcpy(words, &packed, sizeof packed);
+  } else {
+    const uint2 packed = load_8_bytes(address);
+    memcpy(words, &packed, sizeof packed);
   }
 }
 
-__device__ __forceinline__ void store_vector(int64_t data, int64_t dtype, int64_t vector,
-                                             const float values[8]) {
-  if (dtype == kFloat32) return store_float32_vector(data + 32 * vector, values);
-  uint4 packed;
-  if (dtype == kFloat16) {
-    packed = make_uint4(pack_float16(values), pack_float16(values + 2), pack_float16(values + 4),
-                        pack_float16(values + 6));
+template <int kRun>
+__device__ __forceinline__ void store_word_run(int64_t address, const uint32_t words[kRun / 2]) {
+  if constexpr (kRun == kVector) {
+    store_16_bytes(address, make_uint4(words[0], words[1], words[2], words[3]));
   } else {
-    packed = make_uint4(pack_bfloat16(values), pack_bfloat16(values + 2), pack_bfloat16(values + 4),
-                        pack_bfloat16(values + 6));
+    store_8_bytes(address, make_uint2(words[0], words[1]));
   }
-  store_16_bytes(data + 16 * vector, packed);
+}
+
+__device__ __forceinline__ void unpack_vector(int64_t dtype, const uint32_t words[kVector / 2],
+                                              float values[kVector]) {
+  if (dtype == kFloat16) {
+    for (int i = 0; i < kVector / 2; ++i) unpack_float16(words[i], values + 2 * i);
+  } else {
+    for (int i = 0; i < kVector / 2; ++i) unpack_bfloat16(words[i], values + 2 * i);
+  }
+}
+
+__device__ __forceinline__ void pack_vector(int64_t dtype, const float values[kVector],
+                                            uint32_t words[kVector / 2]) {
+  if (dtype == kFloat16) {
+    for (int i = 0; i < kVector / 2; ++i) words[i] = pack_float16(values + 2 * i);
+  } else {
+    for (int i = 0; i < kVector / 2; ++i) words[i] = pack_bfloat16(values + 2 * i);
+  }
 }
 
 }  // namespace

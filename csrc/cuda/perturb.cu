@@ -38,13 +38,13 @@ struct Target {
       : data(row.data), row_stride(row.row_stride), dtype(static_cast<int32_t>(row.dtype)) {}
 };
 
-template <class Draw, bool kHasUpdate>
+template <class Draw, int kRun, bool kHasUpdate>
 __global__ void __launch_bounds__(kThreads, Draw::kBlocksPerSm - kHasUpdate)
     pair_kernel(const __grid_constant__ CudaTables tables,
                 const __grid_constant__ CudaScalars scalars, const __grid_constant__ SlotList slots,
                 const __grid_constant__ Draw draw) {
   const Work work = tables.work[blockIdx.x];
-  const VectorWalk walk(tables, work);
+  const VectorWalk<kRun> walk(tables, work);
   if (!walk.is_inside(0)) return;
   // All loads are issued at once, ahead of the arithmetic.
   const Target master(*reinterpret_cast<const OutputRow*>(tables.tensors + work.tensor));
@@ -58,53 +58,51 @@ __global__ void __launch_bounds__(kThreads, Draw::kBlocksPerSm - kHasUpdate)
   float values[kVectorsPerThread][kVector] = {};
 #pragma unroll
   for (int v = 0; v < kVectorsPerThread; ++v) {
-    if (!walk.is_inside(v)) continue;
-    load_vector(master.data, kFloat32, walk.offset(v, master.row_stride), values[v]);
+    walk.load(master.data, kFloat32, master.row_stride, v, values[v]);
   }
 #pragma unroll
   for (int v = 0; v < kVectorsPerThread; ++v) {
     if (!walk.is_inside(v)) return;
-    const uint32_t group = walk.group(v);
+    uint32_t group[kVector / kRun];
+    walk.groups(v, group);
     if (is_updated) {
-      add_direction<1>(draw, update, coefficient, walk.shape.uid, &group, &values[v]);
-      store_vector(master.data, kFloat32, walk.offset(v, master.row_stride), values[v]);
+      add_direction<kRun>(draw, update, coefficient, walk.shape.uid, group, values[v]);
+      walk.store(master.data, kFloat32, master.row_stride, v, values[v]);
     }
     float z[kVector];
-    draw.eight(row, walk.shape.uid, group, z);
+    draw_vector<kRun>(draw, row, walk.shape.uid, group, z);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       float perturbed[kVector];
 #pragma unroll
       for (int i = 0; i < kVector; ++i) perturbed[i] = fma_rn(scales[k], z[i], values[v][i]);
-      store_vector(outputs[k].data, outputs[k].dtype, walk.offset(v, outputs[k].row_stride),
-                   perturbed);
+      walk.store(outputs[k].data, outputs[k].dtype, outputs[k].row_stride, v, perturbed);
     }
   }
 }
 
 // ---- any slots, any tensors
 
-template <class Draw>
+template <int kRun, class Draw>
 __device__ __forceinline__ void perturb_vectors(const CudaTables& tables, const Work& work,
                                                 const CudaScalars& scalars, const SlotList& slots,
                                                 const SlotOrder& order, const Draw& draw,
                                                 int num_updates) {
-  const VectorWalk walk(tables, work);
+  const VectorWalk<kRun> walk(tables, work);
   const TensorRow* master = tables.tensors + work.tensor;
   const int64_t data = master->data, row_stride = master->row_stride;
 #pragma unroll 1
   for (int v = 0; v < kVectorsPerThread; ++v) {
     if (!walk.is_inside(v)) return;
-    const uint32_t group = walk.group(v);
-    float values[1][kVector];
-    load_vector(data, kFloat32, walk.offset(v, row_stride), values[0]);
+    uint32_t group[kVector / kRun];
+    walk.groups(v, group);
+    float values[kVector] = {};
+    walk.load(data, kFloat32, row_stride, v, values);
     for_each_update(scalars, num_updates, draw,
                     [&](const typename Draw::Row& row, float coefficient) {
-                      add_direction<1>(draw, row, coefficient, walk.shape.uid, &group, values);
+                      add_direction<kRun>(draw, row, coefficient, walk.shape.uid, group, values);
                     });
-    if (num_updates > 0) {
-      store_vector(data, kFloat32, walk.offset(v, row_stride), values[0]);
-    }
+    if (num_updates > 0) walk.store(data, kFloat32, row_stride, v, values);
     int i = 0;
     const auto write = [&](const float z[kVector], int end) {
 #pragma unroll 1
@@ -114,15 +112,16 @@ __device__ __forceinline__ void perturb_vectors(const CudaTables& tables, const 
         float perturbed[kVector];
 #pragma unroll
         for (int j = 0; j < kVector; ++j) {
-          perturbed[j] = z ? fma_rn(slots.scales[slot], z[j], values[0][j]) : values[0][j];
+          perturbed[j] = z ? fma_rn(slots.scales[slot], z[j], values[j]) : values[j];
         }
-        store_vector(out.data, out.dtype, walk.offset(v, out.row_stride), perturbed);
+        walk.store(out.data, out.dtype, out.row_stride, v, perturbed);
       }
     };
 #pragma unroll 1
     for (int d = 0; d < order.num_directions; ++d) {
       float z[kVector];
-      draw.eight(draw.load_row(slots.directions + order.directions[d]), walk.shape.uid, group, z);
+      draw_vector<kRun>(draw, draw.load_row(slots.directions + order.directions[d]),
+                        walk.shape.uid, group, z);
       write(z, order.ends[d]);
     }
     write(nullptr, order.num_slots);
@@ -172,7 +171,7 @@ __device__ __forceinline__ void perturb_quads(const CudaTables& tables, const Wo
   });
 }
 
-template <class Draw>
+template <class Draw, int kRun>
 __global__ void __launch_bounds__(kThreads, Draw::kBlocksPerSm)
     perturb_kernel(const __grid_constant__ CudaTables tables,
                    const __grid_constant__ CudaScalars scalars,
@@ -181,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, Draw::kBlocksPerSm)
   const Work work = tables.work[blockIdx.x];
   const int num_updates = scalars.max_updates > 0 ? *scalars.num_updates : 0;
   if (blockIdx.x < tables.num_vector) {
-    perturb_vectors(tables, work, scalars, slots, order, draw, num_updates);
+    perturb_vectors<kRun>(tables, work, scalars, slots, order, draw, num_updates);
   } else {
     perturb_quads(tables, work, scalars, slots, order, draw, num_updates);
   }
@@ -206,25 +205,26 @@ SlotOrder order_of(const std::vector<int64_t>& indices, size_t first) {
   return order;
 }
 
-template <class Draw>
+template <int kRun, class Draw>
 const char* launch_pair(const CudaTables& tables, const CudaScalars& scalars, const SlotList& slots,
                         const Draw& draw, const CudaTarget& target) {
   const auto run = [&](auto kernel) {
     return launch(target, tables.num_work, kThreads, kernel, tables, scalars, slots, draw);
   };
-  return scalars.max_updates > 0 ? run(pair_kernel<Draw, true>) : run(pair_kernel<Draw, false>);
+  return scalars.max_updates > 0 ? run(pair_kernel<Draw, kRun, true>)
+                                 : run(pair_kernel<Draw, kRun, false>);
 }
 
 // One launch for kMaxSlots slots; the first one has the update.
-template <class Draw>
+template <int kRun, class Draw>
 const char* launch_any(const CudaTables& tables, CudaScalars scalars, SlotList slots,
                        const std::vector<int64_t>& indices, const Draw& draw,
                        const CudaTarget& target) {
   size_t first = 0;
   do {
     const SlotOrder order = order_of(indices, first);
-    const char* error = launch(target, tables.num_work, kThreads, perturb_kernel<Draw>, tables,
-                               scalars, slots, order, draw);
+    const char* error = launch(target, tables.num_work, kThreads, perturb_kernel<Draw, kRun>,
+                               tables, scalars, slots, order, draw);
     if (error != nullptr) return error;
     first += kMaxSlots;
     scalars.max_updates = 0;
@@ -237,21 +237,24 @@ const char* launch_any(const CudaTables& tables, CudaScalars scalars, SlotList s
 }  // namespace
 
 const char* cuda_perturb(const CudaTables& tables, const CudaScalars& scalars,
-                         const CommonSeed& seed, const std::vector<int64_t>& indices,
+                         const CommonSeed& seed, const std::vector<int64_t>& indices, Lanes lanes,
                          const CudaTarget& target) {
   if (tables.num_work == 0) return nullptr;
   const bool is_pair = indices.size() == 2 && indices[0] == 0 && indices[1] == 0 &&
                        scalars.max_updates <= 1 && tables.num_vector == tables.num_work;
   const SlotList slots = {tables.outputs, scalars.directions + scalars.max_updates,
                           scalars.factors + scalars.max_updates};
-  const auto run = [&](const auto& draw) {
-    return is_pair ? launch_pair(tables, scalars, slots, draw, target)
-                   : launch_any(tables, scalars, slots, indices, draw, target);
-  };
-  const GaussianDraw gaussian = {round_keys(seed.key0, seed.key1)};
-  if (seed.domain == kDomainGaussian) return run(gaussian);
-  if (seed.domain == kDomainRademacher) return run(RademacherDraw{gaussian.keys});
-  return launch_any(tables, scalars, slots, indices, AnyDraw{}, target);
+  return with_lanes(lanes, [&](auto size) {
+    constexpr int kRun = size;
+    const auto run = [&](const auto& draw) {
+      return is_pair ? launch_pair<kRun>(tables, scalars, slots, draw, target)
+                     : launch_any<kRun>(tables, scalars, slots, indices, draw, target);
+    };
+    const GaussianDraw gaussian = {round_keys(seed.key0, seed.key1)};
+    if (seed.domain == kDomainGaussian) return run(gaussian);
+    if (seed.domain == kDomainRademacher) return run(RademacherDraw{gaussian.keys});
+    return launch_any<kRun>(tables, scalars, slots, indices, AnyDraw{}, target);
+  });
 }
 
 }  // namespace mezo

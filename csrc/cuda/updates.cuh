@@ -25,19 +25,16 @@ __device__ __forceinline__ void for_each_update(const CudaScalars& scalars, int 
   }
 }
 
-// values[v] <- fma(coefficient, z, values[v]) for kVectors vectors beginning at group[v].
-template <int kVectors, class Draw>
+// values <- fma(coefficient, z, values) for a vector whose runs begin at the given groups.
+template <int kRun, class Draw>
 __device__ __forceinline__ void add_direction(const Draw& draw, const typename Draw::Row& row,
                                               float coefficient, uint32_t uid,
-                                              const uint32_t group[kVectors],
-                                              float values[kVectors][kVector]) {
+                                              const uint32_t group[kVector / kRun],
+                                              float values[kVector]) {
+  float z[kVector];
+  draw_vector<kRun>(draw, row, uid, group, z);
 #pragma unroll
-  for (int v = 0; v < kVectors; ++v) {
-    float z[kVector];
-    draw.eight(row, uid, group[v], z);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) values[v][i] = fma_rn(coefficient, z[i], values[v][i]);
-  }
+  for (int i = 0; i < kVector; ++i) values[i] = fma_rn(coefficient, z[i], values[i]);
 }
 
 template <class Draw>

@@ -1,6 +1,8 @@
 // Which elements a thread has: vectors of eight in tensors that allow it, else runs of four.
 #pragma once
 
+#include <type_traits>
+
 #include "draw.cuh"
 #include "directions.h"
 #include "memory.cuh"
@@ -9,36 +11,119 @@ namespace mezo {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kVectorsPerBlock = kWorkBlock / kVector;
-constexpr int kVectorsPerThread = kVectorsPerBlock / kThreads;
+constexpr int kVectorsPerThread = kWorkBlock / kVector / kThreads;
 
 // Vectors v of a thread, v = 0 .. kVectorsPerThread - 1, coalesced over the threads.
+//
+// kRun is how many neighbours a lane has, kVector or half of it. With kVector a thread has whole
+// vectors, and each of its two 16-byte accesses of fp32 leaves a gap of 16 bytes to the next lane's.
+// With half of it, "vector" v of a thread is the same half of two vectors of the tensor, and each
+// access is contiguous over the warp. A run has a row, a column and a group of its own: the second
+// one may lie in another row, or nowhere.
+template <int kRun>
 struct VectorWalk {
+  static_assert(kRun == kVector || kRun == kVector / 2, "a run is a vector or half of one");
+  static constexpr int kRuns = kVector / kRun;
+
   VectorRow shape;
-  uint32_t start;
+  uint32_t start;  // the tensor's vector with the first run
+  uint32_t part;   // which run of the tensor's vectors this thread has
 
   __device__ __forceinline__ VectorWalk(const CudaTables& tables, const Work& work) {
     const uint4* row = reinterpret_cast<const uint4*>(tables.vectors + work.tensor);
     const uint4 parts[2] = {row[0], row[1]};
     memcpy(&shape, parts, sizeof shape);
-    start = work.block * kVectorsPerBlock + threadIdx.x;
+    start = work.block * (kWorkBlock / kVector) + threadIdx.x / kRuns;
+    part = threadIdx.x % kRuns;
   }
-  __device__ __forceinline__ uint32_t index(int v) const { return start + v * kThreads; }
-  __device__ __forceinline__ bool is_inside(int v) const { return index(v) < shape.num_vectors; }
-  __device__ __forceinline__ uint32_t row(int v) const {
-    return __umulhi(index(v) << 1, shape.multiplier) >> shape.shift;
+  // Whether a run of vector v exists; none does behind one that does not.
+  __device__ __forceinline__ bool is_inside(int v, int run = 0) const {
+    return vector(v, run) < shape.num_vectors;
   }
-  __device__ __forceinline__ uint32_t col(int v) const { return index(v) - row(v) * shape.cols; }
-  // The first of the two Philox groups; elements stay below 2^34, so groups are 32 bits wide.
-  __device__ __forceinline__ uint32_t group(int v) const {
-    return 2 * (shape.first + row(v) * shape.global_cols + col(v));
+  // The first Philox group of each run; elements stay below 2^34, so groups are 32 bits wide.
+  __device__ __forceinline__ void groups(int v, uint32_t group[kRuns]) const {
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) {
+      group[r] = 2 * (shape.first + row(v, r) * shape.global_cols + col(v, r)) + part;
+    }
   }
-  // In vectors from the tensor's address. A stride is below 2^32 vectors.
-  __device__ __forceinline__ int64_t offset(int v, int64_t row_stride) const {
+  // Leaves alone what does not exist.
+  __device__ __forceinline__ void load(int64_t data, int64_t dtype, int64_t row_stride, int v,
+                                       float values[kVector]) const {
+    if (!is_inside(v)) return;
+    if (dtype == kFloat32) {
+      visit(data, sizeof(float), row_stride, v, [&](int first, int64_t address) {
+        load_float32_run<kRun>(address, values + first);
+      });
+      return;
+    }
+    uint32_t words[kVector / 2] = {};
+    visit(data, sizeof(uint16_t), row_stride, v, [&](int first, int64_t address) {
+      load_word_run<kRun>(address, words + first / 2);
+    });
+    unpack_vector(dtype, words, values);
+  }
+  __device__ __forceinline__ void store(int64_t data, int64_t dtype, int64_t row_stride, int v,
+                                        const float values[kVector]) const {
+    if (!is_inside(v)) return;
+    if (dtype == kFloat32) {
+      visit(data, sizeof(float), row_stride, v, [&](int first, int64_t address) {
+        store_float32_run<kRun>(address, values + first);
+      });
+      return;
+    }
+    uint32_t words[kVector / 2];
+    pack_vector(dtype, values, words);
+    visit(data, sizeof(uint16_t), row_stride, v, [&](int first, int64_t address) {
+      store_word_run<kRun>(address, words + first / 2);
+    });
+  }
+
+ private:
+  // Calls body(first of the eight elements, address) for the runs of vector v that exist, of which
+  // the first one does. A stride is below 2^32 vectors.
+  template <class Body>
+  __device__ __forceinline__ void visit(int64_t data, int element_bytes, int64_t row_stride, int v,
+                                        Body&& body) const {
     const uint32_t stride = static_cast<uint32_t>(static_cast<uint64_t>(row_stride) / kVector);
-    return static_cast<int64_t>(static_cast<uint64_t>(row(v)) * stride + col(v));
+    const int64_t mine = data + part * (kRun * element_bytes);
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) {
+      if (r > 0 && !is_inside(v, r)) return;
+      const uint64_t at = static_cast<uint64_t>(row(v, r)) * stride + col(v, r);
+      body(r * kRun, mine + static_cast<int64_t>(at) * (kVector * element_bytes));
+    }
+  }
+  __device__ __forceinline__ uint32_t vector(int v, int run) const {
+    return start + (v * kRuns + run) * (kThreads / kRuns);
+  }
+  __device__ __forceinline__ uint32_t row(int v, int run) const {
+    return __umulhi(vector(v, run) << 1, shape.multiplier) >> shape.shift;
+  }
+  __device__ __forceinline__ uint32_t col(int v, int run) const {
+    return vector(v, run) - row(v, run) * shape.cols;
   }
 };
+
+// z of a vector whose runs begin at the given groups.
+template <int kRun, class Draw>
+__device__ __forceinline__ void draw_vector(const Draw& draw, const typename Draw::Row& row,
+                                            uint32_t uid, const uint32_t group[kVector / kRun],
+                                            float z[kVector]) {
+  if constexpr (kRun == kVector) {
+    draw.eight(row, uid, group[0], z);
+  } else {
+    draw.four(row, uid, group[0], z);
+    draw.four(row, uid, group[1], z + kRun);
+  }
+}
+
+// body(the kRun of a pattern, as a type).
+template <class Body>
+const char* with_lanes(Lanes lanes, Body&& body) {
+  if (lanes == Lanes::kContiguous) return body(std::integral_constant<int, kVector / 2>{});
+  return body(std::integral_constant<int, kVector>{});
+}
 
 // Four consecutive positions of a shard, any shape: each has its row, column and Philox group.
 struct Quad {

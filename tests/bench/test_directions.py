@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,12 +99,57 @@ def test_dry_run_prints_the_cases_of_a_gpu(capsys):
     assert "| replay opt-13b qv r8 K=10000 | 160 | 6553600 | 52428800 |" in printed
 
 
+def test_the_cases_of_the_headline_come_first():
+    cases = directions_cases.gpu_cases()
+    assert [case.model for case in cases[:7]] == ["opt-13b"] * 6 + ["flat-100m"]
+    assert cases[-1].what == "replay"
+    assert len({case.name for case in cases}) == len(cases) == 34
+
+
+@pytest.fixture
+def every_backend(monkeypatch):
+    """All backends as if they were usable; the list of what is compared, and how."""
+    compared = []
+
+    def complaint(case, backend, how):
+        compared.append((backend, dict(how)))
+        return "other bits" if how == {"lanes": "contiguous"} else None
+
+    usable = SimpleNamespace(backends=lambda: dict.fromkeys(("cuda", "triton")))
+    monkeypatch.setattr(directions, "mk", usable)
+    monkeypatch.setattr(directions, "complaint_of_gpu", complaint)
+    return compared
+
+
+def test_rows_of_a_gpu_are_the_baselines_and_ours(every_backend):
+    case = Case("update", "flat-100m")
+    found = {candidate.name: candidate for candidate in directions.gpu_candidates(case, [])}
+    assert list(found) == [
+        "torch.normal loop",
+        "torch.normal loop as a graph",
+        "torch._foreach",
+        "tl.randn",
+        "cuda",
+        "cuda without a graph",
+        "cuda contiguous",
+        "triton",
+        "triton without a graph",
+    ]
+    lanes = ({"lanes": "wide"}, {"lanes": "contiguous"})
+    assert every_backend == [("cuda", lanes[0]), ("cuda", lanes[1]), ("triton", {})]
+    complaints = {name: one.complaint(None) for name, one in found.items() if one.is_ours}
+    assert [name for name, wrong in complaints.items() if wrong] == ["cuda contiguous"]
+    compiled = directions.gpu_candidates(case, [], with_compile=True)
+    assert {candidate.name for candidate in compiled} == {*found, "torch.compile"}
+
+
 @pytest.mark.parametrize("what", ["pair", "step", "update", "replay"])
-def test_the_timed_calls_have_the_bits_of_the_cpu_backend(on_host, native, bits, what):
+@pytest.mark.parametrize("lanes", ["wide", "contiguous"])
+def test_the_timed_calls_have_the_bits_of_the_cpu_backend(on_host, native, bits, lanes, what):
     case = Case(what, "smollm2-135m", num_directions=3 if what == "replay" else 1)
     ours, theirs = (Buffers(case, "cpu", case.specs[:4]) for _ in range(2))
     before = [master.clone() for master in ours.masters]
-    ours.on_device("cuda")()
+    ours.on_device("cuda", lanes=lanes)()
     theirs.on_host("cpu")()
     assert ours.has_bits_of(theirs)
     for mine, other in zip(ours.everything(), theirs.everything(), strict=True):
@@ -123,7 +169,11 @@ def test_shapes_are_those_of_the_models():
 
 def test_rows_and_report_of_a_gpu():
     case = Case("step", "smollm2-135m")
-    seconds = {"torch.normal loop": [4e-4, 4e-4], "cuda": [1e-5, 1e-5]}
+    seconds = {
+        "torch.normal loop": [4e-4, 4e-4],
+        "cuda": [1e-5, 1e-5],
+        "cuda contiguous": [8e-6, 8e-6],
+    }
     timings = {
         name: directions.Timing(name, own, [4e-4 / own[0]] * 2) for name, own in seconds.items()
     }
@@ -135,9 +185,12 @@ def test_rows_and_report_of_a_gpu():
         "multiprocessors": 132,
     }
     rows = directions.gpu_rows(case, timings, roofline, l2_bytes=50 << 20)
-    assert [row["ratio"] for row in rows] == [1.0, 40.0]
+    assert [row["ratio"] for row in rows] == [1.0, 40.0, 50.0]
     assert "percent_of_copy" not in rows[0]
     assert rows[1]["percent_of_copy"] == round(100 * case.nbytes / 1e-5 / 2.9e12, 1)
+    torch_copies = [row.get("percent_of_torch_copy") for row in rows]
+    rate = 100 * case.nbytes / 1e-5 / 3e12
+    assert torch_copies == [None, round(rate, 1), round(rate / 0.8, 1)]
     facts = {"device": "none", "roofline": roofline, "notes": [], "rows": rows}
     text = directions.report(json.loads(json.dumps(facts)))
     assert text == directions.report(facts)

@@ -148,7 +148,7 @@ def disassemble_source(source: Path, arch: str, directory: Path) -> dict[str, li
 
 
 def _name(mangled: str) -> str:
-    """add<Gaussian,1> of a mangled name."""
+    """add<Gaussian,8,1> of a mangled name."""
     found = _KERNEL.search(mangled)
     assert found is not None, mangled
     arguments = _ARGUMENTS.search(found[2])

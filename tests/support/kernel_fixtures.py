@@ -165,13 +165,17 @@ def on_host(cuda_on_host_module, monkeypatch):
 @pytest.fixture(
     params=[
         "cuda_on_host",
+        "contiguous_on_host",
         pytest.param("cuda", marks=pytest.mark.gpu),
         pytest.param("triton", marks=pytest.mark.gpu),
     ]
 )
-def backend(request):
-    """Each backend that keeps its tables on the device; the first runs everywhere."""
-    if request.param == "cuda_on_host":
+def backend(request, monkeypatch):
+    """Each backend that keeps its tables on the device; on the host, cuda with either lanes."""
+    monkeypatch.delenv(cuda.ENVIRONMENT_VARIABLE, raising=False)
+    if request.param == "contiguous_on_host":
+        monkeypatch.setenv(cuda.ENVIRONMENT_VARIABLE, "contiguous")
+    if request.param.endswith("on_host"):
         return request.getfixturevalue("on_host")
     reason = mk.backends()[request.param]
     if reason is not None:

@@ -5,6 +5,7 @@ import torch
 
 import mezo_kernels as mk
 from mezo_kernels import _native
+from mezo_kernels.directions.cuda import ENVIRONMENT_VARIABLE
 from mezo_kernels.directions.philox import MASK32
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
@@ -63,9 +64,12 @@ def test_normals_of_random_words(native):
         assert_normals_equal(words.to(torch.int32))
 
 
-@pytest.mark.parametrize("name", ["cuda", "triton"])
-def test_more_than_two_to_the_31_elements(native, bits, name):
+@pytest.mark.parametrize(
+    ("name", "lanes"), [("cuda", "wide"), ("cuda", "contiguous"), ("triton", "wide")]
+)
+def test_more_than_two_to_the_31_elements(native, bits, monkeypatch, name, lanes):
     # 8.6 GB of fp32 and twice 4.3 GB of bf16: past 2^31 in every index; only windows go to the CPU.
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, lanes)
     if mk.backends()[name] is not None:
         pytest.skip(mk.backends()[name])
     rows, cols = (1 << 20) + 3, 2056
