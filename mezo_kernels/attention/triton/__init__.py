@@ -96,7 +96,7 @@ def attend(inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor | None)
 def _block_d(inputs: AttentionInputs, out: torch.Tensor) -> int:
     """The wider of the head dims, of keys and of values, as a tile has it."""
     widest = max(inputs.q.shape[-1], out.shape[-1])
-    return max(16, triton.next_power_of_2(widest))
+    return max(16, int(triton.next_power_of_2(widest)))
 
 
 def _launch_all(
