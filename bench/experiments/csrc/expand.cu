@@ -95,14 +95,14 @@ __global__ void __launch_bounds__(kExpandThreads, kRank == 64 ? 3 : 4)
       for (int half = 0; half < 2; ++half) {
         const int64_t row = row0 + 16 * m + 8 * half + lane.g;
         if (row >= last || mine >= outputs) continue;
-        const int64_t data = call.y.data + 2 * row * call.y.row_stride;
+        const int64_t address = call.y.data + 2 * (row * call.y.row_stride + mine);
         float values[kVector] = {};
-        if (call.is_added) load_vector(data, kDType, mine / kVector, values);
+        if (call.is_added) load_vector(address, kDType, values);
 #pragma unroll
         for (int i = 0; i < kVector; ++i) {
           values[i] = fma_rn(call.scaling, sum[i / 2][2 * half + i % 2], values[i]);
         }
-        store_vector(data, kDType, mine / kVector, values);
+        store_vector(address, kDType, values);
       }
     }
   });

@@ -20,6 +20,21 @@ namespace {
 constexpr int kTileRows = 32;  // two of the 16 rows of an mma
 constexpr int kTileMmas = kTileRows / 16;
 
+// Eight elements of 16 bits, aligned to 16 bytes.
+__device__ __forceinline__ void load_vector(int64_t address, int64_t dtype,
+                                            float values[kVector]) {
+  uint32_t words[kVector / 2];
+  load_word_run<kVector>(address, words);
+  unpack_vector(dtype, words, values);
+}
+
+__device__ __forceinline__ void store_vector(int64_t address, int64_t dtype,
+                                             const float values[kVector]) {
+  uint32_t words[kVector / 2];
+  pack_vector(dtype, values, words);
+  store_word_run<kVector>(address, words);
+}
+
 // A lane's place in a warp, and a warp's in its block.
 struct Lane {
   int warp, g, t;

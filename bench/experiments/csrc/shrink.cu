@@ -137,11 +137,11 @@ __global__ void __launch_bounds__(kFinishThreads)
   float total[kVector] = {};
   for (int64_t split = 0; split < call.num_splits; ++split) {
     float part[kVector];
-    load_float32_vector(call.partials + 4 * (split * size + vector * kVector), part);
+    load_float32_run<kVector>(call.partials + 4 * (split * size + vector * kVector), part);
 #pragma unroll
     for (int i = 0; i < kVector; ++i) total[i] = add_rn(total[i], part[i]);
   }
-  store_vector(call.h, call.x.dtype, vector, total);
+  store_vector(call.h + 16 * vector, call.x.dtype, total);
 }
 
 }  // namespace
