@@ -5,7 +5,7 @@ import triton
 HOPPER = 90
 
 
-def arch() -> int:
+def current_arch() -> int:
     """Compute capability of the current device times 10; that of Hopper where there is no GPU."""
     try:
         return int(triton.runtime.driver.active.get_current_target().arch)

@@ -94,6 +94,16 @@ class Compiled:
         """How many instructions have an opcode whose beginning the regular expression matches."""
         return count(self.instructions, opcode)
 
+    def blocks_at_once(self, num_warps: int) -> int:
+        """How many blocks of so many warps fit on a multiprocessor of sm_80 or sm_90.
+
+        It has 65,536 registers, given out 256 a warp, 64 warps, and 164 or 228 KiB of shared
+        memory, of which each block takes 1 KiB beside its own.
+        """
+        registers = -(-self.registers * 32 // 256) * 256 * num_warps
+        shared = {80: 164, 90: 228}[self.arch] * 1024
+        return min(65536 // registers, shared // (self.shared_bytes + 1024), 64 // num_warps)
+
     def count_ptx(self, opcode: str) -> int:
         """How many PTX instructions have an opcode that the regular expression matches whole."""
         statement = re.compile(rf"^\s*\{{?\s*(?:@!?%\w+\s+)?(?:{opcode})\s", re.MULTILINE)

@@ -6,10 +6,14 @@ JSON, {check: null or the traceback}. fp32 and fp16 only: the interpreter gets b
 
 from __future__ import annotations
 
+from unittest import mock
+
 import torch
 
 import mezo_kernels as mk
+from mezo_kernels.attention import triton as attention
 from mezo_kernels.attention.triton import work
+from mezo_kernels.nll import triton as nll
 from tests.support.gates import assert_close_to_reference
 from tests.support.interpreted import checks_of, report
 from tests.support.shared_prefix import bound, is_twins, random_batch, shuffle_rows, twin_rows
@@ -20,8 +24,9 @@ DTYPES = (torch.float32, torch.float16)
 # several rows and a row of several tiles.
 RAGGED = [(0, (3, 1, 4)), (1, (2, 2)), (16, (1,)), (33, (5, 0, 2)), (64, (1, 1)), (65, (2, 2))]
 RAGGED += [(130, (20, 3)), (0, (1, 1)), (7, ()), (5, (0,))]
-# Rows that are long: just so, by one token, and for more than one block beside a short one.
-LONG = [(0, (64, 64)), (16, (65,)), (70, (3, 130))]
+# Rows that are long, which matters in 16 bits: just not, by one token, beside a short one; twins.
+LONG = [(0, (64, 64)), (16, (65,)), (70, (3, 70))]
+LONG_TWINS = [(64, (33, 33)), (3, (66, 1, 66, 1))]
 # GQA groups of 1, 3 and 8; a head dim that is a power of two and two that are not.
 SHAPES = [(2, 2, 16, 16), (9, 3, 24, 40), (8, 1, 64, 64)]
 
@@ -48,12 +53,23 @@ def check_attention_against_float64():
 
 
 def check_attention_of_long_rows():
-    for dtype in DTYPES:
-        batch = ragged(dtype, SHAPES[1], LONG)
-        out = batch.attend(backend="triton")
-        reference = batch.reference()
+    for groups in (LONG, LONG_TWINS):
+        batch = ragged(torch.float16, SHAPES[1], groups)
+        if groups == LONG_TWINS:
+            twin_rows(batch)
+        out, reference = batch.attend(backend="triton"), batch.reference()
         same = batch.attend(backend="reference")
         assert_close_to_reference(out, same, reference, bound(batch, reference))
+        if groups == LONG_TWINS:
+            assert is_twins(batch, out)
+        with mock.patch.object(attention, "LONG_ROW", 1000):
+            narrow = mk.shared_prefix_attention(
+                *batch.tensors, plan=batch.plan(), scale=batch.scale, backend="triton"
+            )
+        # The group of which no row is long did not notice; the others ran through wide blocks.
+        tokens = sum(groups[0][1])
+        assert torch.equal(narrow[:tokens], out[:tokens])
+        assert not torch.equal(narrow[tokens:], out[tokens:])
 
 
 def check_attention_prefix_in_parts_and_whole():
@@ -69,7 +85,7 @@ def check_attention_prefix_in_parts_and_whole():
 
 
 def check_attention_twins():
-    groups = [(90, (3, 3)), (0, (2, 2, 2, 2)), (130, (5, 7, 5, 7)), (10, (1, 1)), (3, (70, 70))]
+    groups = [(90, (3, 3)), (0, (2, 2, 2, 2)), (130, (5, 7, 5, 7)), (10, (1, 1)), (3, (17, 17))]
     for dtype in DTYPES:
         for shape in SHAPES:
             batch = ragged(dtype, shape, groups)
@@ -81,7 +97,7 @@ def check_attention_twins():
 
 def check_attention_alone_and_in_company():
     for dtype in DTYPES:
-        batch = ragged(dtype, SHAPES[1], [*RAGGED, *LONG])
+        batch = ragged(dtype, SHAPES[1], RAGGED if dtype == torch.float32 else [*RAGGED, *LONG])
         out, plan = batch.attend(backend="triton"), batch.plan()
         for group in range(plan.num_groups):
             rows, slots = plan.group_rows(group), plan.prefix_slots(group)
@@ -132,8 +148,9 @@ def nll_inputs(T, V, D, dtype):
 
 def check_nll_against_float64():
     for dtype in DTYPES:
-        # Less than a tile of anything; tails everywhere; more than one tile a split; many rows.
-        for T, V, D in ((3, 5, 7), (64, 300, 100), (2, 34000, 8), (65, 300, 100), (130, 600, 9)):
+        # Less than a tile of anything; tails everywhere; shares of several tiles, more than are
+        # merged at a time; many rows.
+        for T, V, D in ((3, 5, 7), (64, 300, 100), (2, 8950, 8), (65, 300, 100), (130, 600, 9)):
             hidden, lm_head, targets, bias = nll_inputs(T, V, D, dtype)
             for options in ({}, {"soft_cap": 4.0, "logit_scale": 0.7}):
                 own = options and {"bias": bias}
@@ -163,6 +180,8 @@ def check_nll_alone_and_in_company():
             for T in parts:
                 alone = mk.label_nll(hidden[-T:], lm_head, targets[-T:], backend="triton")
                 assert torch.equal(alone, together[-T:]), T
+            # Label logits have no limit.
+            for T in (1, 33, 64):
                 alone = mk.label_logits(hidden[-T:], lm_head, rows, backend="triton")
                 assert torch.equal(alone, logits[-T:]), T
 
@@ -210,7 +229,7 @@ CHECKS = checks_of(globals())
 
 
 def main() -> None:
-    with split_len(64):
+    with split_len(64), mock.patch.object(nll, "MAX_SPLITS", 35):
         report(CHECKS)
 
 

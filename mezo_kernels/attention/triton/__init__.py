@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from mezo_kernels._arch import HOPPER, arch
+from mezo_kernels._arch import HOPPER, current_arch
 from mezo_kernels._per_plan import per_plan
 from mezo_kernels.attention.inputs import AttentionInputs
 from mezo_kernels.attention.plan import SharedPrefixPlan
@@ -22,20 +22,37 @@ from mezo_kernels.attention.triton.work import WorkList, make_work
 LONG_ROW = 64
 
 
-def tiles_of(dtype: torch.dtype, block_d: int, block_m: int, block_s: int) -> dict[str, int]:
-    """Tile sizes and launch options; they may depend on a group, never on a batch."""
+def tiles_of(dtype: torch.dtype, dim: int, block_m: int, block_s: int, arch: int) -> dict[str, int]:
+    """Tile sizes and launch options; they may depend on a group, never on a batch.
+
+    Args:
+        dtype: of the inputs.
+        dim: the wider of the head dims, of keys and of values.
+        block_m: packed queries of a tile, one of `block_ms`.
+        block_s: own tokens of a round, one of `block_ss`.
+        arch: compute capability times 10.
+
+    Returns:
+        BLOCK_N and BLOCK_S, and what a launch takes: num_warps, num_stages, perhaps maxnreg.
+    """
     if dtype == torch.float32:
         # IEEE products run on the CUDA cores, with both operands in registers.
         return {"BLOCK_N": 16, "BLOCK_S": block_s, "num_warps": 4, "num_stages": 1}
-    return {
-        "BLOCK_N": 64 if block_d <= 128 else 32,
-        "BLOCK_S": block_s,
-        # With 4 warps the tall tile spills from head dim 80 on.
-        "num_warps": 8 if block_m > 16 and block_d > 64 else 4,
-        # With 2, each round of the prefix waits for its kv_indices: a load through an index can be
-        # ahead of its use only if the index is one round further ahead.
-        "num_stages": 3,
-    }
+    tiles = {"BLOCK_N": 64 if dim <= 128 else 32, "BLOCK_S": block_s}
+    if block_m == 16:
+        # A third stage would take its registers from other blocks, which hide the loads as well: at
+        # head dim 128 a multiprocessor has 5 blocks with 2 stages, 3 or 4 with 3.
+        return tiles | {"num_warps": 4, "num_stages": 2}
+    # With 2 stages, each round of the prefix waits for its kv_indices: a load through an index can
+    # be ahead of its use only if the index is one round further ahead.
+    tiles["num_stages"] = 3
+    # With 4 warps the tall tile spills from head dim 80 on.
+    tiles["num_warps"] = 8 if dim > 64 else 4
+    if arch == HOPPER and 64 < dim <= 128 and (block_s == 16 or dim == 128):
+        # Two blocks at once, and nothing spills: without a limit the compiler takes up to 190 for
+        # some heads and versions. Of long rows, the masks of an uneven head dim spill.
+        tiles["maxnreg"] = 128
+    return tiles
 
 
 def block_ms(dtype: torch.dtype) -> tuple[int, ...]:
@@ -43,14 +60,14 @@ def block_ms(dtype: torch.dtype) -> tuple[int, ...]:
     return (16,) if dtype == torch.float32 else (16, 64)
 
 
-def block_ss(dtype: torch.dtype, block_d: int, arch: int) -> tuple[int, int]:
+def block_ss(dtype: torch.dtype, dim: int, arch: int) -> tuple[int, int]:
     """Own tokens of a round: of groups of short rows, and of a group that has a long one.
 
     64 of head dim 256 need more shared memory than there is, and before Hopper more registers.
     """
     if dtype == torch.float32 or arch < HOPPER:
         return (16, 16)
-    return (16, 64 if block_d <= 128 else 32)
+    return (16, 64 if dim <= 128 else 32)
 
 
 @dataclass(frozen=True)
@@ -66,44 +83,44 @@ class Tables:
 
 def attend(inputs: AttentionInputs, out: torch.Tensor, lse: torch.Tensor | None) -> None:
     """Write the attention of all rows, and the log-sum-exp where it is asked for."""
+    dim = max(inputs.q.shape[-1], out.shape[-1])
     # Triton launches on the current device.
     with torch.cuda.device_of(out):
+        arch = current_arch()
         tables = _tables(
             inputs.plan,
             out.device,
             inputs.heads_per_kv_head,
             inputs.num_kv_heads,
             block_ms(out.dtype),
-            block_ss(out.dtype, _block_d(inputs, out), arch()),
+            block_ss(out.dtype, dim, arch),
             # Values, and the largest score and the sum of weights.
             out.shape[-1] + 2,
         )
         order = tables.token_order
         if order is None:
-            _launch_all(inputs, tables, out, lse)
+            _launch_all(inputs, tables, out, lse, arch)
             return
         # Looking the tokens up inside the kernel cost registers that some shapes do not have.
         q, k_suffix, v_suffix = (t[order] for t in (inputs.q, inputs.k_suffix, inputs.v_suffix))
         packed = dataclasses.replace(inputs, q=q, k_suffix=k_suffix, v_suffix=v_suffix)
         packed_out = torch.empty_like(out)
         packed_lse = None if lse is None else torch.empty_like(lse)
-        _launch_all(packed, tables, packed_out, packed_lse)
+        _launch_all(packed, tables, packed_out, packed_lse, arch)
         out[order] = packed_out
         if lse is not None and packed_lse is not None:
             lse[order] = packed_lse
 
 
-def _block_d(inputs: AttentionInputs, out: torch.Tensor) -> int:
-    """The wider of the head dims, of keys and of values, as a tile has it."""
-    widest = max(inputs.q.shape[-1], out.shape[-1])
-    return max(16, int(triton.next_power_of_2(widest)))
-
-
 def _launch_all(
-    inputs: AttentionInputs, tables: Tables, out: torch.Tensor, lse: torch.Tensor | None
+    inputs: AttentionInputs,
+    tables: Tables,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+    arch: int,
 ) -> None:
     for work in tables.work:
-        _launch(inputs, tables, work, out, lse)
+        _launch(inputs, tables, work, out, lse, arch)
 
 
 def _launch(
@@ -112,6 +129,7 @@ def _launch(
     work: WorkList,
     out: torch.Tensor,
     lse: torch.Tensor | None,
+    arch: int,
 ) -> None:
     dim, v_dim = inputs.q.shape[-1], out.shape[-1]
     block_d, block_dv = (max(16, triton.next_power_of_2(d)) for d in (dim, v_dim))
@@ -135,7 +153,7 @@ def _launch(
         BLOCK_D=block_d,
         **flags,
         **shape,
-        **tiles_of(inputs.q.dtype, max(block_d, block_dv), work.block_m, work.block_s),
+        **tiles_of(inputs.q.dtype, max(dim, v_dim), work.block_m, work.block_s, arch),
     )
     if len(work.merges):
         merge_splits_kernel[(len(work.merges), inputs.num_kv_heads)](

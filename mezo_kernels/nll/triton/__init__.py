@@ -8,7 +8,7 @@ programs there are.
 import torch
 import triton
 
-from mezo_kernels._arch import HOPPER, arch
+from mezo_kernels._arch import HOPPER, current_arch
 from mezo_kernels.nll.logits import LogitsRule
 from mezo_kernels.nll.triton.kernel import (
     label_logits_kernel,
@@ -52,7 +52,7 @@ def label_nll_parts(
         return maximum, sum_exp, target_logit
     # Triton launches on the current device.
     with torch.cuda.device_of(hidden):
-        tiles = tiles_of(hidden.dtype, T, arch())
+        tiles = tiles_of(hidden.dtype, T, current_arch())
         tiles_per_split = triton.cdiv(triton.cdiv(V, tiles["BLOCK_V"]), MAX_SPLITS)
         num_splits = triton.cdiv(V, tiles_per_split * tiles["BLOCK_V"])
         parts = torch.empty(3, num_splits, T, dtype=torch.float32, device=hidden.device)
@@ -75,7 +75,9 @@ def label_nll_parts(
             HAS_CAP=rule.soft_cap != 0,
             **tiles,
         )
-        merge_parts_kernel[(triton.cdiv(T, 128),)](parts, merged, T, num_splits, BLOCK_T=128)
+        merge_parts_kernel[(triton.cdiv(T, 32),)](
+            parts, merged, T, num_splits, BLOCK_T=32, BLOCK_S=32
+        )
     return maximum, sum_exp, target_logit
 
 
@@ -89,7 +91,7 @@ def label_logits(
         return logits
     with torch.cuda.device_of(hidden):
         # Labels are few: the smallest tile of tl.dot, and the block of few rows.
-        tiles = tiles_of(hidden.dtype, 1, arch()) | {"BLOCK_V": 16}
+        tiles = tiles_of(hidden.dtype, 1, current_arch()) | {"BLOCK_V": 16}
         label_logits_kernel[(triton.cdiv(T, tiles["BLOCK_T"]), triton.cdiv(L, 16))](
             hidden,
             lm_head,

@@ -119,23 +119,28 @@ def label_nll_kernel(
 
 
 @JIT
-def merge_parts_kernel(parts_ptr, merged_ptr, T, num_splits, BLOCK_T: tl.constexpr):
-    """Merge the shares of the vocabulary, in their order."""
+def merge_parts_kernel(
+    parts_ptr, merged_ptr, T, num_splits, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr
+):
+    """Merge the shares of the vocabulary, `BLOCK_S` at a time: one by one each waits for memory."""
     offs_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     mask_t = offs_t < T
     maximum = tl.full((BLOCK_T,), -float("inf"), dtype=tl.float32)
     sum_exp = tl.zeros((BLOCK_T,), dtype=tl.float32)
     target_logit = tl.full((BLOCK_T,), -float("inf"), dtype=tl.float32)
     stride_part = num_splits.to(tl.int64) * T
-    for split in range(0, num_splits):
-        ptrs = parts_ptr + tl.cast(split, tl.int64) * T + offs_t
-        other = tl.load(ptrs, mask=mask_t, other=-float("inf"))
-        other_sum = tl.load(ptrs + stride_part, mask=mask_t, other=0.0)
-        other_logit = tl.load(ptrs + 2 * stride_part, mask=mask_t, other=-float("inf"))
-        new_maximum = tl.maximum(maximum, other)
+    for first in range(0, num_splits, BLOCK_S):
+        split = first + tl.arange(0, BLOCK_S)
+        ptrs = parts_ptr + split.to(tl.int64)[:, None] * T + offs_t[None, :]
+        mask = (split < num_splits)[:, None] & mask_t[None, :]
+        other = tl.load(ptrs, mask=mask, other=-float("inf"))
+        other_sum = tl.load(ptrs + stride_part, mask=mask, other=0.0)
+        other_logit = tl.load(ptrs + 2 * stride_part, mask=mask, other=-float("inf"))
+        new_maximum = tl.maximum(maximum, tl.max(other, axis=0))
         shift = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
-        sum_exp = sum_exp * tl.exp(maximum - shift) + other_sum * tl.exp(other - shift)
-        target_logit = tl.maximum(target_logit, other_logit)
+        sum_exp = sum_exp * tl.exp(maximum - shift)
+        sum_exp += tl.sum(other_sum * tl.exp(other - shift[None, :]), axis=0)
+        target_logit = tl.maximum(target_logit, tl.max(other_logit, axis=0))
         maximum = new_maximum
     tl.store(merged_ptr + offs_t, maximum, mask=mask_t)
     tl.store(merged_ptr + T + offs_t, sum_exp, mask=mask_t)

@@ -85,7 +85,8 @@ def run(
         RuntimeError: SGLang ran the batch past our attention or our logits processor.
 
     Numerics: logits accumulated and normalised in fp32. The result of a row does not depend on the
-    other rows of the batch's last hidden states.
+    other rows of the batch's last hidden states; on a GPU it does on whether `label_nll` gets more
+    than 64 of them, which both signs share.
     """
     runner, model = rank.runner, rank.model
     path = _logits_processor(model)
