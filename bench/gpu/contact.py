@@ -116,7 +116,8 @@ def tests(host: Host) -> list[Stage]:
 
 
 def install(host: Host, *, beside: bool = False) -> Stage:
-    return Stage("install", 45, host.module("bench.gpu.install"), beside=beside)
+    more = ["--without-kernels"] if host.dry else []
+    return Stage("install", 45, host.module("bench.gpu.install", *more), beside=beside)
 
 
 def engine_environment() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -30,6 +31,10 @@ def main() -> None:
             command += ["--platform", f"manylinux_{version}_x86_64"]
         command += ["--platform", "manylinux2014_x86_64", "--platform", "manylinux1_x86_64"]
     subprocess.run([*command, *found], check=True)
+    if "--without-kernels" in sys.argv[1:]:
+        # SGLang's compiled kernels do not load where there is no GPU, and it does without them.
+        for path in SITE.glob("sgl_kernel*"):
+            shutil.rmtree(path)
     archive = ROOT / WHEELS / TRITON_CACHE_ARCHIVE
     if archive.exists():
         HOME.mkdir(parents=True, exist_ok=True)

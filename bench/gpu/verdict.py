@@ -111,7 +111,7 @@ def kernels(folder: Path) -> Iterator[str]:
         elif "percent_of_copy" in row and "without" not in row["path"]:
             yield (
                 f"directions {row['case']}: {row['path']} {row['p50_us']} us, x{row['ratio']}, "
-                f"{row['percent_of_copy']} % of copy"
+                f"{row['percent_of_copy']} % of copy, {row['percent_of_torch_copy']} % of torch's"
             )
     for row in measured(folder, "paired"):
         if "fail" in row or row["path"] in ("ours", "label_nll", "shared_prefix_attention"):
