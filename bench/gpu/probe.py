@@ -46,7 +46,9 @@ NLL = ((32, 50272, 2048), (32, 50272, 5120), (32, 128256, 4096), (2048, 128256, 
 ATTENTION_TILES: dict[str, dict[str, int]] = {
     "as is": {},
     "2 stages": {"num_stages": 2},
+    "3 stages": {"num_stages": 3},
     "4 stages": {"num_stages": 4},
+    "no limit of registers": {"maxnreg": 255},
     "own tokens 16 at a time": {"BLOCK_S": 16},
     "own tokens 64 at a time": {"BLOCK_S": 64},
 }

@@ -322,3 +322,26 @@ def test_the_architecture_is_that_of_the_card(monkeypatch):
     assert contact.compute_capability() == "90"
     monkeypatch.setenv("PATH", "")
     assert contact.compute_capability() == "90"
+
+
+@pytest.mark.proof
+@pytest.mark.sglang
+def test_the_dry_runs_of_all_calls(tmp_path):
+    """Wheels, build, tests, variants, engine and a step beside the plain loop, without a GPU."""
+    subprocess.run(["bash", "bench/gpu/prepare.sh"], cwd=ROOT, check=True)
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path)}
+    took = 0.0
+    for call in CALLS:
+        started = time.monotonic()
+        done = subprocess.run(
+            ["bash", "bench/gpu/contact.sh", str(call), "--dry-run"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        took += time.monotonic() - started
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(os.listdir(tmp_path)) == [f"call{call}.tgz" for call in CALLS]
+    # The first build takes minutes more.
+    assert took < 600
