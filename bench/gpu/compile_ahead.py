@@ -13,7 +13,15 @@ TESTS = ("tests/kernels/test_dry_launch.py",)
 
 
 def main() -> int:
-    options = ["-q", "-p", "no:cacheprovider", "-W", "default", "--confcutdir=tests/kernels"]
+    options = [
+        "-q",
+        "--tb=line",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "default",
+        "--confcutdir=tests/kernels",
+    ]
     options += ["-o", "addopts=--strict-markers --import-mode=importlib"]
     return pytest.main([*options, "--rootdir", str(ROOT), *TESTS])
 
