@@ -114,7 +114,7 @@ def kernels(folder: Path) -> Iterator[str]:
                 f"{row['percent_of_copy']} % of copy, {row['percent_of_torch_copy']} % of torch's"
             )
     for row in measured(folder, "paired"):
-        if "fail" in row or row["path"] in ("ours", "label_nll", "shared_prefix_attention"):
+        if "fail" in row or row["path"].startswith(("triton (ours)", "label_nll")):
             said = row.get("fail") or f"{row['p50_us']} us, x{row['ratio']}"
             yield f"paired {row['case']}: {row['path']} {said}"
     ratios = [
