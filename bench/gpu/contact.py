@@ -236,13 +236,14 @@ def third(host: Host) -> list[Stage]:
 CALLS: dict[int, Callable[[Host], list[Stage]]] = {1: first, 2: second, 3: third}
 
 
-def prepare_environment() -> None:
+def prepare_environment(*, dry: bool) -> None:
     """Variables that all stages have."""
     nvcc = os.path.realpath(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")
     home = os.environ.setdefault("CUDA_HOME", str(Path(nvcc).parents[1]))
     os.environ["PATH"] += f"{os.pathsep}{home}/bin"
     os.environ["PYTHONPATH"] = str(ROOT)
-    os.environ["TRITON_CACHE_DIR"] = str(TRITON_CACHE)
+    # A dry run reads intermediate code, which the cache that was prepared does not have.
+    os.environ["TRITON_CACHE_DIR"] = f"{TRITON_CACHE}-dry" if dry else str(TRITON_CACHE)
     defaults = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     for name, value in {**defaults, "MEZO_CUDA_ARCHS": compute_capability()}.items():
         os.environ.setdefault(name, value)
@@ -267,7 +268,7 @@ def main() -> int:
     options = parser.parse_args()
     number = options.call
     out = Path(os.environ.get("OUT") or ROOT / "build" / "gpu")
-    prepare_environment()
+    prepare_environment(dry=options.dry_run)
     with tempfile.TemporaryDirectory(prefix="mezo-gpu-") as directory:
         folder = Path(directory) / f"call{number}"
         host = Host(os.environ.get("PYTHON") or sys.executable, folder, options.dry_run)

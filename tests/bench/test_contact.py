@@ -105,8 +105,10 @@ def test_a_call_runs_its_stages_and_its_archive_has_them(box, call):
     files = box.files(call)
     assert {f"{name}.log" for name in outcomes} <= set(files)
     assert "build ran" in files["build.log"]
-    assert files["verdict.txt"].strip().splitlines() == printed.strip().splitlines()[len(planned) :]
-    last = printed.strip().splitlines()[-1]
+    # Where no wheels were collected, a line behind the verdict says so.
+    lines = [line for line in printed.splitlines() if line and not line.startswith("contact:")]
+    assert files["verdict.txt"].strip().splitlines() == lines[len(planned) :]
+    last = lines[-1]
     assert last == f"next: bash bench/gpu/contact.sh {call + 1}" if call < 3 else "stage" in last
     commands = (box.folder / "commands.jsonl").read_text().splitlines()
     assert len(commands) == len(planned)

@@ -21,10 +21,12 @@ def test_results_table_and_plot_of_summaries(monkeypatch, tmp_path, capsys):
     written = []
     monkeypatch.setattr(training, "RESULTS", tmp_path / "training.json")
     monkeypatch.setattr(training, "DOCS", tmp_path)
+    monkeypatch.setattr(training, "commit", lambda: "abc1234")
     monkeypatch.setattr(tables, "main", lambda: written.append(True))
     monkeypatch.setattr("sys.argv", ["training", *directories])
     training.main()
-    assert json.loads((tmp_path / "training.json").read_text()) == runs
+    expected = [run | {"commit": "abc1234"} for run in runs]
+    assert json.loads((tmp_path / "training.json").read_text()) == expected
     assert (tmp_path / "training.png").stat().st_size > 1000
     assert written == [True]
     printed = capsys.readouterr().out
