@@ -22,6 +22,7 @@ from typing import Any
 
 from bench.served import REPLY
 from bench.timing import Timing
+from bench.worker import close_input
 
 HERE = Path(__file__).parents[1]
 SERVED = Path(__file__).parent / "served.py"
@@ -119,15 +120,8 @@ class Build:
         """End the process, which shuts its engine down, and remove the metadata."""
         with contextlib.suppress(ProcessLookupError):
             self.resume()
-        assert self._process.stdin is not None
+        close_input(self._process, 120)
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(120)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
         self._process.stdout.close()
         self._folder.cleanup()
 

@@ -303,18 +303,19 @@ def measure_elsewhere(workers: Workers, case: Case, seconds: float, bench: Bench
     Raises:
         StopRunError: the case has raised one.
     """
-    for message in workers.measure(case.name, seconds):
-        bench.rows += message.get("rows", ())
-        bench.notes += message.get("notes", ())
-        for key, value in message.get("prepared", {}).items():
-            bench.facts.setdefault(key, value)
-        for key, value in message.get("found", {}).items():
-            is_list = isinstance(value, list)
-            bench.facts[key] = [*bench.facts.get(key, ()), *value] if is_list else value
-        if "lost" in message:
-            bench.notes.append(f"FAIL {case.name}: {message['lost']}")
-        if message.get("stop"):
-            raise StopRunError(message["stop"])
+    message = workers.measure(case.name, seconds)
+    if "lost" in message:
+        bench.notes.append(f"FAIL {case.name}: {message['lost']}")
+        return
+    bench.rows += message["rows"]
+    bench.notes += message["notes"]
+    for key, value in message["prepared"].items():
+        bench.facts.setdefault(key, value)
+    for key, value in message["found"].items():
+        is_list = isinstance(value, list)
+        bench.facts[key] = [*bench.facts.get(key, ()), *value] if is_list else value
+    if message["stop"]:
+        raise StopRunError(message["stop"])
 
 
 def serve(question: Question, cases: Sequence[Case], options: Options) -> None:
@@ -339,7 +340,6 @@ def serve(question: Question, cases: Sequence[Case], options: Options) -> None:
             found={k: v for k, v in bench.facts.items() if v != prepared.get(k)},
             stop=stop,
             is_broken=raised is not None and is_sticky(raised),
-            done=name,
         )
 
 

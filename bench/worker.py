@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -27,6 +26,18 @@ def is_sticky(error: Exception) -> bool:
     """Whether a process can do nothing more on its GPU after this error."""
     words = ("CUDA error", "illegal memory access", "device-side assert", "launch failure")
     return any(word in str(error) for word in words)
+
+
+def close_input(process: subprocess.Popen[str], seconds: float) -> None:
+    """Close a process's stdin, at which it ends; kill it where it does not in so many seconds."""
+    assert process.stdin is not None
+    with suppress(OSError):
+        process.stdin.close()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 class Worker:
@@ -48,43 +59,31 @@ class Worker:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def measure(self, name: str, seconds: float) -> Iterator[Message]:
-        """Yield the messages of a case; the last one has "done" or "lost", which says why."""
+    def measure(self, name: str, seconds: float) -> Message:
+        """What the worker says of a case; "lost" says why it says nothing."""
         assert self._process.stdin is not None
-        deadline = time.monotonic() + seconds
         try:
             self._process.stdin.write(f"{name}\n")
             self._process.stdin.flush()
         except OSError:
-            yield {"lost": self._how_it_ended()}
-            return
-        while True:
-            try:
-                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                self.close()
-                yield {"lost": f"took more than {seconds:.0f} s and was ended"}
-                return
-            if line is None:
-                yield {"lost": self._how_it_ended()}
-                return
-            message: Message = json.loads(line)
-            yield message
-            if "done" in message:
-                return
+            return {"lost": self._how_it_ended()}
+        return self._next(seconds)
+
+    def _next(self, seconds: float) -> Message:
+        try:
+            line = self._lines.get(timeout=seconds)
+        except queue.Empty:
+            return {"lost": f"took more than {seconds:.0f} s and was ended"}
+        if line is None:
+            return {"lost": self._how_it_ended()}
+        message: Message = json.loads(line)
+        return message
 
     def close(self) -> None:
         """End the process, at once if it does not end by itself."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with suppress(OSError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(2.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        close_input(self._process, 2.0)
         self._reader.join(2.0)
+        assert self._process.stdout is not None
         self._process.stdout.close()
 
     def _read(self) -> None:
@@ -119,16 +118,14 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def measure(self, name: str, seconds: float) -> Iterator[Message]:
-        """Yield the messages of a case, as `Worker.measure` does."""
+    def measure(self, name: str, seconds: float) -> Message:
+        """What a worker says of a case, as `Worker.measure` does."""
         if self._worker is None:
             self._worker = Worker(self._module, self._arguments)
-        is_over = self._is_fresh
-        for message in self._worker.measure(name, seconds):
-            is_over = is_over or "lost" in message or bool(message.get("is_broken"))
-            yield message
-        if is_over:
+        message = self._worker.measure(name, seconds)
+        if self._is_fresh or "lost" in message or message.get("is_broken"):
             self._close()
+        return message
 
     def _close(self) -> None:
         if self._worker is not None:

@@ -39,7 +39,7 @@ MEZO_BUILD_EXPERIMENTS=1 "$0" setup.py -q build_ext --inplace && exit
 echo "setup.py failed; building with nvcc and g++ only"
 PYTHON=$0 exec bench/build_plain.sh --experiments
 """
-# One test compiles 12 large kernels; its own limit is a slot count that Triton's form has too.
+# Few tests, of our own kernels: under the sanitizer each takes seconds.
 SANITIZED = "cuda and not on_host and not triton and (slots_of_sglang or several_directions)"
 
 
@@ -115,9 +115,9 @@ def tests(host: Host) -> list[Stage]:
     ]
 
 
-def install(host: Host, *, beside: bool = False) -> Stage:
+def install(host: Host) -> Stage:
     more = ["--without-kernels"] if host.dry else []
-    return Stage("install", 45, host.module("bench.gpu.install", *more), beside=beside)
+    return Stage("install", 45, host.module("bench.gpu.install", *more), beside=True)
 
 
 def engine_environment() -> dict[str, str]:
@@ -152,7 +152,7 @@ def first(host: Host) -> list[Stage]:
     parts = ["nll", "--compile"] if host.dry else ["overhead,host,attention,nll,lanes"]
     return [
         # The engine's start is the host's work mostly: beside the build and the tests.
-        install(host, beside=True),
+        install(host),
         Stage("facts", 20, host.module("bench.gpu.facts")),
         *build(host),
         smoke(host, "smoke", 120, beside=True),
@@ -230,7 +230,7 @@ def third(host: Host) -> list[Stage]:
         e2e(host, f"graphs-{shape}", 75, "--shapes", shape, "--graphs")
         for shape in (() if host.dry else ("opt-1.3b", "llama-3.1-8b"))
     ]
-    return [install(host, beside=True), *build(host), *plain, *graphs]
+    return [install(host), *build(host), *plain, *graphs]
 
 
 CALLS: dict[int, Callable[[Host], list[Stage]]] = {1: first, 2: second, 3: third}

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tarfile
 
-from bench.gpu.places import HOME, ROOT, SITE, TRITON_CACHE_ARCHIVE, WHEELS
+from bench.gpu.places import HOME, PIP_FOR_BOX, ROOT, SITE, TRITON_CACHE_ARCHIVE, WHEELS
 
 
 def main() -> None:
@@ -25,11 +25,7 @@ def main() -> None:
     command += ["--target", str(SITE)]
     if sys.version_info[:2] != (3, 12):
         # A dry run on another Python: unpacked as on the box, and not imported.
-        command += ["--python-version", "3.12", "--only-binary=:all:"]
-        command += ["--platform", "manylinux_2_34_x86_64", "--implementation", "cp"]
-        for version in ("2_28", "2_27", "2_24", "2_17", "2_5"):
-            command += ["--platform", f"manylinux_{version}_x86_64"]
-        command += ["--platform", "manylinux2014_x86_64", "--platform", "manylinux1_x86_64"]
+        command += PIP_FOR_BOX
     subprocess.run([*command, *found], check=True)
     if "--without-kernels" in sys.argv[1:]:
         # SGLang's compiled kernels do not load where there is no GPU, and it does without them.

@@ -10,4 +10,14 @@ TRITON_CACHE_ARCHIVE = "triton-cache.tar.xz"
 HOME = Path("/tmp/mezo-gpu")
 SITE = HOME / "site"
 TRITON_CACHE = HOME / "triton-cache"
+# pip's options for its Python, on another one.
+PIP_FOR_BOX = [
+    *("--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp"),
+    *(word for abi in ("cp312", "abi3", "none") for word in ("--abi", abi)),
+    *(
+        word
+        for version in ("_2_34", "_2_28", "_2_27", "_2_24", "_2_17", "2014", "_2_5", "1")
+        for word in ("--platform", f"manylinux{version}_x86_64")
+    ),
+]
 SHIM = ROOT / "bench" / "gpu" / "shim"

@@ -16,13 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.gpu.places import ROOT, TRITON_CACHE, TRITON_CACHE_ARCHIVE, WHEELS
+from bench.gpu.places import PIP_FOR_BOX, ROOT, TRITON_CACHE, TRITON_CACHE_ARCHIVE, WHEELS
 
 LIST = Path(__file__).parent / "wheels.txt"
 # Of the box, for its Triton: the key of a compiled kernel has all of these in it.
 BOX_PACKAGES = ("torch==2.11.0", "triton==3.6.0", "numpy", "pytest", "scipy")
 BOX_VENV = ROOT / "build" / "box-venv"
-PLATFORMS = ("2_34", "2_28", "2_27", "2_17", "2014", "2_5", "1")
 # What travels to a box is limited, and the checkout has its share.
 LIMIT_MIB = 60.0
 
@@ -60,12 +59,8 @@ def download(wheel: Wheel, folder: Path) -> None:
         return
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check"]
-        command += ["--no-deps", "--only-binary=:all:", "--python-version", "3.12"]
-        command += ["--implementation", "cp", "--abi", "cp312", "--abi", "abi3", "--abi", "none"]
-        for version in PLATFORMS:
-            separator = "_" if "_" in version else ""
-            command += ["--platform", f"manylinux{separator}{version}_x86_64"]
-        subprocess.run([*command, "-d", directory, wheel.requirement], check=True)
+        command += ["--no-deps", *PIP_FOR_BOX, "-d", directory, wheel.requirement]
+        subprocess.run(command, check=True)
         (source,) = Path(directory).glob("*.whl")
         target = Path(directory) / "cut" / source.name
         target.parent.mkdir()

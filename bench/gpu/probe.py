@@ -12,9 +12,7 @@ import argparse
 import ctypes
 import importlib
 import json
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,10 +25,10 @@ import torch
 import torch.nn.functional as F
 
 import mezo_kernels as mk
+from bench.gpu.roofline import Library, seconds
 from bench.paired_cases import Attention, AttentionCase
-from bench.timing import Call, CudaEvents, as_graph
+from bench.timing import Call, as_graph
 
-HERE = Path(__file__).parent
 STARTED = time.monotonic()
 ATTENTION = {
     "OPT-13B activated b16": AttentionCase((40, 40), 3, 16, 2, 40, 40, 128),
@@ -83,15 +81,7 @@ class Log:
 
 def us(call: Call, rounds: int = 15) -> float:
     """Median microseconds of a call between events, with the host ahead of the device."""
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    watch = CudaEvents()
-    times = []
-    for _ in range(rounds):
-        watch.time(call)
-        times += watch.finish_round()
-    return round(1e6 * median(times), 2)
+    return round(1e6 * seconds(call, rounds), 2)
 
 
 @contextmanager
@@ -233,18 +223,9 @@ def nll(log: Log, device: str = "cuda") -> None:
             log("nll", what, variant=variant, us=t, **rates, same_bits=same)
 
 
-def start_lanes() -> tuple[subprocess.Popen[bytes], Path]:
-    """nvcc takes some seconds, which the other parts fill."""
-    library = Path(tempfile.mkdtemp()) / "lanes.so"
-    command = ["nvcc", "-O3", "-std=c++17", "-arch=sm_90", "-shared", "-Xcompiler", "-fPIC"]
-    return subprocess.Popen([*command, "-o", str(library), str(HERE / "lanes.cu")]), library
-
-
-def lanes(log: Log, compiling: subprocess.Popen[bytes], library: Path) -> None:
+def lanes(log: Log) -> None:
     """Which lane mapping copies fastest, in the byte patterns of perturb.cu."""
-    if compiling.wait() != 0:
-        raise RuntimeError("nvcc failed")
-    call = ctypes.CDLL(str(library)).lanes
+    call = Library(Path(__file__).parent / "lanes.cu").load().lanes
     call.argtypes = [ctypes.c_int] * 5 + [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_void_p]
     n = 1 << 27
     master = torch.randn(n, device="cuda")
@@ -309,14 +290,13 @@ def main() -> int:
         compile_only(parts)
         return 0
     log = Log(options.out)
-    compiling = start_lanes() if "lanes" in parts else ()
     failed = 0
     for name in parts:
         if time.monotonic() - STARTED > options.budget:
             log(name, "left out for want of time")
             continue
         try:
-            PARTS[name](log, *(compiling if name == "lanes" else ()))
+            PARTS[name](log)
         # The other parts are for themselves.
         except Exception as error:
             failed += 1

@@ -28,17 +28,28 @@ class Roofline:
     multiprocessors: int
 
 
+class Library:
+    """A .cu file that nvcc compiles for the device at hand while the caller does other things."""
+
+    def __init__(self, source: Path) -> None:
+        nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+        if nvcc is None:
+            raise RuntimeError(f"{source.name} needs nvcc, which is not on PATH; add its folder.")
+        major, minor = torch.cuda.get_device_capability()
+        self._target = Path(tempfile.mkdtemp()) / f"{source.stem}.so"
+        command = [nvcc, "-O3", "-std=c++17", f"-arch=sm_{major}{minor}", "-shared"]
+        command += ["-Xcompiler", "-fPIC", "-o", str(self._target), str(source)]
+        self._compiling = subprocess.Popen(command)
+
+    def load(self) -> ctypes.CDLL:
+        """The library, once it is compiled; about 5 s."""
+        if self._compiling.wait() != 0:
+            raise RuntimeError(f"nvcc failed on {self._target.stem}.cu; see what it printed.")
+        return ctypes.CDLL(str(self._target))
+
+
 def build() -> ctypes.CDLL:
-    """Compile for the device at hand; about 5 s."""
-    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-    if nvcc is None:
-        raise RuntimeError("The roofline needs nvcc, which is not on PATH; add the toolkit's bin.")
-    major, minor = torch.cuda.get_device_capability()
-    target = Path(tempfile.mkdtemp()) / "roofline.so"
-    command = [nvcc, "-O3", "-std=c++17", f"-arch=sm_{major}{minor}", "-shared"]
-    command += ["-Xcompiler", "-fPIC", "-o", str(target), str(SOURCE)]
-    subprocess.run(command, check=True)
-    library = ctypes.CDLL(str(target))
+    library = Library(SOURCE).load()
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     library.wide_multiplies.argtypes = [pointer, ctypes.c_int, ctypes.c_int, pointer]
     library.fan_out.argtypes = [pointer, pointer, pointer, size, ctypes.c_int, pointer]

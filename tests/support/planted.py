@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 from mezo.core import messages
@@ -20,6 +21,17 @@ def install(directory: Path) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: planted\nVersion: 0\n")
     (info / "entry_points.txt").write_text(f"[sglang.srt.plugins]\nplanted = {__name__}:register\n")
+
+
+def start(start_engine, folders, *arguments, **named):
+    """Start a module's engine with the plugin; ``folders`` is pytest's tmp_path_factory."""
+    import pytest  # not in SGLang's processes
+
+    directory = folders.mktemp("plugin")
+    install(directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(directory), *sys.path])  # a spawned process takes it over
+        return start_engine(*arguments, **named)
 
 
 def register() -> None:

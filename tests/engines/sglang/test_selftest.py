@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import sys
 import time
 
 import pytest
@@ -31,11 +30,8 @@ def model_dir(tiny_model_dir):
 
 @pytest.fixture(scope="module")
 def engine(model_dir, start_engine, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("plugin")
-    planted.install(directory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(directory), *sys.path])  # a spawned process takes it over
-        engine = start_engine(model_dir, CONFIG, max_loras_per_batch=SLOTS, max_total_tokens=4096)
+    sizes = {"max_loras_per_batch": SLOTS, "max_total_tokens": 4096}
+    engine = planted.start(start_engine, tmp_path_factory, model_dir, CONFIG, **sizes)
     smaller = dataclasses.replace(CONFIG, rank=3)
     other = save_random_adapter(model_dir, smaller, tmp_path_factory.mktemp("other"))
     assert engine.load_lora_adapter("other", other).success

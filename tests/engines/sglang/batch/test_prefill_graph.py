@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -33,11 +32,7 @@ def model_dir(request, tiny_model_dir):
 
 @pytest.fixture(scope="module")
 def engine(model_dir, start_engine, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("plugin")
-    planted.install(directory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(directory), *sys.path])  # a spawned process takes it over
-        return start_engine(model_dir, CONFIG, max_loras_per_batch=12)
+    return planted.start(start_engine, tmp_path_factory, model_dir, CONFIG, max_loras_per_batch=12)
 
 
 @pytest.fixture(scope="module")
