@@ -34,6 +34,8 @@ BATCHES = (16, 64)
 LORA_BACKENDS = ("csgmv", "triton")
 # By name, so that SGLang 0.5.17 does not leave graphs out where it finds less than 4 GiB free.
 GRAPHS = {"cuda_graph_backend_decode": "disabled", "cuda_graph_backend_prefill": "breakable"}
+# Of one case: what an engine's start leaves of a minute.
+ROUNDS_SECONDS = 15.0
 # Activated and exact steps of 16 short prompts.
 STEP_TOKENS = (96, 1152)
 
@@ -266,7 +268,8 @@ def speed_rows(case: Case, device: str, rounds: int, *, graphs: bool) -> list[Ro
     finally:
         shutil.rmtree(directory)
     for row in rows:
-        row["graphs"] = graphs and str(row["name"]).startswith("sglang")
+        # Asked for: SGLang may still run a batch eagerly, and says so in its log only.
+        row["graphs_asked"] = graphs and str(row["name"]).startswith("sglang")
         row["engine_bytes"] = engine_bytes if str(row["name"]).startswith("sglang") else None
     return rows
 
@@ -290,7 +293,7 @@ def rows_on_engine(
         "sglang, activated, prompts cached": mezo.attach(engine, activated),
     }
     plain = {"plain loop": SlotLoop(runs["transformers, exact"], batch).step}
-    rows = take_turns(plain, runs, batch, rounds, warm_up=2)
+    rows = take_turns(plain, runs, batch, rounds, warm_up=2, seconds=ROUNDS_SECONDS)
     peak = None if device == "cpu" else torch.cuda.max_memory_allocated()
     for run in runs.values():
         run.close()

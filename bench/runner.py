@@ -24,7 +24,7 @@ import torch
 
 from bench.environment import environment, folder_name
 from bench.timing import Call, Timing
-from bench.worker import OPTION, Channel, Workers, is_sticky
+from bench.worker import OPTION, Channel, Workers, is_sticky, module_of
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -139,7 +139,7 @@ class Question:
         budget_s: default of --budget on a GPU.
         needs_all_cases: whether a case that the budget leaves out is a failure.
         isolate: default of --isolate on a GPU.
-        case_limit_s: seconds after which a case in a process of its own is ended.
+        case_limit_s: default of --case-limit.
     """
 
     name: str
@@ -154,7 +154,7 @@ class Question:
     budget_s: float = 300.0
     needs_all_cases: bool = True
     isolate: str = "crash"
-    case_limit_s: float = 120.0
+    case_limit_s: float = 60.0
 
 
 def main(question: Question, arguments: Sequence[str] | None = None) -> int:
@@ -180,12 +180,13 @@ def main(question: Question, arguments: Sequence[str] | None = None) -> int:
     isolate = options.isolate or (question.isolate if options.device == "cuda" else "none")
     if isolate == "none":
         prepare(question, bench)
-        measure_all(question, cases, bench, lambda case, _: measure_here(question, case, bench))
+        measure_all(question, cases, bench, lambda case: measure_here(question, case, bench))
     else:
         arguments = list(sys.argv[1:] if arguments is None else arguments)
-        with Workers(module_of(question), arguments, is_fresh=isolate == "case") as workers:
+        with Workers(module_of(question.measure), arguments, is_fresh=isolate == "case") as workers:
+            workers.start()  # imports and preparation are not of the budget
             measure_all(
-                question, cases, bench, lambda c, s: measure_elsewhere(workers, c, s, bench)
+                question, cases, bench, lambda case: measure_elsewhere(workers, case, bench)
             )
     facts = {**bench.facts, "notes": list(dict.fromkeys(bench.notes)), "rows": bench.rows}
     text = question.report(facts) if bench.facts else "\n".join(facts["notes"])
@@ -195,13 +196,6 @@ def main(question: Question, arguments: Sequence[str] | None = None) -> int:
         write(folder, options.name, text, facts)
         rows_path.unlink(missing_ok=True)
     return int(not bench.rows or any(note.startswith("FAIL") for note in bench.notes))
-
-
-def module_of(question: Question) -> str:
-    """The module that asks a question, by its own name also where it is the main one."""
-    name = question.measure.__module__
-    spec = sys.modules["__main__"].__spec__
-    return spec.name if name == "__main__" and spec is not None else name
 
 
 def prepare(question: Question, bench: Bench) -> None:
@@ -232,6 +226,12 @@ def parser_of(question: Question) -> argparse.ArgumentParser:
         choices=("none", "crash", "case"),
         help="cases in this process, in another one until it crashes, or each in one of its own",
     )
+    parser.add_argument(
+        "--case-limit",
+        type=float,
+        default=question.case_limit_s,
+        help="seconds after which a case in a process of its own is ended",
+    )
     parser.add_argument(OPTION, action="store_true", help=argparse.SUPPRESS)
     question.add_options(parser)
     return parser
@@ -241,7 +241,7 @@ def measure_all(
     question: Question,
     cases: Sequence[Case],
     bench: Bench,
-    measure: Callable[[Case, float], None],
+    measure: Callable[[Case], object],
 ) -> None:
     """Measure the cases while the budget lasts.
 
@@ -249,7 +249,7 @@ def measure_all(
         question: that has them.
         cases: in order.
         bench: gets rows, and a note that begins with FAIL for a case that raises.
-        measure: measures a case, in at most so many seconds.
+        measure: measures a case.
     """
     budget_s = bench.options.budget
     if budget_s is None:
@@ -259,12 +259,11 @@ def measure_all(
     left_out = []
     for case in cases:
         begun = time.monotonic()
-        left = budget_s - (begun - started)
-        if left < longest:
+        if begun - started + longest > budget_s:
             left_out.append(case.name)
             continue
         try:
-            measure(case, min(question.case_limit_s, left))
+            measure(case)
         except StopRunError as stop:
             bench.notes.append(f"FAIL {case.name}: {stop}")
             break
@@ -297,13 +296,15 @@ def measure_here(question: Question, case: Case, bench: Bench) -> Exception | No
     return raised
 
 
-def measure_elsewhere(workers: Workers, case: Case, seconds: float, bench: Bench) -> None:
+def measure_elsewhere(workers: Workers, case: Case, bench: Bench) -> None:
     """Measure a case in a worker.
 
     Raises:
-        StopRunError: the case has raised one.
+        StopRunError: the case has raised one, or no worker can be prepared.
     """
-    message = workers.measure(case.name, seconds)
+    message = workers.measure(case.name, bench.options.case_limit)
+    if message.get("never_ready"):
+        raise StopRunError(f"no worker is ready to measure: {message['lost']}")
     if "lost" in message:
         bench.notes.append(f"FAIL {case.name}: {message['lost']}")
         return
@@ -325,6 +326,7 @@ def serve(question: Question, cases: Sequence[Case], options: Options) -> None:
     first = Bench(options, {})
     prepare(question, first)
     prepared = copy.deepcopy(first.facts)
+    channel.send()  # ready
     for name in channel.names():
         bench = Bench(options, copy.deepcopy(prepared))
         bench.notes, first.notes = first.notes, []
@@ -346,8 +348,14 @@ def serve(question: Question, cases: Sequence[Case], options: Options) -> None:
 def write(folder: Path, name: str, text: str, facts: Facts) -> None:
     """Write NAME.md and NAME.json into a folder, which is made where it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.md").write_text(text)
-    (folder / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    for path, content in (
+        (folder / f"{name}.md", text),
+        (folder / f"{name}.json", json.dumps(facts, indent=1) + "\n"),
+    ):
+        # Whole, or not at all: a run may be ended at any moment.
+        part = path.with_name(f".{path.name}.part")
+        part.write_text(content)
+        part.replace(path)
 
 
 def table(rows: Iterable[Row], columns: Mapping[str, Callable[[Row], object]]) -> str:

@@ -113,6 +113,7 @@ def interleave(
     *,
     warm_up: int = 3,
     stopwatch: Stopwatch | None = None,
+    seconds: float = float("inf"),
 ) -> dict[str, Timing]:
     """Time each candidate once per round, in turn.
 
@@ -124,6 +125,7 @@ def interleave(
         rounds: how often each candidate is timed.
         warm_up: how often each call runs before.
         stopwatch: CPU time of this thread if None.
+        seconds: after which no round begins, but for the first two.
 
     Returns:
         {name: timing}, in the order of ``calls``.
@@ -137,7 +139,10 @@ def interleave(
     if isinstance(stopwatch, CudaEvents):
         torch.cuda.synchronize()
     table = []
+    started = time.perf_counter()
     for turn in range(rounds):
+        if turn >= 2 and time.perf_counter() - started > seconds:
+            break
         for own in variants.values():
             stopwatch.time(own[turn % len(own)])
         table.append(stopwatch.finish_round())

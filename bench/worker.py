@@ -13,19 +13,28 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 Message = dict[str, Any]
 
 OPTION = "--worker"
+# For a worker's imports and preparation, which compile on a GPU.
+START_SECONDS = 90.0
 
 
 def is_sticky(error: Exception) -> bool:
     """Whether a process can do nothing more on its GPU after this error."""
     words = ("CUDA error", "illegal memory access", "device-side assert", "launch failure")
     return any(word in str(error) for word in words)
+
+
+def module_of(function: Callable[..., object]) -> str:
+    """The module of a function, by its own name also where it is the main one."""
+    name = function.__module__
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if name == "__main__" and spec is not None else name
 
 
 def close_input(process: subprocess.Popen[str], seconds: float) -> None:
@@ -58,9 +67,13 @@ class Worker:
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+        # Until it is ready; where it is lost instead, so is its first case.
+        self._lost = self._next(START_SECONDS).get("lost")
 
     def measure(self, name: str, seconds: float) -> Message:
         """What the worker says of a case; "lost" says why it says nothing."""
+        if self._lost is not None:
+            return {"lost": self._lost, "never_ready": True}
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(f"{name}\n")
@@ -118,11 +131,15 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def measure(self, name: str, seconds: float) -> Message:
-        """What a worker says of a case, as `Worker.measure` does."""
+    def start(self) -> Worker:
+        """The worker of the next case, when it is ready."""
         if self._worker is None:
             self._worker = Worker(self._module, self._arguments)
-        message = self._worker.measure(name, seconds)
+        return self._worker
+
+    def measure(self, name: str, seconds: float) -> Message:
+        """What a worker says of a case, as `Worker.measure` does."""
+        message = self.start().measure(name, seconds)
         if self._is_fresh or "lost" in message or message.get("is_broken"):
             self._close()
         return message

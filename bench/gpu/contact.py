@@ -141,7 +141,8 @@ def e2e(host: Host, name: str, seconds: float, *arguments: str) -> Stage:
     if host.dry:
         where = ["--device", "cpu", "--rounds", "2", "--isolate", "case"]
     own = [*where, "--out", str(host.out), "--name", name, *arguments]
-    command = host.module("bench.e2e", "--no-agreement", *own)
+    # Ended before its stage, so that the run still writes what it has; the imports are beside that.
+    command = host.module("bench.e2e", "--no-agreement", "--case-limit", str(seconds - 20), *own)
     needs = ("install", "usable")
     return Stage(name, seconds, command, needs, engine_environment(), waits=True)
 
@@ -149,14 +150,15 @@ def e2e(host: Host, name: str, seconds: float, *arguments: str) -> Stage:
 def first(host: Host) -> list[Stage]:
     """Does it build, are the bits right, does the engine start, what does a step cost?"""
     probe = ["--out", str(host.out), "--budget", "58", "--parts"]
-    parts = ["nll", "--compile"] if host.dry else ["overhead,host,attention,nll,lanes"]
+    parts = ["nll", "--compile"] if host.dry else ["overhead,host,lanes,attention,nll"]
+    kernels, experiments = tests(host)
     return [
         # The engine's start is the host's work mostly: beside the build and the tests.
         install(host),
         Stage("facts", 20, host.module("bench.gpu.facts")),
         *build(host),
         smoke(host, "smoke", 120, beside=True),
-        *tests(host),
+        kernels,
         Stage(
             "probe",
             70,
@@ -178,6 +180,7 @@ def first(host: Host) -> list[Stage]:
             ),
             needs=("usable",),
         ),
+        experiments,
     ]
 
 
@@ -186,48 +189,29 @@ def second(host: Host) -> list[Stage]:
     few = pytest_of(host, "-m", "gpu and not slow", "-k", SANITIZED, "--confcutdir=tests/kernels")
     few.append("tests/kernels/directions/test_cuda.py")
     lora = ["--rounds", "10", "--budget", "14", "--only", "opt-13b q_proj r8"]
+    sanitizer = ["compute-sanitizer", "--error-exitcode=9", "--tool"]
+    needs = ("usable",)
+    # The decisions first: each case checks its own bits. Call 1 has run the tests, too.
     return [
         *build(host),
-        *tests(host),
+        Stage("perturbed_lora", 25, host.question("bench.experiments.lora.measure", *lora), needs),
+        Stage("paired", 55, host.question("bench.paired", "--quick", "--budget", "40"), needs),
+        Stage("directions", 60, host.question("bench.directions", "--budget", "45"), needs),
         *(
-            Stage(
-                tool,
-                35,
-                few
-                if host.dry
-                else ["compute-sanitizer", "--tool", tool, "--error-exitcode=9", *few],
-                needs=("usable",),
-            )
+            Stage(tool, 35, few if host.dry else [*sanitizer, tool, *few], needs)
             for tool in ("memcheck", "racecheck")
         ),
-        Stage(
-            "directions",
-            60,
-            host.question("bench.directions", "--budget", "45"),
-            needs=("usable",),
-        ),
-        Stage(
-            "paired",
-            55,
-            host.question("bench.paired", "--quick", "--budget", "42"),
-            needs=("usable",),
-        ),
-        Stage(
-            "perturbed_lora",
-            25,
-            host.question("bench.experiments.lora.measure", *lora),
-            needs=("usable",),
-        ),
+        *tests(host),
     ]
 
 
 def third(host: Host) -> list[Stage]:
     """Seconds per step of three models beside the plain loop, without and with prefill graphs."""
     shapes = ("tiny",) if host.dry else SHAPES
-    plain = [e2e(host, f"e2e-{shape}", 75, "--shapes", shape) for shape in shapes]
+    plain = [e2e(host, f"e2e-{shape}", 85, "--shapes", shape) for shape in shapes]
     # Then the models whose steps the host holds up, with prefill graphs.
     graphs = [
-        e2e(host, f"graphs-{shape}", 75, "--shapes", shape, "--graphs")
+        e2e(host, f"graphs-{shape}", 85, "--shapes", shape, "--graphs")
         for shape in (() if host.dry else ("opt-1.3b", "llama-3.1-8b"))
     ]
     return [install(host), *build(host), *plain, *graphs]

@@ -136,9 +136,10 @@ def fill_triton_cache(folder: Path) -> None:
         "TRITON_CACHE_DIR": str(TRITON_CACHE),
         "PYTHONPATH": str(ROOT),
     }
-    compile_ahead = [python, "-m", "bench.gpu.compile_ahead"]
-    # A test that fails has compiled what it could; the next one goes on.
-    subprocess.run(compile_ahead, env=environment, cwd=ROOT)
+    variants = ["bench.gpu.probe", "--compile", "--parts", "attention,nll"]
+    for module in (["bench.gpu.compile_ahead"], variants):
+        # A test that fails has compiled what it could; the next one goes on.
+        subprocess.run([python, "-m", *module], env=environment, cwd=ROOT)
     # The tests read the intermediate code; a launch needs the binary and what describes it.
     for path in TRITON_CACHE.rglob("*.*"):
         if path.is_file() and path.suffix not in (".cubin", ".json"):

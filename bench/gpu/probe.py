@@ -1,6 +1,6 @@
 """Questions that only a GPU answers, about a minute in all.
 
-    python -m bench.gpu.probe --out DIR [--parts overhead,host,attention,nll,lanes] [--budget 60]
+    python -m bench.gpu.probe --out DIR [--parts overhead,host,lanes,attention,nll] [--budget 60]
 
 Each answer is one JSON line of DIR/probe.jsonl, written at once, and one printed line. --compile
 compiles the Triton variants for sm_90 on a host without a GPU and times nothing.
@@ -64,12 +64,18 @@ NLL_TILES: dict[str, dict[str, int]] = {
 }
 
 
+class OutOfTimeError(Exception):
+    """The budget is spent; what follows is left out."""
+
+
 class Log:
-    def __init__(self, out: Path | None) -> None:
+    def __init__(self, out: Path | None, budget: float = float("inf")) -> None:
         self._path = None
+        self._budget = budget
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             self._path = out / "probe.jsonl"
+        self.failed = 0
 
     def __call__(self, part: str, what: str, **values: Any) -> None:
         if self._path is not None:
@@ -77,6 +83,23 @@ class Log:
                 file.write(json.dumps({"part": part, "what": what, **values}) + "\n")
         said = " ".join(f"{k}={v}" for k, v in values.items())
         print(f"{time.monotonic() - STARTED:5.1f} {part:9} {what:40} {said}", flush=True)
+
+    @contextmanager
+    def attempt(self, part: str, what: str, **labels: str) -> Iterator[None]:
+        """What is tried inside is lost where it raises, and nothing else.
+
+        Raises:
+            OutOfTimeError: no time is left for it.
+        """
+        if time.monotonic() - STARTED > self._budget:
+            raise OutOfTimeError
+        try:
+            yield
+        except OutOfTimeError:
+            raise
+        except Exception as error:
+            self.failed += 1
+            self(part, what, **labels, FAIL=f"{type(error).__name__}: {str(error)[:300]}")
 
 
 def us(call: Call, rounds: int = 15) -> float:
@@ -149,7 +172,8 @@ def host(log: Log) -> None:
         "replay of a graph of 12 kernels": as_graph(lambda: [x.add_(0.0) for _ in range(12)]),
     }
     for name, call in calls.items():
-        log("host", name, us=host_us(call))
+        with log.attempt("host", name):
+            log("host", name, us=host_us(call))
     log("host", "attention with a new plan", us=host_us(one.ours_with_new_plan, 50))
     masters = [torch.randn(8, 64, device="cuda") for _ in range(96)]
     specs = [mk.TensorSpec(f"t{i}", (8, 64)) for i in range(96)]
@@ -173,18 +197,18 @@ def attention(log: Log, device: str = "cuda") -> None:
         one = Attention(case, torch.bfloat16, device)
         first = None
         for variant, tiles in ATTENTION_TILES.items():
-            with changed(module, **tiles):
+            with log.attempt("attention", name, variant=variant), changed(module, **tiles):
                 if device == "cpu":
                     one.ours("triton")
                     continue
                 call = as_graph(lambda one=one: one.ours("triton"))
-            call()
-            result = one.out.clone()
-            first = result if first is None else first
-            t = us(call)
-            rate = round(case.nbytes / t * 1e-3)
-            same = torch.equal(first, result)
-            log("attention", name, variant=variant, us=t, gb_s=rate, same_bits=same)
+                call()
+                result = one.out.clone()
+                first = result if first is None else first
+                t = us(call)
+                rate = round(case.nbytes / t * 1e-3)
+                same = torch.equal(first, result)
+                log("attention", name, variant=variant, us=t, gb_s=rate, same_bits=same)
 
 
 def nll(log: Log, device: str = "cuda") -> None:
@@ -207,20 +231,20 @@ def nll(log: Log, device: str = "cuda") -> None:
             linear = us(as_graph(lambda h=hidden, w=weight: F.linear(h, w)))
             log("nll", f"{what}: F.linear only", us=linear)
         for variant, tiles in NLL_TILES.items():
-            with changed(module, **tiles):
+            with log.attempt("nll", what, variant=variant), changed(module, **tiles):
                 if device == "cpu":
                     run()
                     continue
                 result = run()
                 call = as_graph(run)
-            first = result if first is None else first
-            t = us(call)
-            rates = {
-                "gb_s": round(2 * vocab * dim / t * 1e-3),
-                "tflop_s": round(2e-6 * tokens * vocab * dim / t),
-            }
-            same = torch.equal(first, result)
-            log("nll", what, variant=variant, us=t, **rates, same_bits=same)
+                first = result if first is None else first
+                t = us(call)
+                rates = {
+                    "gb_s": round(2 * vocab * dim / t * 1e-3),
+                    "tflop_s": round(2e-6 * tokens * vocab * dim / t),
+                }
+                same = torch.equal(first, result)
+                log("nll", what, variant=variant, us=t, **rates, same_bits=same)
 
 
 def lanes(log: Log) -> None:
@@ -251,31 +275,34 @@ def lanes(log: Log) -> None:
                 if status:
                     raise RuntimeError(f"CUDA error {status}")
 
-            t = us(run, 9)
             variant = f"{'32 B a lane' if wide else '16 B contiguous'}, {vectors} vectors"
             variant += ", no L1" if hint else ""
             variant += ", persistent" if grid else ""
-            log("lanes", name, variant=variant, us=t, gb_s=round(nbytes * n / t * 1e-3))
+            with log.attempt("lanes", name, variant=variant):
+                t = us(run, 9)
+                log("lanes", name, variant=variant, us=t, gb_s=round(nbytes * n / t * 1e-3))
 
 
 PARTS: dict[str, Callable[..., None]] = {
     "overhead": overhead,
     "host": host,
+    "lanes": lanes,
     "attention": attention,
     "nll": nll,
-    "lanes": lanes,
 }
 
 
-def compile_only(parts: list[str]) -> None:
-    """Compile the Triton variants for sm_90, and say what they need."""
+def compile_only(parts: list[str]) -> int:
+    """Compile the Triton variants for sm_90, and say what they need; returns how many failed."""
     from tests.support.dry_launch import dry_launches
 
+    log = Log(None)
     with dry_launches(90) as launches:
         for name in parts:
-            PARTS[name](Log(None), "cpu")
+            PARTS[name](log, "cpu")
     for text in sorted({str(launch) for launch in launches}):
         print(text)
+    return log.failed
 
 
 def main() -> int:
@@ -287,22 +314,16 @@ def main() -> int:
     options = parser.parse_args()
     parts = options.parts.split(",")
     if options.compile:
-        compile_only(parts)
-        return 0
-    log = Log(options.out)
-    failed = 0
+        return int(compile_only(parts) > 0)
+    log = Log(options.out, options.budget)
     for name in parts:
-        if time.monotonic() - STARTED > options.budget:
-            log(name, "left out for want of time")
-            continue
         try:
-            PARTS[name](log)
-        # The other parts are for themselves.
-        except Exception as error:
-            failed += 1
-            log(name, f"FAIL {type(error).__name__}: {str(error)[:300]}")
+            with log.attempt(name, "the rest"):
+                PARTS[name](log)
+        except OutOfTimeError:
+            log(name, "left out for want of time, from here on")
         torch.cuda.empty_cache()
-    return int(failed > 0)
+    return int(log.failed > 0)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,17 +137,20 @@ class Call:
             stages: in order.
             verdict: text made of the folder; it is written there after each stage.
         """
-        for stage in stages:
-            if stage.waits or any(need not in self.outcomes for need in stage.needs):
-                self._join()
-            if stage.beside:
-                thread = threading.Thread(target=self._run, args=(stage, verdict), daemon=True)
-                self._beside.append(thread)
-                thread.start()
-            else:
-                self._run(stage, verdict)
-        self._join()
-        self.archive.close()
+        try:
+            for stage in stages:
+                if stage.waits or any(need not in self.outcomes for need in stage.needs):
+                    self._join()
+                if stage.beside:
+                    thread = threading.Thread(target=self._run, args=(stage, verdict), daemon=True)
+                    self._beside.append(thread)
+                    thread.start()
+                else:
+                    self._run(stage, verdict)
+            self._join()
+        finally:
+            self.stop()
+            self.archive.close()
         return all(outcome.is_good for outcome in self.outcomes.values())
 
     def stop(self) -> None:
@@ -172,10 +176,10 @@ class Call:
             self.outcomes[stage.name] = outcome
             with (self.folder / "stages.jsonl").open("a") as file:
                 file.write(json.dumps(vars(outcome)) + "\n")
+            (self.folder / "verdict.txt").write_text(verdict())
         print(
             f"{outcome.name}: {outcome.status}, {outcome.seconds} s, at {outcome.at} s", flush=True
         )
-        (self.folder / "verdict.txt").write_text(verdict())
         self.archive.renew()
 
     def _why_not(self, stage: Stage) -> str | None:
@@ -201,7 +205,8 @@ class Call:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, **stage.environment, key: value},
+                    # setproctitle would write a process's title over its environment, the mark too.
+                    env={**os.environ, **stage.environment, key: value, "SPT_NOENV": "1"},
                     process_group=0,
                 )
             except OSError as error:
@@ -227,21 +232,19 @@ def end(process: subprocess.Popen[bytes], mark: str) -> None:
         try:
             process.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
-            signal_group(process, signal.SIGKILL)
+            process.kill()
             process.wait()
+    signal_group(process, signal.SIGKILL)
     # An engine's scheduler outlives its parent and would keep the GPU's memory.
     for pid in marked(mark):
-        try:
+        with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
-        except OSError:
-            continue
 
 
 def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    try:
+    """Send a signal to what is left of a process's group."""
+    with suppress(OSError):
         os.killpg(process.pid, number)
-    except OSError:
-        process.send_signal(number)
 
 
 def marked(mark: str) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,24 @@ LORA_MUST_WIN_BY = 1.5
 
 def text(folder: Path, call: int) -> str:
     """The verdict on a call's folder, as far as it has come."""
-    sections = [failures(folder), smoke(folder), probe(folder), kernels(folder), steps(folder)]
     end = [*stages(folder), *following(folder, call)]
     room = LIMIT_CHARS - sum(len(line) + 1 for line in end)
     lines: list[str] = []
-    for line in (line for section in sections for line in section):
+    for line in (line for section in SECTIONS for line in lines_of(section, folder)):
         room -= len(line[:220]) + 1
         if room < 0:
             lines.append("... the archive has the rest")
             break
         lines.append(line[:220])
     return "\n".join([*lines, *end]) + "\n"
+
+
+def lines_of(section: Callable[[Path], Iterator[str]], folder: Path) -> Iterator[str]:
+    """A section's lines; what a file that is not as expected raises is one of them."""
+    try:
+        yield from section(folder)
+    except Exception as error:
+        yield f"verdict: {section.__name__}: {type(error).__name__}: {error}"
 
 
 def rows(path: Path) -> list[Row]:
@@ -46,11 +53,11 @@ def rows(path: Path) -> list[Row]:
 
 def measured(folder: Path, name: str) -> list[Row]:
     """The rows of a question: of its JSON, or of what it had when it ended."""
-    path = folder / f"{name}.json"
-    if path.exists():
-        found: list[Row] = json.loads(path.read_text())["rows"]
-        return found
-    return rows(folder / f"{name}.jsonl")
+    try:
+        found: list[Row] = json.loads((folder / f"{name}.json").read_text())["rows"]
+    except (OSError, ValueError):
+        return rows(folder / f"{name}.jsonl")
+    return found
 
 
 def failed_tests(folder: Path) -> list[str]:
@@ -70,6 +77,11 @@ def failures(folder: Path) -> Iterator[str]:
         yield from (
             f"{log.stem}: {line}" for line in content if re.search(r"\d+ (passed|failed)", line)
         )
+    # Why the other stages failed: the ends of their logs.
+    for row in rows(folder / "stages.jsonl"):
+        if row["status"].lstrip("-").isdigit() and row["status"] != "0":
+            log = (folder / f"{row['name']}.log").read_text(errors="replace")
+            yield from (f"{row['name']}: {line}" for line in log.splitlines()[-3:] if line.strip())
     found = failed_tests(folder)
     yield from (f"FAILED {name}" for name in found[:25])
     if len(found) > 25:
@@ -95,6 +107,12 @@ def probe(folder: Path) -> Iterator[str]:
             values = " ".join(f"{k}={v}" for k, v in row.items() if k not in ("part", "what"))
             yield f"probe {row.get('part')} {row.get('what')}: {values}"
     for (part, what), found in variants.items():
+        if part == "lanes":
+            # What the switch can choose.
+            found = [row for row in found if row["variant"].endswith(", 2 vectors")]
+            found.sort(key=lambda row: not row["variant"].startswith("32 B"))
+        if not found:
+            continue
         base, best = found[0], min(found, key=lambda row: row["us"])
         bits = "" if best.get("same_bits", True) else ", OTHER BITS"
         yield (
@@ -120,12 +138,18 @@ def kernels(folder: Path) -> Iterator[str]:
     ratios = [
         (row["ratio"], row["path"], row["case"])
         for row in measured(folder, "perturbed_lora")
-        if row["path"] in ("cuda", "triton") and "ratio" in row
+        if row["path"] in ("cuda", "triton") and "ratio" in row and is_small(row["case"])
     ]
     if ratios:
         ratio, path, case = max(ratios)
         word = "stays" if ratio >= LORA_MUST_WIN_BY else "goes"
         yield f"perturbed_lora: best {path} x{ratio} of slots + products ({case}): {word}"
+
+
+def is_small(case: str) -> bool:
+    """Whether a case of perturbed_lora is one that decides: rank 8, at most 256 rows of a sign."""
+    found = re.search(r" r8 T=(\d+)$", case)
+    return found is not None and int(found[1]) <= 256
 
 
 def steps(folder: Path) -> Iterator[str]:
@@ -148,8 +172,12 @@ def stages(folder: Path) -> Iterator[str]:
 
 def following(folder: Path, call: int) -> Iterator[str]:
     """The next command, without the families of tests that have failed."""
-    if call == 3:
+    built = {row["name"]: row["status"] for row in rows(folder / "stages.jsonl")}.get("build")
+    if call == 3 or built != "0":
         return
     families = sorted({re.sub(r"^.*::|\[.*$", "", name) for name in failed_tests(folder)})
     narrowed = f"TESTS='not ({' or '.join(families)})' " if families else ""
     yield f"next: {narrowed}bash bench/gpu/contact.sh {call + 1}"
+
+
+SECTIONS = (failures, smoke, probe, kernels, steps)

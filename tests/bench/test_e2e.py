@@ -98,6 +98,22 @@ def test_runs_take_turns_with_the_plain_loop(tiny_model_dir):
     assert "- x: ok; loss error 1.00e-03" in text
 
 
+def test_a_stopwatch_that_fails_costs_no_row(monkeypatch, tiny_model_dir):
+    from bench import step_candidates
+
+    def fails(*arguments):
+        raise RuntimeError("stopwatch")
+
+    monkeypatch.setattr(step_candidates, "profile", fails)
+    config = decoders.make_config(lr=1e-3, eps=1e-2)
+    batch = decoders.make_batch(random.Random(0), 2, (4, 9), 500)
+    with mezo.attach(load_model(tiny_model_dir("llama")), config) as run:
+        plain = {"plain loop": SlotLoop(run, batch).step}
+        rows = take_turns(plain, {"sglang, exact": run}, batch, 2, warm_up=1)
+    assert [row["parts"] for row in rows] == [{}, {}]
+    assert rows[1]["ratio"] > 0
+
+
 def row_of(name, first_loss, parts=None):
     return {
         "name": name,

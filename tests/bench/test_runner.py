@@ -105,6 +105,12 @@ def test_candidates_take_turns_and_a_ratio_is_the_median_of_its_rounds():
     assert rebased(timings, "ours")["base"].ratios == [0.5, 0.25, 1]
 
 
+def test_no_round_begins_after_its_time_but_the_first_two():
+    timings = interleave({"a": lambda: None}, 9, warm_up=0, seconds=-1.0)
+    assert len(timings["a"].seconds) == 2
+    assert len(interleave({"a": lambda: None}, 9, seconds=60.0)["a"].seconds) == 9
+
+
 def test_a_candidate_of_several_buffers_uses_the_next_one_each_round():
     used = []
     variants = [lambda i=i: used.append(i) for i in range(3)]

@@ -28,7 +28,7 @@ def test_a_crash_costs_one_case(tmp_path, capsys):
     assert facts["notes"] == [
         "begun",
         "FAIL dies: its process was ended by SIGQUIT",
-        "FAIL hangs: took more than 10 s and was ended",
+        "FAIL hangs: took more than 3 s and was ended",
         "FAIL raises: ValueError: seen on the way",
         "FAIL sticky: RuntimeError: CUDA error: an illegal memory access was encountered",
     ]
@@ -40,6 +40,20 @@ def test_a_crash_costs_one_case(tmp_path, capsys):
     assert facts["cpu_flags"] == sorted(set(facts["cpu_flags"]))
     assert not (tmp_path / "flaky.jsonl").exists()
     assert str(facts["cases"]) in capsys.readouterr().out
+
+
+def test_a_workers_start_is_not_of_the_budget(tmp_path):
+    status, facts = run(tmp_path, "--isolate", "crash", "--names", "good 1", "--budget", "0.5")
+    assert status == 0
+    assert [row["case"] for row in facts["rows"]] == ["good 1"]
+
+
+def test_a_worker_that_cannot_be_prepared_ends_the_run(tmp_path, capsys):
+    arguments = ["--device", "cpu", "--out", str(tmp_path), "--isolate", "crash"]
+    assert runner.main(QUESTION, [*arguments, "--broken"]) == 1
+    said = capsys.readouterr().out
+    assert said.count("FAIL good 1: no worker is ready to measure: its process ended") == 1
+    assert "dies" not in said
 
 
 def test_each_case_in_a_process_of_its_own(tmp_path):

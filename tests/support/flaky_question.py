@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -37,8 +38,15 @@ def measure(case: Case, bench: Bench) -> None:
 
 
 def begin(bench: Bench) -> None:
+    if bench.options.broken:
+        raise OSError("no compiler")
     bench.facts["cases"] = []
     bench.notes.append("begun")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--names", default=",".join(NAMES))
+    parser.add_argument("--broken", action="store_true")
 
 
 QUESTION = Question(
@@ -47,9 +55,9 @@ QUESTION = Question(
     cases=lambda options: [Case(name) for name in options.names.split(",")],
     measure=measure,
     report=lambda facts: f"{facts['cases']} {facts['commit']}",
-    add_options=lambda parser: parser.add_argument("--names", default=",".join(NAMES)),
+    add_options=add_options,
     begin=begin,
-    case_limit_s=10.0,
+    case_limit_s=3.0,
 )
 
 if __name__ == "__main__":
