@@ -89,7 +89,7 @@ HEADLINES = (
     Headline(
         "the demo after 1,000 steps (activated), 400 held-out sentences, seed 0",
         "training",
-        "make demo",
+        "make demo; python -m bench.training runs/demo",
         held_out("activated"),
     ),
     *(
