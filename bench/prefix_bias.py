@@ -36,18 +36,12 @@ def cases(options: runner.Options) -> list[Case]:
 def batches() -> tuple[list[mezo.Batch], str]:
     """One batch per direction, and the invocation."""
     from mezo import tasks
+    from mezo.data.example import batch_of
 
     task = tasks.get("rotten_tomatoes")
     examples = task.load(None).train[: NUM_DIRECTIONS * BATCH_SIZE]
     parts = [examples[i : i + BATCH_SIZE] for i in range(0, len(examples), BATCH_SIZE)]
-    found = [
-        mezo.Batch(
-            prompts=[task.prompt(e.text) for e in part],
-            options=list(task.options),
-            labels=[e.label for e in part],
-        )
-        for part in parts
-    ]
+    found = [batch_of(part) for part in parts]
     return found, task.invocation
 
 

@@ -70,13 +70,12 @@ class PeftLoop(PaperLoop):
 
 def demo_batch() -> dict[str, Any]:
     """The fields of the batch, in plain values."""
-    from mezo import tasks
+    from mezo.tasks import rotten_tomatoes
 
-    task = tasks.get("rotten_tomatoes")
-    examples = task.load(None).train[:BATCH_SIZE]
+    examples = rotten_tomatoes.load(None).train[:BATCH_SIZE]
     return {
-        "prompts": [task.prompt(e.text) for e in examples],
-        "options": list(task.options),
+        "prompts": [e.prompt for e in examples],
+        "options": list(rotten_tomatoes.OPTIONS),
         "labels": [e.label for e in examples],
     }
 

@@ -1,21 +1,13 @@
-"""`Task`, `Splits` and `Example`."""
+"""`Task` and `Splits`: a data set with its wording."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from mezo.data.batch import Batch
-
-
-@dataclass(frozen=True)
-class Example:
-    """A text and the index of its label."""
-
-    text: str
-    label: int
+from mezo.data.example import Example
 
 
 @dataclass(frozen=True)
@@ -27,65 +19,23 @@ class Splits:
     test: list[Example]
 
 
-class Task(Protocol):
-    """A data set and its wording; `mezo train` trains on one."""
-
-    @property
-    def name(self) -> str:
-        """What the command line calls it; the adapter's name too."""
-        ...
-
-    @property
-    def invocation(self) -> str:
-        """The words behind every prompt, with their leading space."""
-        ...
-
-    @property
-    def preset(self) -> Mapping[str, Any]:
-        """{field of `MeZOConfig` or `TrainConfig`: its default for this task}."""
-        ...
-
-    def load(self, path: Path | None, /) -> Splits:
-        """Read the data, from a file or (None) from the cache, which it fills if need be."""
-        ...
-
-    def prompt(self, text: str, /) -> str:
-        """Word the text of an example as a prompt, without a trailing space."""
-        ...
-
-    def batch(self, examples: Sequence[Example], /) -> Batch:
-        """Word examples as a batch, for a run whose config has the task's invocation."""
-        ...
-
-
 @dataclass(frozen=True)
-class OptionTask:
-    """A `Task` whose labels are words: a classification data set.
+class Task:
+    """A data set and its wording; `mezo train --task NAME` trains on it.
 
     Args:
         name: what the command line calls it, and the adapter's name.
-        load: reads the data, from a file or (None) from the cache, which it fills if need be.
-        prompt: text of an example -> prompt, without a trailing space.
-        invocation: the words behind every prompt, with their leading space.
-        options: the word of each label, as it continues the invocation: with its leading space.
-        preset: {field of `MeZOConfig` or `TrainConfig`: its default for this task}.
+        load: reads and words the data, from a file or directory, or (None) from the cache, which it
+            fills if need be.
+        invocation: the words between every prompt and its completion or options. Where it begins
+            with a blank, prompts end without one.
+        metric: name of the metric to report, see `mezo.train.metrics`.
+        preset: {field of `MeZOConfig` or `TrainConfig`: its default for this task}; only what was
+            measured.
     """
 
     name: str
     load: Callable[[Path | None], Splits]
-    prompt: Callable[[str], str]
     invocation: str
-    options: tuple[str, ...]
+    metric: str = "accuracy"
     preset: Mapping[str, Any] = field(default_factory=dict)
-
-    def batch(self, examples: Sequence[Example]) -> Batch:
-        """Word examples as a batch, for a run whose config has the task's invocation.
-
-        Raises:
-            ValueError: no example, or a label that has no option.
-        """
-        return Batch(
-            prompts=[self.prompt(example.text) for example in examples],
-            options=list(self.options),
-            labels=[example.label for example in examples],
-        )

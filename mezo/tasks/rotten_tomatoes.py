@@ -6,12 +6,14 @@ import random
 from pathlib import Path
 
 from mezo.data import formats
+from mezo.data.example import Example
 from mezo.data.formats import Record
 from mezo.tasks import assets
-from mezo.tasks.base import Example, OptionTask, Splits
+from mezo.tasks.base import Splits, Task
 
 NUM_TEST = 1000
 NUM_DEV = 500
+OPTIONS = (" bad", " good")
 _COLUMNS = ("text", "label", "source")
 _SOURCE = "rotten_tomatoes"
 
@@ -58,26 +60,22 @@ def load(path: Path | None = None) -> Splits:
     )
 
 
-def prompt(text: str) -> str:
-    """Word a sentence: as it is; the invocation asks for " bad" or " good" next."""
-    return text.strip()
-
-
 def _example(record: Record) -> Example:
     label = record.fields["label"]
     if label not in ("0", "1"):
         raise ValueError(
             f"load: label in {record.where} must be 0 or 1, got {label!r}; fix the row."
         )
-    return Example(record.fields["text"], int(label))
+    # The sentence as it is; the invocation asks for " bad" or " good" next.
+    return Example(
+        record.fields["text"].strip(), options=OPTIONS, label=int(label), where=record.where
+    )
 
 
-TASK = OptionTask(
+TASK = Task(
     name="rotten_tomatoes",
     load=load,
-    prompt=prompt,
     invocation=" The movie was",
-    options=(" bad", " good"),
     # Chosen on the dev split for SmolLM2-135M-Instruct and prefix "exact".
     preset={
         "num_steps": 400,

@@ -13,10 +13,11 @@ from mezo._inputs import require
 from mezo.checkpoint.atomic import check_output
 from mezo.checkpoint.peft import ADAPTER_FILES
 from mezo.config import MeZOConfig, TrainConfig
+from mezo.data.example import Example, batch_of
 from mezo.data.sampling import batches
 from mezo.engines import ENGINES
 from mezo.run import Run, attach
-from mezo.tasks import Example, Task, assets
+from mezo.tasks import assets
 from mezo.train.saving import train_and_save
 from mezo.train.task_files import TaskLog, can_plot, closing_words, leave_files, record_of
 from mezo.train.trainer import MeZOTrainer
@@ -87,7 +88,7 @@ def train_task(settings: TrainConfig, config: MeZOConfig) -> dict[str, Any]:
     with engine.launch(model, config, threads=settings.threads) as handle:
         run = attach(handle, config, tokenizer=engine.tokenizer(model))
         with closing(run.close):
-            train = _short_enough(splits.train, task, run, settings.max_prompt_tokens)[
+            train = _short_enough(splits.train, run, settings.max_prompt_tokens)[
                 : settings.train_examples
             ]
             require(
@@ -95,16 +96,16 @@ def train_task(settings: TrainConfig, config: MeZOConfig) -> dict[str, Any]:
                 f"train: there must be a batch of {settings.batch_size} training examples, got "
                 f"{len(train)}; raise train_examples or max_prompt_tokens.",
             )
-            _check_rows(train, task, run)
+            _check_rows(train, run)
             held_out = splits.test[: settings.eval_examples]
             log = TaskLog(settings, config, model, can_plot=has_plots)
             trainer = MeZOTrainer(
                 run,
-                map(task.batch, batches(train, settings.batch_size, config.seed)),
+                map(batch_of, batches(train, settings.batch_size, config.seed)),
                 num_steps=settings.num_steps,
                 schedule=settings.schedule,
                 held_out=[
-                    task.batch(held_out[i : i + _EVAL_BATCH])
+                    batch_of(held_out[i : i + _EVAL_BATCH])
                     for i in range(0, len(held_out), _EVAL_BATCH)
                 ],
                 eval_every=settings.eval_every,
@@ -140,26 +141,24 @@ def _train(
     return leave()
 
 
-def _short_enough(
-    examples: Sequence[Example], task: Task, run: Run, limit: int | None
-) -> list[Example]:
+def _short_enough(examples: Sequence[Example], run: Run, limit: int | None) -> list[Example]:
     """The examples whose prompts have at most ``limit`` tokens."""
     if limit is None:
         return list(examples)
     tokenizer = run.session.tokenizer
-    lengths = [len(ids) for ids in tokenizer([task.prompt(e.text) for e in examples])["input_ids"]]
+    lengths = [len(ids) for ids in tokenizer([str(e.prompt) for e in examples])["input_ids"]]
     return [e for e, n in zip(examples, lengths, strict=True) if n <= limit]
 
 
-def _check_rows(examples: Sequence[Example], task: Task, run: Run) -> None:
+def _check_rows(examples: Sequence[Example], run: Run) -> None:
     """Raise for an example whose rows are too long for the engine, before a step fails."""
     for example in examples:
         # A token has at least one byte, or an eighth where the tokenizer unfolds characters.
-        if 8 * len(task.prompt(example.text).encode()) + 256 > run.session.max_row_tokens:
+        if 8 * len(str(example.prompt).encode()) + 256 > run.session.max_row_tokens:
             try:
-                run.encode(task.batch([example]))
+                run.encode(batch_of([example]))
             except ValueError as error:
                 raise ValueError(
                     f"train: every training example must fit the engine, got {error} The text "
-                    f"begins {example.text[:40]!r}; set max_prompt_tokens."
+                    f"begins {str(example.prompt)[:40]!r}; set max_prompt_tokens."
                 ) from error

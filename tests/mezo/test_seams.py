@@ -184,7 +184,12 @@ class Tabs:
 
 def load(path):
     examples = [
-        tasks.Example(record.fields["text"], int(record.fields["label"]))
+        tasks.Example(
+            record.fields["text"],
+            options=(" bad", " good"),
+            label=int(record.fields["label"]),
+            where=record.where,
+        )
         for record in FORMATS["tabs"].read(path).records
     ]
     return tasks.Splits(train=examples[8:], dev=[], test=examples[:8])
@@ -216,12 +221,10 @@ class WrappedEngine:
 
 def test_a_format_a_task_and_an_engine(tiny_model_dir, tmp_path, register):
     preset = {"num_steps": 3, "lr": 1e-3, "batch_size": 4, "target_modules": ("q_proj",)}
-    task = tasks.OptionTask(
+    task = tasks.Task(
         name="words",
         load=load,
-        prompt=str.strip,
         invocation=" w9",
-        options=(" bad", " good"),
         preset=preset,
     )
     register(FORMATS, "tabs", Tabs())
@@ -294,13 +297,8 @@ def test_an_objective_that_this_process_lacks_is_named(register):
 
 
 def test_a_preset_with_an_unknown_field_is_refused(register):
-    class Misspelt(type(tasks.get("rotten_tomatoes"))):
-        preset = {"num_step": 3}  # noqa: RUF012
-
     known = tasks.get("rotten_tomatoes")
-    task = object.__new__(Misspelt)
-    task.__dict__.update(known.__dict__)
-    task.__dict__["preset"] = Misspelt.preset
+    task = dataclasses.replace(known, name="misspelt", preset={"num_step": 3})
     register(tasks.TASKS, "misspelt", task)
     with pytest.raises(ValueError, match=r"preset of task 'misspelt' .* got \['num_step'\]"):
         settings_of(task="misspelt", output="x")

@@ -5,6 +5,7 @@ import csv
 import pytest
 
 from mezo import tasks
+from mezo.data.example import batch_of
 from mezo.tasks import Example, assets, rotten_tomatoes
 
 
@@ -27,7 +28,7 @@ def test_the_split_is_disjoint_and_always_the_same(tmp_path):
     sizes = [len(part) for part in (splits.train, splits.dev, splits.test)]
     assert sizes == [100, 500, 1000]
     everything = splits.train + splits.dev + splits.test
-    assert {(e.text, e.label) for e in everything} == {(text, label) for text, label, _ in rows}
+    assert {(e.prompt, e.label) for e in everything} == {(text, label) for text, label, _ in rows}
     assert rotten_tomatoes.load(path) == splits
 
 
@@ -57,20 +58,21 @@ def test_too_few_sentences_are_refused(tmp_path):
 
 
 def test_a_batch_words_the_examples():
-    task = tasks.get("rotten_tomatoes")
-    batch = task.batch([Example(" a fine film . ", 1), Example("dull", 0)])
+    options = rotten_tomatoes.OPTIONS
+    batch = batch_of(
+        [Example("a fine film .", None, options, 1), Example("dull", None, options, 0)]
+    )
     assert batch.prompts == ["a fine film .", "dull"]
-    assert batch.options == [" bad", " good"]
+    assert batch.options == [[" bad", " good"]] * 2
     assert batch.labels == [1, 0]
     assert batch.pairs()[1] == ("a fine film .", " good")
 
 
 def test_a_batch_without_examples_or_with_a_strange_label_is_refused():
-    task = tasks.get("rotten_tomatoes")
     with pytest.raises(ValueError, match="at least one prompt"):
-        task.batch([])
+        batch_of([])
     with pytest.raises(ValueError, match=r"labels\[0\] must name one of the 2 options"):
-        task.batch([Example("a", 2)])
+        batch_of([Example("a", options=rotten_tomatoes.OPTIONS, label=2)])
 
 
 def test_an_unknown_task_is_refused():
@@ -83,6 +85,6 @@ def test_the_real_data_splits_as_published():
     splits = tasks.get("rotten_tomatoes").load(None)
     assert [len(part) for part in (splits.train, splits.dev, splits.test)] == [7030, 500, 1000]
     everything = splits.train + splits.dev + splits.test
-    assert len({e.text for e in everything}) == 8530
+    assert len({e.prompt for e in everything}) == 8530
     assert sum(e.label for e in everything) == 4265
     assert rotten_tomatoes.load(assets.rotten_tomatoes_csv()) == splits

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import mezo
 from mezo import tasks
 from mezo.cli import app
 from mezo.tasks import rotten_tomatoes
@@ -142,18 +141,20 @@ def test_a_training_that_fails_is_one_sentence_and_saved(arguments, tmp_path, mo
 def test_a_task_without_labels_that_score_is_reported(arguments, request):
     """Nothing of the report needs an accuracy."""
 
-    class Completions:
-        name, invocation, preset = "plain", " The movie was", {}
-        load, prompt = staticmethod(rotten_tomatoes.load), staticmethod(rotten_tomatoes.prompt)
-
-        @staticmethod
-        def batch(examples):
-            return mezo.Batch(
-                prompts=[example.text for example in examples],
-                completions=[(" bad", " good")[example.label] for example in examples],
+    def load(path):
+        splits = rotten_tomatoes.load(path)
+        return tasks.Splits(
+            *(
+                [
+                    tasks.Example(e.prompt, completion=e.options[e.label], where=e.where)
+                    for e in part
+                ]
+                for part in (splits.train, splits.dev, splits.test)
             )
+        )
 
-    tasks.TASKS.register("plain", Completions)
+    task = tasks.Task("plain", load, " The movie was")
+    tasks.TASKS.register("plain", task)
     request.addfinalizer(lambda: tasks.TASKS.unregister("plain"))
     result = CliRunner().invoke(app, arguments("--task", "plain"))
     assert result.exit_code == 0, result.output
