@@ -93,11 +93,11 @@ $(STAMPS)/installed: $(NATIVE_SOURCES) pyproject.toml Makefile | $(STAMPS)/venv
 	  $(PIP) --no-build-isolation --no-deps -e .; \
 	elif $(has_gpu); then \
 	  echo "setup: installing packages for a host with an NVIDIA GPU (takes minutes)"; \
-	  $(PIP) -e '.[sglang,plots,dev]' $(BUILD_REQUIRES); \
+	  $(PIP) -e '.[sglang,plots,trackers,dev]' $(BUILD_REQUIRES); \
 	else \
 	  echo "setup: installing packages for a host without an NVIDIA GPU (takes minutes)"; \
 	  $(PIP) $(CPU_TORCH) $(BUILD_REQUIRES); \
-	  $(PIP) --no-build-isolation -e '.[sglang-cpu,plots,dev]'; \
+	  $(PIP) --no-build-isolation -e '.[sglang-cpu,plots,trackers,dev]'; \
 	  $(PIP) --no-deps $(CPU_NO_DEPS); \
 	fi
 	@touch $@

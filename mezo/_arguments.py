@@ -58,7 +58,9 @@ def check_trainer(
     """Raise for arguments of `MeZOTrainer` that are of the wrong type."""
     checked_batches("MeZOTrainer: batches", batches)
     checked_batches("MeZOTrainer: held_out", held_out)
-    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+    if not isinstance(callbacks, Sequence) or not all(
+        callable(callback) or hasattr(callback, "on_step_end") for callback in callbacks
+    ):
         raise TypeError(
             f"MeZOTrainer: callbacks must be a list of functions, got {shown(callbacks)}; "
             "put one into a list."

@@ -6,33 +6,37 @@ The command line reads them here. A task's preset may put another default in the
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mezo._inputs import (
-    as_list,
-    checked_choice,
-    checked_integer,
-    checked_number,
-    number,
-    require,
-    shown,
+from mezo._config_checks import (
+    INTEGERS,
+    NUMBERS,
+    REMEDY,
+    check_train,
+    invocation_of,
+    module_names,
+    text_remedy,
 )
+from mezo._inputs import checked_choice, checked_integer, checked_number, require, shown
 from mezo.optim import ESTIMATORS, OPTIMIZERS
 from mezo.optim.schedule import SCHEDULES
 
 PREFIX_MODES = ("exact", "activated", "detached")
 DISTRIBUTIONS = ("gaussian", "rademacher")
+DEFAULT_STEPS = 1000
 T = TypeVar("T")
 
 
-def _option(default: T, text: str, name: str | None = None) -> T:
-    """A field that is an option of `mezo train` too: with its help, and its name if it has another.
+def _option(default: T, text: str, *names: str) -> T:
+    """A field that is an option too: its help, and the names it has beside the field's own.
 
-    ``T`` is what the field holds: the class gets the default.
+    ``T`` is what the field holds: the class gets the default. The first name is the one that
+    Hugging Face's trainers use, if they have one.
     """
-    return dataclasses.field(default=default, metadata={"help": text, "option": name})
+    return dataclasses.field(default=default, metadata={"help": text, "names": names})
 
 
 @dataclass(frozen=True)
@@ -67,28 +71,32 @@ class MeZOConfig:
         ValueError: a value is of the wrong type (numbers as text, for example) or out of range.
     """
 
-    rank: int = _option(8, "LoRA rank.")
-    alpha: float = _option(16.0, "LoRA alpha.")
-    target_modules: tuple[str, ...] = _option(("q_proj", "v_proj"), "Comma-separated module names.")
-    lr: float = _option(1e-4, "Learning rate of the first step.")
-    eps: float = _option(1e-2, "Perturbation scale.")
+    rank: int = _option(8, "LoRA rank.", "lora_r", "r")
+    alpha: float = _option(16.0, "LoRA alpha.", "lora_alpha")
+    target_modules: tuple[str, ...] = _option(
+        ("q_proj", "v_proj"), "Module names, with commas; or all-linear.", "lora_target_modules"
+    )
+    lr: float = _option(1e-4, "Learning rate of the first step.", "learning_rate")
+    eps: float = _option(1e-2, "Perturbation scale.", "zo_eps")
     seed: int = _option(0, "Seed of the directions and of the data order.")
-    num_directions: int = _option(1, "Directions per step.")
-    distribution: str = "gaussian"
+    num_directions: int = _option(1, "Directions per step; each needs two adapter slots.")
+    distribution: str = _option("gaussian", "Of the directions: gaussian or rademacher.")
     clip: float | None = _option(None, "Bound on abs(projected_grad).")
     prefix: str = _option("exact", "exact, activated or detached (approximate).")
-    invocation: str | tuple[int, ...] | None = None
-    name: str = "mezo"
-    estimator: str = "two_sided"
-    optimizer: str = "sgd"
+    invocation: str | tuple[int, ...] | None = _option(
+        None, "Words between every prompt and its completion; with activated the adapter begins."
+    )
+    name: str = _option("mezo", "The adapter's name in the engine.", "adapter_name")
+    estimator: str = _option("two_sided", "How losses become projected gradients.")
+    optimizer: str = _option("sgd", "How projected gradients become an update.", "optim")
 
     def __post_init__(self) -> None:
-        self._set("target_modules", _module_names(self.target_modules))
-        for field, (low, high, expected) in _INTEGERS.items():
+        self._set("target_modules", module_names(self.target_modules))
+        for field, (low, high, expected) in INTEGERS.items():
             value = getattr(self, field)
             what = f"MeZOConfig: {field}"
-            self._set(field, checked_integer(what, value, low, high, expected, _REMEDY[field]))
-        for field, expected in _NUMBERS.items():
+            self._set(field, checked_integer(what, value, low, high, expected, REMEDY[field]))
+        for field, expected in NUMBERS.items():
             value = getattr(self, field)
             if field == "clip" and value is None:
                 continue
@@ -100,7 +108,7 @@ class MeZOConfig:
                     value,
                     lambda x, may_be_0=may_be_0: x > 0 or (may_be_0 and x == 0),  # type: ignore[misc]
                     expected,
-                    _text_remedy(value) or _REMEDY[field],
+                    text_remedy(value) or REMEDY[field],
                 ),
             )
         for field, choices in (("distribution", DISTRIBUTIONS), ("prefix", PREFIX_MODES)):
@@ -114,7 +122,9 @@ class MeZOConfig:
         self._set("name", str(self.name))
         ESTIMATORS.check(self.estimator, "MeZOConfig: ")
         OPTIMIZERS.check(self.optimizer, "MeZOConfig: ")
-        self._set("invocation", _invocation(self.invocation, is_needed=self.prefix == "activated"))
+        self._set(
+            "invocation", invocation_of(self.invocation, is_needed=self.prefix == "activated")
+        )
 
     def _set(self, field: str, value: object) -> None:
         object.__setattr__(self, field, value)
@@ -127,128 +137,148 @@ class MeZOConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training on a task: its data, its length, its evaluations, its engine and its output.
+    """A training: its model, data, length, evaluations and output.
 
-    Args:
-        output: directory for adapter/, summary.json, steps.jsonl and loss.png.
-        task: name of the task (see `mezo.tasks`).
-        engine: name of the engine (see `mezo.engines`).
-        model: directory or name of the model; None: SmolLM2-135M-Instruct from the cache.
-        data: file with the task's data; None: the cache's.
-        num_steps: steps to take.
-        batch_size: examples per step.
-        schedule: learning rate: "constant", "linear" (to 0) or "cosine" (to 0).
-        train_examples: examples to train on, the first of the split; None: all of them. With prefix
-            "activated" a set whose prompts fit into the engine's cache is computed only once.
-        max_prompt_tokens: training examples with longer prompts are left out; None keeps all.
-        eval_examples: held-out examples (of any length) to evaluate on.
-        eval_every: steps between evaluations, or None for before and after only.
-        threads: CPU hosts: threads of the engine; None: see `mezo.launch_engine`.
+    Each field says at its place what it is; `mezo train --help` shows the same.
 
     Raises:
-        ValueError: an unknown schedule, or a number below 1.
+        ValueError: a value of the wrong type, out of range, or one that another field excludes.
     """
 
     output: Path = dataclasses.field(
-        metadata={"help": "Directory for adapter, summary, log and plot.", "option": None}
+        metadata={
+            "help": "Directory for the adapter, checkpoints, summary, log and plot.",
+            "names": ("output_dir",),
+        }
     )
-    task: str = _option("rotten_tomatoes", "Task to train on.")
+    # Model and engine.
+    model: str | None = _option(
+        None,
+        "Directory or hub name of the model; default SmolLM2-135M-Instruct.",
+        "model_name_or_path",
+    )
+    model_revision: str | None = _option(None, "Revision of a hub model.")
+    dtype: str | None = _option(None, "The model's dtype; default float32 on CPUs, else its own.")
+    trust_remote_code: bool = _option(False, "Let the model's repository run code of its own.")
     engine: str = _option("sglang", "sglang or transformers.")
-    model: str | None = _option(None, "Model; default SmolLM2-135M-Instruct.")
-    data: Path | None = _option(None, "Data file; default the task's own.")  # noqa: RUF009
-    num_steps: int = _option(1000, "Steps to take.", "steps")
-    batch_size: int = _option(16, "Examples per step.")
-    schedule: str = _option("constant", "constant, linear or cosine.")
-    train_examples: int | None = _option(None, "Training examples; default all of them.")
-    max_prompt_tokens: int | None = _option(
-        None, "Leave out training examples with longer prompts."
-    )
-    eval_examples: int = _option(200, "Held-out examples.")
-    eval_every: int | None = _option(
-        None, "Steps between evaluations; default before and after only."
-    )
     threads: int | None = _option(
         None, "CPU hosts: engine threads; default OMP_NUM_THREADS, else 1."
     )
+    max_tokens_per_forward: int | None = _option(
+        None, "Bound on the tokens of one forward batch; larger steps run in micro-batches."
+    )
+    # Data.
+    task: str | None = _option(None, "Data set with a wording of its own, as rotten_tomatoes.")
+    data: str | None = _option(
+        None, "File, folder or hub name of the data; with a task its file.", "dataset_name"
+    )
+    dataset_config: str | None = _option(None, "Configuration of a hub data set.")
+    dataset_revision: str | None = _option(None, "Revision of a hub data set.")
+    train_split: str = _option("train", "Split to train on.", "dataset_train_split")
+    test_split: str = _option("test", "Split to evaluate on.", "dataset_test_split")
+    eval_data: str | None = _option(
+        None, "File or folder to evaluate on; default the test split, else rows held out."
+    )
+    streaming: bool = _option(False, "Read the data while training.")
+    columns: Mapping[str, str] | None = _option(
+        None, "Names of the columns, as prompt=question,completion=answer."
+    )
+    template: Mapping[str, Any] | None = _option(
+        None, "In YAML: the wording of own data: prompt, invocation, options, label, completion."
+    )
+    on_bad_row: str = _option("stop", "stop or skip.")
+    k_shot: int | None = _option(None, "Train on so many examples of each label only.")
+    train_examples: int | None = _option(
+        None, "Training examples; default all of them.", "max_train_samples"
+    )
+    max_prompt_tokens: int | None = _option(
+        None, "Leave out training examples with longer prompts."
+    )
+    max_length: int | None = _option(
+        None, "Tokens of a row; longer prompts lose their beginning. Default the engine's limit."
+    )
+    shuffle: bool = _option(True, "Shuffle the training examples in each epoch.", "shuffle_dataset")
+    completion_only_loss: bool | None = _option(
+        None, "Loss of completions only; default where there are prompts."
+    )
+    assistant_only_loss: bool = _option(False, "Loss of all assistant turns of a conversation.")
+    chat_template_path: str | None = _option(None, "File with a chat template.")
+    # The loop.
+    num_steps: int | None = _option(
+        None,
+        f"Steps to take; default {DEFAULT_STEPS}, or as many as the epochs.",
+        "max_steps",
+        "steps",
+    )
+    num_epochs: float | None = _option(
+        None, "Epochs, where no steps are given.", "num_train_epochs"
+    )
+    batch_size: int = _option(16, "Examples per step.", "per_device_train_batch_size")
+    accumulation: int = _option(
+        1, "Batches per step, for names that others use.", "gradient_accumulation_steps"
+    )
+    schedule: str = _option("constant", "constant, linear or cosine.", "lr_scheduler_type")
+    warmup_steps: int = _option(0, "Steps in which the learning rate rises.")
+    warmup_ratio: float = _option(0.0, "The same as a share of all steps.")
+    # Evaluation and saving.
+    metric: str | None = _option(None, "accuracy, f1, exact_match, ...; default the task's.")
+    eval_examples: int = _option(200, "Held-out examples.", "max_eval_samples")
+    eval_batch_size: int = _option(
+        50, "Examples of an evaluation's batch.", "per_device_eval_batch_size"
+    )
+    eval_every: int | None = _option(
+        None, "Steps between evaluations; default before and after only.", "eval_steps"
+    )
+    eval_strategy: str | None = _option(None, "no (before and after only), steps or epoch.")
+    save_every: int | None = _option(None, "Steps between checkpoints; default none.", "save_steps")
+    save_strategy: str | None = _option(None, "no, steps, epoch or best.")
+    save_total_limit: int | None = _option(None, "Checkpoints to keep, the newest and the best.")
+    load_best: bool = _option(
+        False, "Save the adapter that was best on held-out examples.", "load_best_model_at_end"
+    )
+    best_metric: str | None = _option(
+        None, "What is best: loss, accuracy, ...; default loss.", "metric_for_best_model"
+    )
+    greater_is_better: bool | None = _option(None, "Default: as the metric is.")
+    patience: int | None = _option(
+        None, "Stop after so many evaluations without a better one.", "early_stopping_patience"
+    )
+    # Reporting.
+    logging_steps: int = _option(20, "Steps between lines of progress and trackers' records.")
+    report_to: tuple[str, ...] = _option(
+        (), "Trackers, with commas: tensorboard, wandb, trackio; none."
+    )
+    run_name: str | None = _option(None, "The run's name in trackers; default the output's name.")
+    push_to_hub: bool = _option(False, "Upload the adapter afterwards.")
+    hub_model_id: str | None = _option(None, "Where to; default the output's name.")
 
     def __post_init__(self) -> None:
+        for field, value in check_train(self).items():
+            object.__setattr__(self, field, value)
         SCHEDULES.check(self.schedule, "train: ")
-        for name in ("num_steps", "batch_size", "train_examples", "eval_examples", "threads"):
-            value = getattr(self, name)
-            require(
-                value is None or value >= 1,
-                f"train: {name} must be at least 1, got {value}; raise it.",
-            )
 
+    def steps(self, num_examples: int | None = None) -> int:
+        """Return the steps to take.
 
-# Of each integer: the least, one past the greatest, and both in words.
-_INTEGERS = {
-    "rank": (1, None, "an integer >= 1"),
-    "seed": (0, 2**64, "an integer in [0, 2**64)"),
-    "num_directions": (1, 2**24, "an integer in [1, 2**24)"),
-}
-_NUMBERS = {
-    "alpha": "a finite number > 0",
-    "lr": "a finite number >= 0",
-    "eps": "a finite number > 0",
-    "clip": "None or a finite number > 0",
-}
-_REMEDY = {
-    "rank": "use 4 to 64",
-    "seed": "use 0",
-    "num_directions": "use 1 for plain MeZO",
-    "alpha": "usual values are rank to 2 * rank",
-    "lr": "1e-4 is the paper's value for LoRA",
-    "eps": "the estimator divides by 2 * eps and 1e-2 is the paper's value for LoRA; to compare "
-    "both signs at eps 0 call run.pair_losses(batch, eps=0.0)",
-    "clip": "pass None for no bound",
-}
+        Args:
+            num_examples: examples to train on; None where they are streamed.
 
+        Raises:
+            ValueError: epochs of a stream, whose length nobody knows.
+        """
+        if self.num_steps is not None:
+            return self.num_steps
+        if self.num_epochs is None:
+            return DEFAULT_STEPS
+        require(
+            num_examples is not None,
+            "train: max_steps must be given where data is streamed, got num_train_epochs, and the "
+            "length of a stream is unknown; give max_steps.",
+        )
+        assert num_examples is not None
+        return max(1, int(self.num_epochs * (num_examples // self.examples_per_step)))
 
-_ALL_LINEAR = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj"
-
-
-def _text_remedy(value: Any) -> str | None:
-    """What to do about a number that is a text; None for anything else."""
-    if not isinstance(value, str):
-        return None
-    return "pass a number, not text (YAML reads 1e-3 as text and 1.0e-3 as a number)"
-
-
-def _module_names(names: Any) -> tuple[str, ...]:
-    """Return ``names`` as a tuple of distinct non-empty strings, or raise ValueError."""
-    listed = list(names) if isinstance(names, (set, frozenset)) else as_list(names)
-    modules = listed or []
-    is_shorthand = any(isinstance(n, str) and n == "all-linear" for n in (names, *modules))
-    remedy = "use ['q_proj', 'v_proj']"
-    if is_shorthand:
-        remedy = f"name the modules that PEFT finds by itself, in many models {_ALL_LINEAR}"
-    elif isinstance(names, str) and names.strip():
-        parts = [part.strip() for part in names.split(",") if part.strip()]
-        remedy = f"pass the list {parts}"
-    require(
-        bool(modules)
-        and not is_shorthand
-        and all(isinstance(name, str) and name for name in modules)
-        and len(set(modules)) == len(modules),
-        "MeZOConfig: target_modules must be a non-empty list of distinct module names, "
-        f"got {shown(names)}; {remedy}.",
-    )
-    return tuple(str(name) for name in modules)
-
-
-def _invocation(value: Any, *, is_needed: bool) -> str | tuple[int, ...] | None:
-    """Return an invocation as text, as a tuple of token ids or as None, or raise ValueError."""
-    if value is None and not is_needed:
-        return None
-    if isinstance(value, str) and value:
-        return str(value)
-    ids = as_list(value) or []
-    found = [number(i) for i in ids]
-    require(
-        bool(ids) and all(isinstance(i, int) and i >= 0 for i in found),
-        "MeZOConfig: invocation must be a non-empty text or token ids (integers >= 0)"
-        f"{' with prefix activated' if is_needed else ''}, got {shown(value)}; "
-        "pass the words between prompt and answer, as ' The movie was'.",
-    )
-    return tuple(int(i) for i in found if i is not None)
+    @property
+    def examples_per_step(self) -> int:
+        """Examples of one step."""
+        return self.batch_size * self.accumulation

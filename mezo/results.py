@@ -12,6 +12,7 @@ from mezo import objectives
 from mezo.core.messages import StepReply
 from mezo.core.rounding import LOST_LIMIT
 from mezo.objectives.base import Targets
+from mezo.objectives.classification import option_scores
 
 logger = logging.getLogger(__name__)
 _MANY_IN_A_ROW = 10
@@ -146,6 +147,10 @@ class EvalResult:
         num_examples: examples scored.
         tokens: tokens the engine computed.
         num_nonfinite: examples without a prediction, or completions without a finite score.
+        scores: mean token log-likelihood (nats) of each option of each example, or of each
+            completion.
+        labels: index of the right option of each example; None for completions.
+        metrics: {name: value}: what else was computed from these, see `mezo.train.metrics`.
     """
 
     loss: float
@@ -154,6 +159,9 @@ class EvalResult:
     num_examples: int
     tokens: int
     num_nonfinite: int = 0
+    scores: list[list[float]] | None = dataclasses.field(default=None, compare=False, repr=False)
+    labels: list[int] | None = dataclasses.field(default=None, compare=False, repr=False)
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def status(self) -> EvalStatus:
@@ -169,11 +177,21 @@ def evaluation(targets: Targets, logprob_sums: Sequence[float], tokens: int) -> 
     guesses = objective.predictions(targets, logprob_sums)
     if guesses is None:
         lost = sum(not math.isfinite(value) for value in logprob_sums)
-        return EvalResult(loss, None, None, len(logprob_sums), tokens, lost)
+        means = [[s / n] for s, n in zip(logprob_sums, targets.counts, strict=True)]
+        return EvalResult(loss, None, None, len(means), tokens, lost, scores=means)
     assert targets.labels is not None
     lost, n = guesses.count(None), len(guesses)
     hits = sum(g == label for g, label in zip(guesses, targets.labels, strict=True))
-    return EvalResult(loss, None if lost else hits / n, guesses, n, tokens, lost)
+    return EvalResult(
+        loss,
+        None if lost else hits / n,
+        guesses,
+        n,
+        tokens,
+        lost,
+        scores=option_scores(targets, logprob_sums),
+        labels=list(targets.labels),
+    )
 
 
 def step_status(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import typer
 
 from mezo.cli.doctor import doctor
+from mezo.cli.options import SettingsCommand
 from mezo.cli.train import train
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    rich_markup_mode=None,  # rich cuts long names
     help="Train LoRA adapters with forward passes only (MeZO), inside the engine that serves them.",
 )
-app.command()(train)
+app.command(cls=SettingsCommand)(train)
 app.command()(doctor)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -10,22 +11,33 @@ from mezo._signals import sigterm_interrupts
 from mezo.cli.options import with_options
 from mezo.config import MeZOConfig, TrainConfig
 from mezo.engines import EngineError
+from mezo.settings import merged, read_assignments, read_yaml, settings_of
 from mezo.tasks.assets import AssetError
+from mezo.train import training
 from mezo.train.saving import PartialTraining, partial_training_of
-from mezo.train.task import settings_of, train_task
+
+CONFIG = typer.Option("--config", help="YAML file with settings; the command line wins.")
+SET = typer.Option("--set", help="A setting as name=value; wins over all; may be repeated.")
 
 
 @with_options(TrainConfig, MeZOConfig)
-def train(context: typer.Context, **options: Any) -> None:
-    """Train an adapter on a task, and evaluate it before and after."""
-    sources = {name: context.get_parameter_source(name) for name in options}
-    given = {k: v for k, v in options.items() if getattr(sources[k], "name", "") != "DEFAULT"}
+def train(
+    config: Annotated[Path | None, CONFIG] = None,
+    set_: Annotated[list[str] | None, SET] = None,
+    **options: Any,
+) -> None:
+    """Train an adapter on your own data or on a task, and evaluate it before and after.
+
+    For example: mezo train --data reviews.csv --output_dir runs/mine
+    """
+    given = {name: value for name, value in options.items() if value is not None}
     try:
-        settings, config = settings_of(**given)
+        file = {} if config is None else read_yaml(config)
+        settings, run = settings_of(**merged(file, given, read_assignments(set_ or ())))
     except (ValueError, NotImplementedError, ImportError, AssetError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
-    _run(settings, config)
+    _run(settings, run)
 
 
 def _run(settings: TrainConfig, config: MeZOConfig) -> None:
@@ -33,7 +45,7 @@ def _run(settings: TrainConfig, config: MeZOConfig) -> None:
     terminated: list[int] = []
     try:
         with sigterm_interrupts(terminated):
-            record = train_task(settings, config)
+            _, record = training.train(settings, config)
     except BaseException as error:
         partial = partial_training_of(error)
         code = _exit_code(error, has_trained=partial is not None)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import TypeVar
 
 from mezo import objectives
 from mezo._inputs import require
 from mezo.core.rows import Rows
 from mezo.data.checks import Text, is_option_list, label_of, listed, option_lists, texts
 from mezo.objectives.base import Targets
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,49 @@ class EncodedBatch:
             f"run: an encoded batch must have token ids below {size}, got a larger one; encode it "
             "with this run.",
         )
+
+    def select(self, examples: Iterable[int]) -> EncodedBatch:
+        """Return a batch of some of the examples, in that order, without any tokenising.
+
+        Args:
+            examples: their indices.
+
+        Raises:
+            IndexError: there is no such example.
+        """
+        starts = self._starts
+        chosen = list(examples)
+        where = [row for i in chosen for row in range(starts[i], starts[i + 1])]
+        rows, targets = self.rows, self.targets
+
+        def cut(values: Sequence[T]) -> tuple[T, ...]:
+            return tuple(values[i] for i in where)
+
+        def pick(values: Sequence[int] | None) -> tuple[int, ...] | None:
+            return None if values is None else tuple(values[i] for i in chosen)
+
+        return EncodedBatch(
+            dataclasses.replace(
+                rows,
+                tokens=cut(rows.tokens),
+                prefix_lens=cut(rows.prefix_lens),
+                prompt_lens=cut(rows.prompt_lens),
+                is_normalised=cut(rows.is_normalised),
+            ),
+            dataclasses.replace(
+                targets,
+                counts=cut(targets.counts),
+                num_options=pick(targets.num_options),
+                labels=pick(targets.labels),
+            ),
+            made_for=self.made_for,
+        )
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The first row of each example, and one past the last row."""
+        sizes = self.targets.num_options or (1,) * len(self.rows)
+        return [0, *accumulate(sizes)]
 
     def undivided(self) -> EncodedBatch:
         """The same rows without prefixes: every token runs under the row's own adapter."""

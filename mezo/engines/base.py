@@ -22,7 +22,15 @@ class Engine(Protocol):
         ...
 
     def launch(
-        self, model: str, config: MeZOConfig, *, threads: int | None = None
+        self,
+        model: str,
+        config: MeZOConfig,
+        *,
+        threads: int | None = None,
+        revision: str | None = None,
+        dtype: str | None = None,
+        trust_remote_code: bool = False,
+        max_tokens_per_forward: int | None = None,
     ) -> AbstractContextManager[Any]:
         """Start it with a model, sized for a run, and end it when the context ends.
 
@@ -30,6 +38,11 @@ class Engine(Protocol):
             model: directory or hub name.
             config: the run it has to hold.
             threads: CPU hosts: threads of the engine; None: the engine's own choice.
+            revision: of a hub model; None: its newest.
+            dtype: the model's, as "bfloat16"; None: the engine's own choice.
+            trust_remote_code: whether the model's repository may run code of its own.
+            max_tokens_per_forward: bound on the tokens of one forward batch; larger steps run in
+                micro-batches, with the same loss up to rounding. None: the engine's own limit.
 
         Returns:
             A context manager that gives the handle for `open`.

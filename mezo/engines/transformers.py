@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 import threading
@@ -23,12 +24,14 @@ from mezo.core.step import run_step
 from mezo.data.encode import encode_invocation
 from mezo.engines.linears import STACKED, linear_shape
 from mezo.engines.selftest import engine_checks
-from mezo.engines.sequences import sequences_of
+from mezo.engines.sequences import TokenSequence, sequences_of
 from mezo_kernels import TensorSpec
 
 _PAD = 0
 # Runs on one model share its layers, and so take turns.
 _locks: WeakKeyDictionary[Any, AbstractContextManager[Any]] = WeakKeyDictionary()
+# Of a model that was launched with a bound on the tokens of a forward.
+_max_tokens: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 class _LoraLinear(torch.nn.Module):
@@ -174,7 +177,24 @@ class TransformersSession:
                 "step: the model must be in eval mode, got training mode, in which dropout differs "
                 "between the two signs; call model.eval()."
             )
-        sequences = sequences_of(rows)
+        whole = Scores({slot: [0.0] * len(rows) for slot in slots}, tokens=0, forwards=0)
+        for sequences in _chunks(sequences_of(rows), _max_tokens.get(self.model)):
+            part = self._score_sequences(sequences, rows, slots)
+            for slot, sums in part.logprob_sums.items():
+                whole.logprob_sums[slot] = [
+                    a + b for a, b in zip(whole.logprob_sums[slot], sums, strict=True)
+                ]
+            whole = dataclasses.replace(
+                whole,
+                tokens=whole.tokens + part.tokens,
+                forwards=whole.forwards + part.forwards,
+            )
+        return whole
+
+    def _score_sequences(
+        self, sequences: Sequence[TokenSequence], rows: Rows, slots: Sequence[str]
+    ) -> Scores:
+        """The part of some sequences in the rows' scores."""
         shape = (len(sequences), max(len(s.tokens) for s in sequences))
         ids = torch.full(shape, _PAD, dtype=torch.int64)
         mask = torch.zeros(shape, dtype=torch.int64)
@@ -241,6 +261,18 @@ class TransformersSession:
                 layer.active, layer.prefix, layer.is_prefix = None, None, None
 
 
+def _chunks(sequences: list[TokenSequence], limit: int | None) -> Iterator[list[TokenSequence]]:
+    """Cut sequences into runs of at most ``limit`` tokens with padding, or of one sequence."""
+    chunk: list[TokenSequence] = []
+    for sequence in sequences:
+        longest = max(len(s.tokens) for s in [*chunk, sequence])
+        if chunk and limit is not None and longest * (len(chunk) + 1) > limit:
+            yield chunk
+            chunk = []
+        chunk.append(sequence)
+    yield chunk
+
+
 def _partners(
     model: torch.nn.Module, layers: Iterable[str], rank: int
 ) -> dict[str, tuple[int, ...]]:
@@ -302,7 +334,15 @@ class TransformersEngine:
 
     @contextmanager
     def launch(
-        self, model: str, config: MeZOConfig, *, threads: int | None = None
+        self,
+        model: str,
+        config: MeZOConfig,
+        *,
+        threads: int | None = None,
+        revision: str | None = None,
+        dtype: str | None = None,
+        trust_remote_code: bool = False,
+        max_tokens_per_forward: int | None = None,
     ) -> Iterator[Any]:
         """Load a model onto the GPU in bf16, or without one into memory in fp32.
 
@@ -313,8 +353,12 @@ class TransformersEngine:
 
         logging.disable_progress_bar()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        chosen = dtype or ("bfloat16" if device == "cuda" else "float32")
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model, dtype=chosen, revision=revision, trust_remote_code=trust_remote_code
+        )
+        if max_tokens_per_forward is not None:
+            _max_tokens[loaded] = max_tokens_per_forward
         yield loaded.to(device)
 
     def tokenizer(self, model: str) -> Any:

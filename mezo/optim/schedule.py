@@ -36,16 +36,21 @@ SCHEDULES: Registry[Schedule] = Registry(
 )
 
 
-def learning_rate(base: float, step: int, num_steps: int, schedule: str) -> float:
+def learning_rate(
+    base: float, step: int, num_steps: int, schedule: str, *, warmup_steps: int = 0
+) -> float:
     """Return the learning rate of ``step`` (0-based) in a run of ``num_steps``.
 
     Args:
-        base: the rate of step 0.
+        base: the rate of step 0, or of the first step behind the warm-up.
         step: 0 .. num_steps - 1.
         num_steps: length of the run.
-        schedule: a name in `SCHEDULES`.
+        schedule: a name in `SCHEDULES`; it runs over the steps behind the warm-up.
+        warmup_steps: W steps in which the rate rises: step s has ``base * (s + 1) / (W + 1)``.
 
     Raises:
         ValueError: an unknown schedule.
     """
-    return SCHEDULES[schedule](base, step / num_steps)
+    if step < warmup_steps:
+        return base * (step + 1) / (warmup_steps + 1)
+    return SCHEDULES[schedule](base, (step - warmup_steps) / max(num_steps - warmup_steps, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Protocol
 
 from mezo.results import EvalResult, StepResult
@@ -18,6 +19,8 @@ class Progress:
         seconds: since training began, without evaluations.
         result: the step's result, or None after an evaluation.
         evaluation: the evaluation, or None after a step.
+        lr: the step's learning rate.
+        epoch: passes through the training examples so far, or None where they are not counted.
     """
 
     step: int
@@ -25,6 +28,8 @@ class Progress:
     seconds: float
     result: StepResult | None = None
     evaluation: EvalResult | None = None
+    lr: float | None = None
+    epoch: float | None = None
 
 
 class Callback(Protocol):
@@ -33,3 +38,27 @@ class Callback(Protocol):
     def __call__(self, progress: Progress, /) -> None:
         """Look at a step or an evaluation."""
         ...
+
+
+class Listener:
+    """A callback that also hears of beginning, end and checkpoints, and may end the training.
+
+    Attributes:
+        should_stop: set it to end the training behind the current step.
+        should_evaluate: set it for an evaluation behind the current step.
+        should_save: set it for a checkpoint behind the current step, where there are any.
+    """
+
+    should_stop = should_evaluate = should_save = False
+
+    def begin(self, num_steps: int) -> None:
+        """Hear that a training of so many steps begins."""
+
+    def __call__(self, progress: Progress, /) -> None:
+        """Look at a step or an evaluation."""
+
+    def saved(self, step: int, path: Path) -> None:
+        """Hear that a checkpoint was written behind ``step`` steps."""
+
+    def end(self) -> None:
+        """Hear that the training is over; also after an exception."""

@@ -32,4 +32,6 @@ def pool(parts: Sequence[EvalResult]) -> EvalResult:
         num_examples=n,
         tokens=sum(p.tokens for p in parts),
         num_nonfinite=sum(p.num_nonfinite for p in parts),
+        scores=[s for p in parts for s in p.scores or ()],
+        labels=[x for p in parts for x in p.labels or ()] if is_classification else None,
     )

@@ -1,20 +1,25 @@
-"""`finetune`: attach, train, save and detach in one call."""
+"""`finetune`: everything that `mezo train` does, in one call; or attach, train, save and detach."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from mezo._arguments import checked_config, checked_path
 from mezo._closing import closing
+from mezo._inputs import require, shown
 from mezo.checkpoint.atomic import check_output
 from mezo.checkpoint.peft import ADAPTER_FILES
 from mezo.config import MeZOConfig, TrainConfig
 from mezo.data.batch import Batch, EncodedBatch
 from mezo.engines import ENGINES
 from mezo.run import attach
+from mezo.settings import settings_of
+from mezo.train import training
 from mezo.train.callbacks import Callback
 from mezo.train.saving import partial_training_of, train_and_save
 from mezo.train.summary import TrainSummary
@@ -24,67 +29,133 @@ logger = logging.getLogger(__name__)
 
 
 def finetune(
-    engine: Any,
-    batches: Iterable[Batch | EncodedBatch],
+    model: Any,
+    data: Any,
     *,
-    num_steps: int,
     config: MeZOConfig | None = None,
     tokenizer: Any = None,
-    output: str | Path | None = None,
-    schedule: str = TrainConfig.schedule,
-    held_out: Sequence[Batch | EncodedBatch] = (),
-    eval_every: int | None = TrainConfig.eval_every,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback | Any] = (),
+    compute_metrics: Callable[[Any], dict[str, float]] | None = None,
+    **options: Any,
 ) -> TrainSummary:
-    """Attach a fresh adapter, train it, save it as a PEFT adapter and detach it.
+    """Fine-tune a model on data: what `mezo train` does, with the same options, in one call.
 
     Args:
-        engine: as in `mezo.attach`, or the path of a model: then an SGLang engine is started for
-            the time of the call.
-        batches: the training batches, one per step.
-        num_steps: steps to take.
-        config: the adapter and the estimator.
-        tokenizer: see `mezo.attach`.
-        output: directory for the adapter, or None to save nothing.
-        schedule: see `MeZOTrainer`, like the following ones.
-        held_out: batches to evaluate on.
-        eval_every: steps between evaluations.
-        callbacks: called after each step and evaluation.
+        model: directory or hub name of a model, for which an engine is started for the time of the
+            call; or what `mezo.attach` takes: an ``sglang.Engine`` or a Hugging Face model.
+        data: a file, a folder or a hub name; a `datasets.Dataset` or ``DatasetDict``; a list of
+            dicts; or an iterable of `mezo.Batch`, one per step.
+        config: the adapter and the estimator, in place of single options for them.
+        tokenizer: the model's; None: loaded by the model's name.
+        callbacks: functions of a `mezo.train.callbacks.Progress`, or
+            `transformers.TrainerCallback`s.
+        compute_metrics: as in `transformers.Trainer`, see `mezo.train.training.train`.
+        options: settings of `MeZOConfig` and `TrainConfig`, by their names there or by Hugging
+            Face's: ``output_dir`` (needed, but for batches), ``learning_rate``, ``max_steps``, ...
+            For batches: ``num_steps`` (needed), ``output``, ``schedule``, ``held_out`` (batches),
+            ``eval_every``.
 
     Returns:
         The summary; look at its ``problems``.
 
     Raises:
-        ValueError: ``output`` cannot be written to, or what `mezo.attach` and `MeZOTrainer` refuse;
-            no step has been taken then.
+        ValueError: a bad option, bad data, or an output that cannot be written to; no step has been
+            taken then.
         BaseException: whatever stopped the training, Ctrl-C included. The adapter with the steps
             taken until then is saved (a log line says where), or kept in
-            ``error.partial_training.weights`` if there is no ``output``.
+            ``error.partial_training.weights`` if there is no output.
+
+    Example:
+        >>> mezo.finetune("path/to/model", "reviews.csv", output_dir="runs/mine", max_steps=200)
     """
+    if not _is_data(data):
+        require(
+            compute_metrics is None,
+            "finetune: compute_metrics must come with rows of data, got batches; pass callbacks.",
+        )
+        return _on_batches(
+            model, data, config=config, tokenizer=tokenizer, callbacks=callbacks, **options
+        )
+    is_path = isinstance(model, (str, os.PathLike))
+    places = {"data": os.fspath(data) if isinstance(data, (str, os.PathLike)) else "in memory"}
+    if is_path:
+        places["model"] = os.fspath(model)
+    settings, own = settings_of(**places, **options)
+    if config is not None:
+        own = _only_config(checked_config("finetune", config), options)
+    try:
+        summary, _ = training.train(
+            settings,
+            own,
+            data=data,
+            engine=None if is_path else model,
+            tokenizer=tokenizer,
+            callbacks=callbacks,
+            compute_metrics=compute_metrics,
+        )
+    except BaseException as error:
+        if partial := partial_training_of(error):
+            logger.warning("finetune: %s", partial.sentence)
+        raise
+    return summary
+
+
+def _is_data(data: Any) -> bool:
+    """Whether something is data to be worded, not batches."""
+    if isinstance(data, (str, os.PathLike)) or hasattr(data, "column_names"):
+        return True
+    is_rows = isinstance(data, Sequence) and len(data) > 0
+    return is_rows and all(isinstance(row, Mapping) for row in data)
+
+
+def _only_config(config: MeZOConfig, options: Mapping[str, Any]) -> MeZOConfig:
+    """The caller's config, unless options say something about it, too."""
+    from mezo.settings import fields
+
+    both = [name for name in options if fields()[name][0] is MeZOConfig]
+    require(
+        not both,
+        f"finetune: {', '.join(both)} must be given once, got config=MeZOConfig(...) beside; put "
+        "them into the config.",
+    )
+    return config
+
+
+def _on_batches(
+    engine: Any,
+    batches: Iterable[Batch | EncodedBatch],
+    *,
+    num_steps: int | None = None,
+    config: MeZOConfig | None,
+    tokenizer: Any,
+    output: str | Path | None = None,
+    schedule: str = TrainConfig.schedule,
+    held_out: Sequence[Batch | EncodedBatch] = (),
+    eval_every: int | None = TrainConfig.eval_every,
+    callbacks: Sequence[Callback | Any] = (),
+    **unknown: Any,
+) -> TrainSummary:
+    """Attach a fresh adapter, train it on batches, save it as a PEFT adapter and detach it."""
+    require(
+        not unknown,
+        f"finetune: options with batches must be num_steps, output, schedule, held_out and "
+        f"eval_every, got {sorted(unknown)}; pass rows of data, or use MeZOTrainer.",
+    )
+    require(
+        num_steps is not None,
+        f"finetune: num_steps must be given with batches, got none for {shown(batches)}.",
+    )
     config = checked_config("finetune", config)
     check_loop(batches, num_steps, schedule, eval_every, held_out, callbacks)
     if output is not None:
         check_output(checked_path("finetune: output", output), ADAPTER_FILES)
-    if isinstance(engine, (str, Path)):
-        with ENGINES["sglang"].launch(str(engine), config) as started:
-            return finetune(
-                started,
-                batches,
-                num_steps=num_steps,
-                config=config,
-                tokenizer=tokenizer,
-                output=output,
-                schedule=schedule,
-                held_out=held_out,
-                eval_every=eval_every,
-                callbacks=callbacks,
-            )
-    run = attach(engine, config, tokenizer=tokenizer)
-    with closing(run.close):
+    is_path = isinstance(engine, (str, Path))
+    started = ENGINES["sglang"].launch(str(engine), config) if is_path else nullcontext(engine)
+    with started as handle, closing((run := attach(handle, config, tokenizer=tokenizer)).close):
         trainer = MeZOTrainer(
             run,
             batches,
-            num_steps=num_steps,
+            num_steps=num_steps or 0,
             schedule=schedule,
             held_out=held_out,
             eval_every=eval_every,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +36,18 @@ class PartialTraining:
     sentence: str
 
 
-def train_and_save(trainer: MeZOTrainer, directory: str | Path | None) -> TrainSummary:
+def train_and_save(
+    trainer: MeZOTrainer,
+    directory: str | Path | None,
+    *,
+    finish: Callable[[], None] | None = None,
+) -> TrainSummary:
     """Train and write the adapter; keep what was trained if anything comes in between.
 
     Args:
         trainer: has not begun.
         directory: where to, or None to save nothing.
+        finish: called between training and saving.
 
     Returns:
         The summary.
@@ -53,6 +60,8 @@ def train_and_save(trainer: MeZOTrainer, directory: str | Path | None) -> TrainS
     """
     try:
         summary = trainer.run_loop()
+        if finish is not None:
+            finish()
         if directory is not None:
             trainer.run.save(directory)
     except BaseException as error:

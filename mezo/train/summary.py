@@ -68,6 +68,8 @@ class Tally:
         self.stopped_by: str | None = None
         self.has_ended = False  # used the last batch
         self.is_finished = False  # and the last evaluation
+        self.is_stopped_early = False  # by a callback or for want of a better evaluation
+        self.evaluated_at: int | None = None  # steps before the last evaluation
 
     def add(self, result: StepResult, seconds: float) -> None:
         """Note a step."""
@@ -109,7 +111,7 @@ class Tally:
                 f"Training was stopped by {self.stopped_by} after {steps} of {self.num_steps} "
                 "steps."
             )
-        elif self.has_ended and steps < self.num_steps:
+        elif self.has_ended and steps < self.num_steps and not self.is_stopped_early:
             found.append(
                 f"The stream of batches ended after {steps} of {self.num_steps} steps; repeat the "
                 "data or lower num_steps."

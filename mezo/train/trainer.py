@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from contextlib import suppress
 from typing import Any
 
@@ -15,9 +16,12 @@ from mezo.data.batch import Batch, EncodedBatch
 from mezo.optim.schedule import SCHEDULES, learning_rate
 from mezo.results import EvalResult
 from mezo.run import Run, checked_run
-from mezo.train.callbacks import Callback, Progress
+from mezo.train.best import Best
+from mezo.train.callbacks import Callback, Listener, Progress
+from mezo.train.checkpoints import Checkpoints
 from mezo.train.evaluate import evaluate
 from mezo.train.summary import Tally, TrainSummary
+from mezo.train.trainer_callbacks import TrainerCallbacks, is_trainer_callback
 
 logger = logging.getLogger(__name__)
 _END = object()
@@ -37,7 +41,14 @@ class MeZOTrainer:
         schedule: learning rate: "constant", "linear" (to 0) or "cosine" (to 0).
         held_out: batches to evaluate on, before, after and every ``eval_every`` steps.
         eval_every: steps between evaluations, or None for before and after only.
-        callbacks: called with a `Progress` after each step and evaluation.
+        callbacks: called with a `Progress` after each step and evaluation; functions, a
+            `Listener`, or `transformers.TrainerCallback`s.
+        warmup_steps: steps in which the learning rate rises.
+        steps_per_epoch: steps of a pass through the data; None where nobody knows.
+        best: keeps the best adapter and may stop the training; None for neither.
+        checkpoints: writes snapshots; None for none.
+        metrics: (EvalResult of all held-out batches) -> {name: value}: what is computed besides;
+            None for nothing.
 
     Raises:
         ValueError: ``num_steps`` < 1, an unknown schedule, ``eval_every`` < 1, fewer batches than
@@ -54,7 +65,12 @@ class MeZOTrainer:
         schedule: str = TrainConfig.schedule,
         held_out: Sequence[Batch | EncodedBatch] = (),
         eval_every: int | None = TrainConfig.eval_every,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback | Any] = (),
+        warmup_steps: int = TrainConfig.warmup_steps,
+        steps_per_epoch: int | None = None,
+        best: Best | None = None,
+        checkpoints: Checkpoints | None = None,
+        metrics: Callable[[EvalResult], dict[str, float]] | None = None,
     ) -> None:
         checked_run("MeZOTrainer", run)
         check_loop(batches, num_steps, schedule, eval_every, held_out, callbacks)
@@ -66,7 +82,9 @@ class MeZOTrainer:
         self.schedule = schedule
         self.held_out = _encoded(run, "held_out", held_out)
         self.eval_every = eval_every
-        self.callbacks = callbacks
+        self.callbacks = _listeners(callbacks)
+        self.warmup_steps, self.steps_per_epoch = warmup_steps, steps_per_epoch
+        self.best, self.checkpoints, self.metrics = best, checkpoints, metrics
         self._tally = Tally(num_steps, run.steps)
 
     @property
@@ -107,12 +125,17 @@ class MeZOTrainer:
     def run_loop(self) -> TrainSummary:
         """`train`, for callers that save the adapter themselves when something is raised."""
         self._tally = Tally(self.num_steps, self.run.steps)
+        for callback in self.callbacks:
+            callback.begin(self.num_steps)
         try:
             self._take_steps()
         except BaseException as error:
             self._tally.stopped_by = type(error).__name__
             self._note_last()
             raise
+        finally:
+            for callback in self.callbacks:
+                callback.end()
         for problem in self.summary.problems:
             logger.warning("run %r: %s", self.run.name, problem)
         return self.summary
@@ -141,29 +164,105 @@ class MeZOTrainer:
                     "a generator can be used once only: make a new one.",
                 )
                 break
-            lr = learning_rate(self.run.config.lr, number, self.num_steps, self.schedule)
+            lr = learning_rate(
+                self.run.config.lr,
+                number,
+                self.num_steps,
+                self.schedule,
+                warmup_steps=self.warmup_steps,
+            )
             started = time.perf_counter()
             result = self.run.step(batch, lr=lr)
             tally.add(result, time.perf_counter() - started)
-            self._call(Progress(number + 1, self.num_steps, tally.seconds, result=result))
-            is_last = number + 1 == self.num_steps
-            if not is_last and self.eval_every and (number + 1) % self.eval_every == 0:
-                tally.after = self.evaluate(number + 1, tally.seconds)
+            done = number + 1
+            self._call(
+                Progress(
+                    done,
+                    self.num_steps,
+                    tally.seconds,
+                    result=result,
+                    lr=lr,
+                    epoch=self._epoch(done),
+                )
+            )
+            if self._look_around(done) and done < self.num_steps:
+                tally.is_stopped_early = True
+                break
         tally.has_ended = True
-        tally.after = self.evaluate(tally.num_results, tally.seconds)
+        if tally.evaluated_at != tally.num_results:
+            tally.after = self.evaluate(tally.num_results, tally.seconds)
         tally.is_finished = True
+
+    def _look_around(self, done: int) -> bool:
+        """Evaluate and save where that is due behind a step; whether the training should stop."""
+        tally, is_last = self._tally, done == self.num_steps
+        is_due = self.eval_every is not None and done % self.eval_every == 0
+        if is_last or is_due or self._asked("should_evaluate"):
+            tally.after = self.evaluate(done, tally.seconds)
+        if self.checkpoints is not None and (
+            self.checkpoints.is_due(done) or self._asked("should_save")
+        ):
+            self._save(done)
+        is_over = self.best is not None and self.best.is_over
+        return is_over or any(callback.should_stop for callback in self.callbacks)
+
+    def _asked(self, what: str) -> bool:
+        """Whether a callback has asked for something, which is then forgotten."""
+        asked = [callback for callback in self.callbacks if getattr(callback, what)]
+        for callback in asked:
+            setattr(callback, what, False)
+        return bool(asked)
+
+    def _save(self, done: int) -> None:
+        """Write a checkpoint."""
+        assert self.checkpoints is not None
+        path = self.checkpoints.save(self.run, done, best=self.best.step if self.best else None)
+        for callback in self.callbacks:
+            callback.saved(done, path)
+
+    def _epoch(self, done: int) -> float | None:
+        """Passes through the data in ``done`` steps."""
+        return None if self.steps_per_epoch is None else done / self.steps_per_epoch
 
     def evaluate(self, step: int, seconds: float) -> EvalResult | None:
         """Score the held-out batches, pooled over their examples; None without any."""
         if not self.held_out:
             return None
         pooled = evaluate(self.run, self.held_out)
-        self._call(Progress(step, self.num_steps, seconds, evaluation=pooled))
+        if self.metrics is not None:
+            pooled = dataclasses.replace(pooled, metrics=dict(self.metrics(pooled)))
+        self._tally.evaluated_at = step
+        epoch = self._epoch(step)
+        self._call(Progress(step, self.num_steps, seconds, evaluation=pooled, epoch=epoch))
+        is_best = self.best is not None and self.best.note(self.run, step, pooled)
+        if is_best and step and self.checkpoints is not None and self.checkpoints.keeps_best:
+            self._save(step)
         return pooled
 
     def _call(self, progress: Progress) -> None:
         for callback in self.callbacks:
             callback(progress)
+
+
+class _Function(Listener):
+    """A plain function as a `Listener`."""
+
+    def __init__(self, function: Callback) -> None:
+        self._function = function
+
+    def __call__(self, progress: Progress) -> None:
+        self._function(progress)
+
+
+def _listeners(callbacks: Sequence[Any]) -> list[Listener]:
+    """Callbacks of all kinds as listeners; Hugging Face's are told together."""
+    theirs = [callback for callback in callbacks if is_trainer_callback(callback)]
+    ours = [
+        callback if isinstance(callback, Listener) else _Function(callback)
+        for callback in callbacks
+        if callback not in theirs
+    ]
+    return [*ours, *([TrainerCallbacks(theirs)] if theirs else [])]
 
 
 def check_loop(

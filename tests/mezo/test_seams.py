@@ -24,7 +24,7 @@ from mezo.objectives.base import Targets
 from mezo.objectives.classification import option_scores
 from mezo.optim import ESTIMATORS, OPTIMIZERS
 from mezo.optim.schedule import SCHEDULES
-from mezo.train.task import settings_of
+from mezo.settings import settings_of
 from tests.support.files import logged, valid_json
 from tests.support.tiny import LINEARS, load_model, make_tokenizer, random_batch
 

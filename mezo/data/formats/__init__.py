@@ -7,8 +7,21 @@ from pathlib import Path
 from mezo._registry import Registry
 from mezo.data.formats.base import Format, Record, Table
 from mezo.data.formats.csv import Csv
+from mezo.data.formats.json import Json
+from mezo.data.formats.tables import Columnar
+from mezo.data.formats.txt import Txt
 
-FORMATS: Registry[Format] = Registry("format", {"csv": Csv()})
+FORMATS: Registry[Format] = Registry(
+    "format",
+    {
+        "csv": Csv(),
+        "tsv": Csv((".tsv",), "\t"),
+        "json": Json(),
+        "txt": Txt(),
+        "parquet": Columnar((".parquet",), "parquet"),
+        "arrow": Columnar((".arrow",), "arrow"),
+    },
+)
 _DEFAULT = "csv"  # of files whose names say nothing
 
 __all__ = ["FORMATS", "Format", "Record", "Table", "read"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,20 +28,21 @@ class Table:
     Args:
         columns: their names; none for an empty file.
         records: the examples, in the file's order.
+        label_names: {column: names of its labels}, for columns that say so themselves.
     """
 
     columns: tuple[str, ...]
     records: list[Record]
+    label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Format(Protocol):
-    """One kind of data file.
+    """One kind of data file."""
 
-    Attributes:
-        suffixes: what names of such files end in, as ".csv".
-    """
-
-    suffixes: tuple[str, ...]
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What names of such files end in, as ".csv"."""
+        ...
 
     def read(self, path: Path) -> Table:
         """Read a whole file.

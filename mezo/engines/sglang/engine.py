@@ -27,12 +27,20 @@ class SglangEngine:
 
     @contextmanager
     def launch(
-        self, model: str, config: MeZOConfig, *, threads: int | None = None
+        self,
+        model: str,
+        config: MeZOConfig,
+        *,
+        threads: int | None = None,
+        max_tokens_per_forward: int | None = None,
+        **options: Any,
     ) -> Iterator[Any]:
         """Start an engine with `mezo.launch_engine`."""
+        if max_tokens_per_forward is not None:
+            options["max_prefill_tokens"] = max_tokens_per_forward
         from mezo.engines.sglang.launch import launch_engine
 
-        engine = launch_engine(model, config, threads=threads)
+        engine = launch_engine(model, config, threads=threads, **options)
         with closing(engine.shutdown):
             yield engine
 

@@ -14,7 +14,7 @@ import mezo
 from mezo import tasks
 from mezo.cli import app
 from mezo.config import MeZOConfig, TrainConfig
-from mezo.train.task import settings_of
+from mezo.settings import settings_of
 from tests.support.source import ROOT
 
 FIELDS = {f.name: f for cls in (TrainConfig, MeZOConfig) for f in dataclasses.fields(cls)}

@@ -15,6 +15,7 @@ from peft.tuners.lora.variants import calculate_alora_offsets
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 import mezo
+from mezo.data.example import batch_of
 from mezo.tasks import assets, rotten_tomatoes
 from tests.support.tokenizer_cases import KINDS, POSTS, make, make_raw, wrapped
 
@@ -396,10 +397,10 @@ def test_smollm_rows_of_rotten_tomatoes(attach, smollm):
     task = rotten_tomatoes.TASK
     examples = splits.dev + splits.test
     run = attach(smollm, task.invocation, "activated")
-    rows = run.encode(task.batch(examples)).rows
+    rows = run.encode(batch_of(examples)).rows
     # Parts tokenised one by one: this tokenizer never merges at a blank.
-    prompts = smollm([task.prompt(e.text) for e in examples])["input_ids"]
-    words = smollm([task.invocation, *task.options])["input_ids"]
+    prompts = smollm([e.prompt for e in examples])["input_ids"]
+    words = smollm([task.invocation, *rotten_tomatoes.OPTIONS])["input_ids"]
     assert words[0] == list(run.invocation.tokens)
     expected = [(*p, *words[0], *word) for p in prompts for word in words[1:]]
     assert list(rows.tokens) == expected

@@ -17,8 +17,8 @@ import mezo
 from mezo.cli import app
 from mezo.config import TrainConfig
 from mezo.engines import available
+from mezo.train import training
 from mezo.train.evaluate import pool
-from mezo.train.task import train_task
 from tests.support.independent import load_peft
 from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch
 
@@ -119,7 +119,8 @@ def test_train_command_writes_everything(tiny_model_dir, reviews, tmp_path):
     model = tiny_model_dir("llama")
     result = CliRunner().invoke(
         app,
-        f"train --engine transformers --model {model} --data {reviews} --output {output} "
+        "train --task rotten_tomatoes --engine transformers "
+        f"--model {model} --data {reviews} --output {output} "
         "--steps 6 --batch-size 4 --eval-examples 12 --eval-every 3 --rank 2 "
         "--max-prompt-tokens 8 --seed 5 --lr 1e-3".split(),
     )
@@ -153,7 +154,7 @@ def test_train_command_writes_everything(tiny_model_dir, reviews, tmp_path):
         ("--engine vllm", "engine must be one of: .* got 'vllm'"),
         ("--eps 0", "eps must be a finite number > 0"),
         ("--schedule sqrt", "schedule must be one of: .* got 'sqrt'"),
-        ("--steps 0", "num_steps must be at least 1, got 0"),
+        ("--steps 0", "num_steps must be an integer >= 1, got 0"),
         ("--train-examples 3", "there must be a batch of 4 training examples, got 3"),
         ("--target-modules q_proj,q_proj", "distinct module names"),
         ("--max-prompt-tokens 2", "there must be a batch of 4 training examples, got 0"),
@@ -163,7 +164,8 @@ def test_bad_arguments_are_one_sentence(tiny_model_dir, reviews, tmp_path, argum
     model = tiny_model_dir("llama")
     result = CliRunner().invoke(
         app,
-        f"train --engine transformers --model {model} --data {reviews} --output {tmp_path} "
+        "train --task rotten_tomatoes --engine transformers "
+        f"--model {model} --data {reviews} --output {tmp_path} "
         f"--batch-size 4 {arguments}".split(),
     )
     assert result.exit_code == 2
@@ -173,7 +175,7 @@ def test_bad_arguments_are_one_sentence(tiny_model_dir, reviews, tmp_path, argum
 
 def test_settings_check_their_engine(tmp_path):
     with pytest.raises(ValueError, match="engine must be one of"):
-        train_task(TrainConfig(output=tmp_path, engine="hf"), CONFIG)
+        training.train(TrainConfig(output=tmp_path, engine="hf"), CONFIG)
 
 
 def test_doctor_says_what_is_usable_and_why_not():

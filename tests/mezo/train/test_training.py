@@ -32,7 +32,8 @@ def arguments(tiny_model_dir, reviews, tmp_path):
     """Arguments of a short training, as a list; later ones win."""
 
     def make(*more: object, output: Path = tmp_path / "out", data: Path = reviews) -> list[str]:
-        fixed = f"train --engine transformers --model {tiny_model_dir('llama')} --data {data} "
+        fixed = "train --task rotten_tomatoes --engine transformers "
+        fixed += f"--model {tiny_model_dir('llama')} --data {data} "
         fixed += f"--output {output} --steps 6 --batch-size 4 --eval-examples 8 --rank 2 --lr 1e-4"
         return [*fixed.split(), *map(str, more)]
 
@@ -70,8 +71,8 @@ def test_an_example_that_is_too_long_is_refused_before_the_first_step(arguments,
     data = write_reviews(tmp_path / "long.csv", long_text=" ".join(["w7"] * 280))
     result = CliRunner().invoke(app, arguments("--steps", 400, data=data))
     assert result.exit_code == 2
-    assert "every training example must fit the engine, got Batch: row" in result.output
-    assert "set max_prompt_tokens" in result.output
+    assert "every example must fit the engine, got Batch: row" in result.output
+    assert "set max_length or max_prompt_tokens" in result.output
     assert "held out" not in result.output
 
 

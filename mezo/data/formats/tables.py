@@ -1,0 +1,44 @@
+"""Parquet and Arrow, read by Hugging Face's `datasets`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mezo.data.formats.base import Record, Table
+
+
+@dataclass(frozen=True)
+class Columnar:
+    """See `mezo.data.formats.base.Format`.
+
+    Args:
+        suffixes: of its files.
+        builder: what `datasets` calls it.
+    """
+
+    suffixes: tuple[str, ...]
+    builder: str
+
+    def read(self, path: Path) -> Table:
+        """Read a file."""
+        import datasets
+
+        try:
+            if self.builder == "parquet":
+                found = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
+            else:
+                found = datasets.Dataset.from_file(str(path))
+        except Exception as error:
+            words = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"data: {path} must be a {self.builder} file, got {type(error).__name__}: {words}; "
+                "write it again."
+            ) from error
+        names = {
+            column: tuple(feature.names)
+            for column, feature in found.features.items()
+            if isinstance(feature, datasets.ClassLabel)
+        }
+        records = [Record(f"{path}, row {i}", row) for i, row in enumerate(found, 1)]
+        return Table(tuple(found.column_names), records, names)

@@ -1,0 +1,268 @@
+"""The user's own data as examples: loaded, recognised, rendered, with its bad rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from mezo._inputs import require
+from mezo.data.chats import Chats, checked_messages, from_sharegpt
+from mezo.data.columns import Columns, recognise
+from mezo.data.encode import encode_invocation
+from mezo.data.example import Example
+from mezo.data.formats import Record
+from mezo.data.load import Records, has_split, load_records
+from mezo.data.render import LABEL_INVOCATION, Rendering, label_names_of
+
+__all__ = ["OwnData", "default_invocation", "has_split", "own_examples"]
+
+
+class Wording(Protocol):
+    """A template: words rows itself."""
+
+    label_names: tuple[str, ...]
+
+    def word(self, record: Record, /) -> Example:
+        """Return a row's example, or raise ValueError."""
+        ...
+
+
+@dataclass
+class OwnData:
+    """Examples of the user's own data.
+
+    Args:
+        examples: of all rows; an iterable that begins anew each time where they are streamed.
+        label_names: names of the options, where they have any.
+        sentence: what was recognised.
+        bad_rows: {reason: rows that were left out for it}.
+        first_bad: {reason: where it was first met}.
+    """
+
+    examples: Any
+    label_names: tuple[str, ...]
+    sentence: str
+    bad_rows: Counter[str] = field(default_factory=Counter)
+    first_bad: dict[str, str] = field(default_factory=dict)
+
+    def bad_sentences(self) -> list[str]:
+        """Say which rows were left out."""
+        return [
+            f"data: {count} rows were left out, the first one {self.first_bad[reason]}: {reason}"
+            for reason, count in self.bad_rows.items()
+        ]
+
+
+def own_examples(
+    source: Any,
+    *,
+    split: str,
+    tokenizer: Any,
+    invocation: Any = None,
+    columns: Mapping[str, str] | None = None,
+    template: Wording | None = None,
+    on_bad_row: str = "stop",
+    max_length: int | None = None,
+    completion_only_loss: bool | None = None,
+    assistant_only_loss: bool = False,
+    chat_template_path: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+    label_names: tuple[str, ...] = (),
+) -> OwnData:
+    """Load a split of the user's data and word it.
+
+    Args:
+        source: see `mezo.data.load.load_records`, as are split, config, revision, streaming.
+        split: name of the split.
+        tokenizer: the model's.
+        invocation: the run's, text or token ids, or None.
+        columns: {what it means: the data's column}, see `mezo.data.columns.recognise`.
+        template: words the rows in place of what columns mean.
+        on_bad_row: "stop" raises at the first one, "skip" counts them.
+        max_length: tokens of a row; a longer one loses the beginning of its prompt (never its bos
+            token, its completion or its options).
+        completion_only_loss: see `mezo.data.render.Rendering`, like the next two.
+        assistant_only_loss: see there.
+        chat_template_path: see there.
+        config: of a hub data set.
+        revision: of a hub data set.
+        streaming: whether to read rows only when they are needed.
+        label_names: the labels' names where another split has them already.
+
+    Raises:
+        ValueError: nothing there, columns that mean nothing, no good row, or a bad one.
+    """
+    records = load_records(
+        source, split=split, config=config, revision=revision, streaming=streaming
+    )
+    render: Callable[[Record], list[Example]]
+    inserted = encode_invocation(invocation, tokenizer).tokens
+    if template is not None:
+        names = template.label_names
+        sentence = f"data: worded by the template, columns {', '.join(records.columns)}"
+        word = template.word
+
+        def render(record: Record) -> list[Example]:
+            return [word(record)]
+
+    else:
+        found = recognise(records.columns, columns)
+        sentence = found.sentence
+        names = label_names or _label_names(records, found, streaming=streaming)
+        if names:
+            sentence += f", labels {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+        render = Rendering(
+            tokenizer,
+            found,
+            names,
+            inserted,
+            completion_only_loss,
+            assistant_only_loss,
+            chat_template_path,
+        ).renderer()
+    data = OwnData((), names, sentence)
+    worder = _Worder(render, tokenizer, inserted, max_length, on_bad_row, data)
+    if streaming:
+        data.examples = _Restarting(records.rows, worder)
+        return data
+    data.examples = list(worder(records.rows))
+    require(
+        bool(data.examples),
+        f"data: there must be at least one good row in split {split!r}, got none of "
+        f"{sum(data.bad_rows.values())}"
+        + (f" ({next(iter(data.bad_rows))})" if data.bad_rows else "")
+        + "; look at the file.",
+    )
+    return data
+
+
+def default_invocation(
+    source: Any,
+    tokenizer: Any,
+    *,
+    split: str,
+    columns: Mapping[str, str] | None = None,
+    chat_template_path: str | None = None,
+    assistant_only_loss: bool = False,
+    completion_only_loss: bool | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+) -> str | tuple[int, ...] | None:
+    """Return what stands between prompt and completion in data that has no invocation given.
+
+    Returns:
+        "Label:" for texts with labels, the tokens that open the assistant's turn for chats, and
+        None for plain completions and for data whose every token is learnt.
+    """
+    records = load_records(
+        source, split=split, config=config, revision=revision, streaming=streaming
+    )
+    found = recognise(records.columns, columns)
+    if found.kind == "label":
+        return LABEL_INVOCATION
+    first = next(iter(records.rows), None)
+    if first is None or completion_only_loss is False:
+        return None
+    fields, names = first.fields, found.names
+    try:
+        if found.kind == "alpaca" and tokenizer.chat_template:
+            messages = [{"role": "user", "content": str(fields.get(names["instruction"]))}]
+        elif found.kind == "completion" and not isinstance(fields.get(names["prompt"]), str):
+            messages = list(checked_messages(fields.get(names["prompt"])))  # type: ignore[arg-type]
+        elif found.kind in ("messages", "sharegpt") and assistant_only_loss:
+            key = names.get("messages") or names["conversations"]
+            read = checked_messages if found.kind == "messages" else from_sharegpt
+            messages = _before_answer(read(fields.get(key)))
+        else:
+            return None
+        return Chats(tokenizer, chat_template_path).header(messages) or None
+    except ValueError:
+        return None  # a bad first row: said when all are rendered
+
+
+def _before_answer(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The messages before the first answer."""
+    roles = [message["role"] for message in messages]
+    return list(messages[: roles.index("assistant")] if "assistant" in roles else messages)
+
+
+def _label_names(records: Records, found: Columns, *, streaming: bool) -> tuple[str, ...]:
+    """Names of the labels; none for other kinds of data."""
+    if found.kind != "label":
+        return ()
+    column = found.names["label"]
+    names = records.label_names.get(column)
+    require(
+        bool(names) or not streaming,
+        "data: labels that are streamed must have names in the data, got none; leave streaming "
+        "out, or give a template with options.",
+    )
+    values = [] if names else [record.fields.get(column) for record in records.rows]
+    return label_names_of(values, names)
+
+
+@dataclass
+class _Restarting:
+    """Examples of a stream; each iteration begins it anew."""
+
+    rows: Iterable[Record]
+    worder: _Worder
+
+    def __iter__(self) -> Iterator[Example]:
+        return self.worder(self.rows)
+
+
+@dataclass
+class _Worder:
+    """Rows to examples, with what becomes of bad ones."""
+
+    render: Callable[[Record], list[Example]]
+    tokenizer: Any
+    invocation: tuple[int, ...]
+    max_length: int | None
+    on_bad_row: str
+    data: OwnData
+
+    def __call__(self, rows: Iterable[Record]) -> Iterator[Example]:
+        for record in rows:
+            try:
+                made = [self._short(example) for example in self.render(record)]
+            except ValueError as error:
+                reason = str(error)
+                if self.on_bad_row == "stop":
+                    raise ValueError(
+                        f"data: {record.where}: {reason.rstrip('.')}; fix the row, or pass "
+                        "on_bad_row=skip."
+                    ) from error
+                self.data.bad_rows[reason] += 1
+                self.data.first_bad.setdefault(reason, record.where)
+                continue
+            yield from made
+
+    def _short(self, example: Example) -> Example:
+        """An example of at most ``max_length`` tokens: the prompt loses its beginning."""
+        if self.max_length is None:
+            return example
+        ids = self._ids(example.prompt, is_prompt=True)
+        ends = example.options or ((example.completion or ()),)
+        tail = len(self.invocation) + max(len(self._ids(end)) for end in ends)
+        over = len(ids) + tail - self.max_length
+        if over <= 0:
+            return example
+        lead = 1 if ids[:1] == [self.tokenizer.bos_token_id] else 0
+        require(
+            len(ids) - over > lead,
+            f"a row must leave room for its prompt in max_length {self.max_length}, got {tail} "
+            "tokens behind it",
+        )
+        return replace(example, prompt=tuple(ids[:lead] + ids[lead + over :]))
+
+    def _ids(self, text: Any, *, is_prompt: bool = False) -> list[int]:
+        if not isinstance(text, str):
+            return list(text)
+        return list(self.tokenizer(text, add_special_tokens=is_prompt)["input_ids"])

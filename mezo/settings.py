@@ -1,0 +1,228 @@
+"""The settings of a training from names and values: command line, YAML and Python read them here.
+
+A setting has the name of its field in `MeZOConfig` or `TrainConfig`, and those that Hugging Face's
+trainers use for it. What is given goes before the task's preset, and that before the default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pydantic
+import yaml
+
+from mezo import tasks
+from mezo._inputs import require, shown
+from mezo.config import MeZOConfig, TrainConfig
+
+# Settings of other trainers that have no place here, and what takes it.
+_ELSEWHERE = {
+    "max_grad_norm": "clip bounds projected_grad; there is no gradient to clip",
+    "bf16": "dtype names the model's dtype",
+    "fp16": "dtype names the model's dtype",
+    "gradient_checkpointing": "forward passes keep no activations; leave it out",
+    "lora_dropout": "dropout would differ between the two signs; leave it out",
+    "attn_implementation": "the engine chooses its attention; leave it out",
+    "dataset_text_field": "columns: text=NAME names the column",
+    "do_train": "mezo train trains and mezo eval evaluates; leave it out",
+    "do_eval": "mezo train trains and mezo eval evaluates; leave it out",
+    "warmup": "warmup_steps or warmup_ratio",
+}
+
+
+@cache
+def fields() -> dict[str, tuple[type[Any], dataclasses.Field[Any]]]:
+    """{every name of a setting: (its class, its field)}."""
+    found = {}
+    for cls in (TrainConfig, MeZOConfig):
+        for field in dataclasses.fields(cls):
+            for name in (field.name, *field.metadata["names"]):
+                assert name not in found, name
+                found[name] = (cls, field)
+    return found
+
+
+def settings_of(**given: Any) -> tuple[TrainConfig, MeZOConfig]:
+    """Return the settings of a training: what is given, else the task's preset, else the default.
+
+    Args:
+        given: settings by any of their names; values may be texts, as on the command line.
+            ``output`` is needed. A mapping of data columns is given as one, or as "ours=theirs".
+
+    Raises:
+        ValueError: a name that no setting has, a setting given twice, a value of another type, no
+            data to train on, or what the two classes refuse.
+    """
+    values = _by_field(given)
+    require("output" in values, "train: output_dir must be given, got none; name a directory.")
+    task = values.get("task")
+    require(
+        task is not None or values.get("data") is not None,
+        "train: data or a task must be given, got neither; pass --data FILE, or --task "
+        f"{next(iter(tasks.TASKS))}.",
+    )
+    preset: dict[str, Any] = {}
+    if task is not None:
+        chosen = tasks.get(tasks.TASKS.check(task, "train: "))
+        preset = {"name": task, "invocation": chosen.invocation, **chosen.preset}
+        if values.get("num_epochs") is not None:
+            preset.pop("num_steps", None)
+        known = sorted({field.name for _, field in fields().values()})
+        unknown = sorted(set(preset) - set(known))
+        require(
+            not unknown,
+            f"train: the preset of task {task!r} must name fields of TrainConfig and MeZOConfig, "
+            f"got {unknown}; use {known}.",
+        )
+    values = preset | values
+    loop = {field.name for field in dataclasses.fields(TrainConfig)}
+    return (
+        TrainConfig(**{name: values[name] for name in values if name in loop}),
+        MeZOConfig(**{name: values[name] for name in values if name not in loop}),
+    )
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the settings of a YAML file, by the names that stand there.
+
+    Raises:
+        ValueError: it cannot be read, is no YAML, or holds something else than names and values.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        words = " ".join(str(error).split())
+        raise ValueError(f"train: --config must be a YAML file, got {words}; fix it.") from error
+    require(
+        isinstance(content, dict) and all(isinstance(name, str) for name in content),
+        f"train: {path} must hold lines as 'lr: 1.0e-3', got {shown(content)}; see docs/data.md.",
+    )
+    assert isinstance(content, dict)
+    return content
+
+
+def read_assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """Return settings given as "name=value", values as in YAML; "a.b=value" is b inside of a.
+
+    Raises:
+        ValueError: there is no = or no value that YAML can read.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        require(
+            bool(name.strip() and equals),
+            f"train: --set must be name=value, got {shown(text)}; write --set lr=1e-3.",
+        )
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"train: --set must have a value as in YAML, got {shown(text)}; quote it."
+            ) from error
+        *outer, last = name.strip().split(".")
+        place = found
+        for part in outer:
+            inner = place.setdefault(part, {})
+            require(
+                isinstance(inner, dict),
+                f"train: --set must not give {part!r} both as a value and as a block, got "
+                f"{shown(text)}; keep one.",
+            )
+            place = inner
+        place[last] = parsed
+    return found
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Put settings over others, by whatever names; blocks are merged. The last one wins."""
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            key = _field(name)[1].name
+            if isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
+                value = {**values[key], **value}
+            values[key] = value
+    return values
+
+
+def as_yaml(settings: TrainConfig, config: MeZOConfig) -> str:
+    """Return settings as the YAML that gives them again, without those that are the default."""
+    values = {}
+    for part in (settings, config):
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if value != field.default:
+                values[field.name] = _yaml_value(value)
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def _yaml_value(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _by_field(given: Mapping[str, Any]) -> dict[str, Any]:
+    """{field: value of the field's type}."""
+    values: dict[str, Any] = {}
+    names: dict[str, str] = {}
+    for name, value in given.items():
+        cls, field = _field(name)
+        require(
+            field.name not in values,
+            f"train: {field.name} must be given once, got {names.get(field.name)!r} and {name!r}; "
+            "keep one.",
+        )
+        names[field.name] = name
+        values[field.name] = _typed(cls, field, name, value)
+    return values
+
+
+def _field(name: str) -> tuple[type[Any], dataclasses.Field[Any]]:
+    """The setting of that name, in which - may stand for _."""
+    key = name.replace("-", "_")
+    if key in fields():
+        return fields()[key]
+    near = difflib.get_close_matches(key, fields(), 1)
+    remedy = _ELSEWHERE.get(key) or (
+        f"use {near[0]!r}" if near else "see `mezo train --help` for all names"
+    )
+    raise ValueError(f"train: a setting must be one of mezo's, got {name!r}; {remedy}.")
+
+
+def _typed(cls: type[Any], field: dataclasses.Field[Any], name: str, value: Any) -> Any:
+    """A value as its field's type; texts as on the command line become numbers and lists."""
+    if field.name in ("columns", "template", "report_to"):
+        return value  # checked by the class
+    if field.name == "target_modules" and isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    if field.name == "invocation" and isinstance(value, str):
+        return value
+    if isinstance(value, str) and value.lower() in ("none", "null"):
+        value = None
+    if cls is MeZOConfig and not isinstance(value, str):
+        return value  # the class says what is wrong better than a type does
+    try:
+        return _adapter(field.name).validate_python(value)
+    except pydantic.ValidationError as error:
+        kind = _hint(field.name)
+        words = getattr(kind, "__name__", str(kind)).replace(" | None", "")
+        raise ValueError(
+            f"train: {name} must be of type {words}, got {shown(value)}; change it."
+        ) from error
+
+
+@cache
+def _adapter(name: str) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(_hint(name))
+
+
+@cache
+def _hint(name: str) -> Any:
+    return get_type_hints(fields()[name][0])[name]

@@ -1,0 +1,143 @@
+"""The user's own wording of the user's own data: the `template:` block of a YAML file."""
+
+from __future__ import annotations
+
+import difflib
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mezo._inputs import as_list, plain, require, shown
+from mezo.data.example import Example
+from mezo.data.formats import Record
+from mezo.data.render import label_name
+
+_FIELDS = ("prompt", "invocation", "options", "label", "completion", "metric")
+
+
+@dataclass(frozen=True)
+class Template:
+    """Words rows.
+
+    Args:
+        prompt: text with columns in braces, as "{title}\\n{text}"; ``{{`` is a brace.
+        invocation: words between every prompt and its completion or options.
+        options: {name of a label: its words}, with their leading blank; none for completions.
+        label: the column with the label.
+        completion: text with columns in braces.
+        metric: name of the metric to report, or None.
+    """
+
+    prompt: str
+    invocation: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    label: str = "label"
+    completion: str | None = None
+    metric: str | None = None
+
+    @classmethod
+    def of(cls, block: Mapping[str, Any]) -> Template:
+        """Return the template of a block of a YAML file.
+
+        Raises:
+            ValueError: an unknown name, no prompt, neither or both of options and completion.
+        """
+        for name in block:
+            near = difflib.get_close_matches(str(name), _FIELDS, 1)
+            require(
+                name in _FIELDS,
+                f"template: names must be among {_FIELDS}, got {name!r}; "
+                f"{f'use {near[0]!r}' if near else 'take it away'}.",
+            )
+        for name in ("prompt", "invocation", "label", "completion", "metric"):
+            value = block.get(name)
+            require(
+                (value is None and name != "prompt") or (isinstance(value, str) and bool(value)),
+                f"template: {name} must be a text, got {shown(value)}; write it in quotes.",
+            )
+        require(
+            (block.get("options") is None) != (block.get("completion") is None),
+            "template: exactly one of options and completion must be given, got "
+            f"{'neither' if block.get('options') is None else 'both'}; give options to classify, "
+            "or a completion to write.",
+        )
+        options = _options(block.get("options"))
+        given = {name: value for name, value in block.items() if value is not None}
+        return cls(**{**given, "options": options})
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels."""
+        return tuple(self.options)
+
+    def word(self, record: Record) -> Example:
+        """Return a row's example.
+
+        Raises:
+            ValueError: a column that is not there, a value that is missing, or another label.
+        """
+        prompt = _filled(self.prompt, record)
+        if self.completion is not None:
+            completion = _filled(self.completion, record)
+            return Example(
+                prompt, completion=completion, answers=(completion.strip(),), where=record.where
+            )
+        names = self.label_names
+        name = label_name(_value(record, self.label), names)
+        return Example(
+            prompt,
+            options=tuple(self.options.values()),
+            label=names.index(name),
+            answers=(name,),
+            where=record.where,
+        )
+
+
+def _options(value: Any) -> dict[str, str]:
+    """{name: words}; a list names its words by themselves."""
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        found = {str(plain(name)): words for name, words in value.items()}
+    else:
+        found = {str(words).strip(): words for words in as_list(value) or []}
+    require(
+        len(found) >= 2 and all(isinstance(words, str) and words for words in found.values()),
+        "template: options must be at least two texts, as a list or as name: words, got "
+        f"{shown(value)}; begin each with a blank.",
+    )
+    return found
+
+
+def _filled(text: str, record: Record) -> str:
+    """A text with a row's values in its braces."""
+    parts: list[str] = []
+    try:
+        pieces: Sequence[Any] = list(string.Formatter().parse(text))
+    except ValueError as error:
+        raise ValueError(
+            f"template: braces must hold column names, got {shown(text)} ({error}); write {{{{ for "
+            "a brace."
+        ) from error
+    for literal, name, _, _ in pieces:
+        parts.append(literal)
+        if name is not None:
+            parts.append(str(_value(record, name)))
+    return "".join(parts)
+
+
+def _value(record: Record, name: str) -> Any:
+    """A column's value in a row; it must be there."""
+    near = difflib.get_close_matches(name, record.fields, 1)
+    require(
+        name in record.fields,
+        f"template: columns must be among {list(record.fields)}, got {name!r}; "
+        f"{f'use {near[0]!r}' if near else 'name another'}",
+    )
+    value = plain(record.fields[name])
+    require(
+        value is not None and str(value).strip() != "",
+        f"{name} must have a value, got {shown(value)}",
+    )
+    return value

@@ -1,0 +1,61 @@
+"""Snapshots of the adapter while it is trained."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from mezo.run import Run
+
+
+class Checkpoints:
+    """Writes ``checkpoint-STEP`` directories with PEFT's two files, and removes old ones.
+
+    Args:
+        directory: where they are made.
+        every: steps between them; None: only where `save` is called.
+        keeps_best: whether each new best adapter gets one.
+        limit: how many of this training to keep, or None for all; the best one stays.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        every: int | None = None,
+        limit: int | None = None,
+        keeps_best: bool = False,
+    ) -> None:
+        self.directory, self.every, self.limit = directory, every, limit
+        self.keeps_best = keeps_best
+        self._made: list[tuple[int, Path]] = []
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint belongs behind ``step`` steps."""
+        return self.every is not None and step % self.every == 0
+
+    def save(self, run: Run, step: int, *, best: int | None = None) -> Path:
+        """Write a checkpoint.
+
+        Args:
+            run: the run.
+            step: steps taken.
+            best: the step whose checkpoint is the best one.
+
+        Returns:
+            Its directory.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path = self.directory / f"checkpoint-{step}"
+        if all(made != step for made, _ in self._made):
+            run.save(path)
+            self._made.append((step, path))
+        while self.limit is not None and len(self._made) > self.limit:
+            old = next((entry for entry in self._made[:-1] if entry[0] != best), None)
+            if old is None:
+                break
+            self._made.remove(old)
+            shutil.rmtree(old[1], ignore_errors=True)
+        return path

@@ -1,0 +1,185 @@
+"""The examples of a training, from a task or from the user's own data."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mezo import tasks
+from mezo._inputs import require
+from mezo.config import MeZOConfig, TrainConfig
+from mezo.data.example import Example
+from mezo.data.own import default_invocation, has_split, own_examples
+from mezo.tasks.sampling import k_shot
+from mezo.tasks.template import Template
+
+_HELD_OUT_SHARE = 5  # a fifth of the rows at most, where there is no split to evaluate on
+
+
+@dataclass(frozen=True)
+class TrainingExamples:
+    """What a training trains and reports on.
+
+    Args:
+        train: examples to train on; an iterator where they are streamed.
+        held_out: examples to evaluate on while training.
+        test: examples to report on; the same as ``held_out`` unless something is chosen by that.
+        metric: name of the metric to report, or None.
+        invocation: the run's.
+        label_names: names of the options, where they have any.
+        sentences: what to say once: columns, counts, rows that were left out.
+        problems: of these, what belongs into the summary.
+    """
+
+    train: Sequence[Example] | Iterable[Example]
+    held_out: list[Example]
+    test: list[Example]
+    metric: str | None
+    invocation: str | tuple[int, ...] | None
+    label_names: tuple[str, ...] = ()
+    sentences: list[str] = field(default_factory=list)
+
+
+def load_examples(
+    settings: TrainConfig, config: MeZOConfig, tokenizer: Any, *, data: Any = None
+) -> TrainingExamples:
+    """Load and word what a training needs.
+
+    Args:
+        settings: the training.
+        config: the run.
+        tokenizer: the model's, for chats and for lengths.
+        data: rows or a data set in memory, in place of ``settings.data``.
+
+    Raises:
+        ValueError: a bad row (unless they are skipped), unknown columns, too few examples.
+        OSError, AssetError: the data cannot be read or fetched.
+    """
+    if settings.task is not None:
+        found = _of_task(settings)
+    else:
+        found = _of_own_data(settings, config, tokenizer, data)
+    train = found.train
+    if not isinstance(train, Sequence):
+        return found
+    if settings.k_shot is not None:
+        train = k_shot(train, settings.k_shot, seed=config.seed)
+    train = short_enough(train, tokenizer, settings.max_prompt_tokens)[: settings.train_examples]
+    needed = settings.examples_per_step
+    require(
+        len(train) >= needed,
+        f"train: there must be a batch of {needed} training examples, got {len(train)}; lower "
+        "batch_size, or raise train_examples or max_prompt_tokens.",
+    )
+    return TrainingExamples(
+        train,
+        found.held_out,
+        found.test,
+        found.metric,
+        found.invocation,
+        found.label_names,
+        found.sentences,
+    )
+
+
+def chooses(settings: TrainConfig) -> bool:
+    """Whether the training chooses something by its evaluations."""
+    return settings.load_best or settings.patience is not None or settings.save_strategy == "best"
+
+
+def _of_task(settings: TrainConfig) -> TrainingExamples:
+    """A task's examples; what chooses by evaluations gets the dev split for them."""
+    assert settings.task is not None
+    task = tasks.get(settings.task)
+    splits = task.load(None if settings.data is None else Path(settings.data))
+    test = splits.test[: settings.eval_examples]
+    held_out = splits.dev[: settings.eval_examples] if chooses(settings) and splits.dev else test
+    return TrainingExamples(
+        splits.train, held_out, test, settings.metric or task.metric, task.invocation
+    )
+
+
+def _of_own_data(
+    settings: TrainConfig, config: MeZOConfig, tokenizer: Any, data: Any
+) -> TrainingExamples:
+    """The user's own data, with rows held out where there is nothing to evaluate on."""
+    source = settings.data if data is None else data
+    template = None if settings.template is None else Template.of(settings.template)
+    shared: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "columns": settings.columns,
+        "template": template,
+        "on_bad_row": settings.on_bad_row,
+        "max_length": settings.max_length,
+        "completion_only_loss": settings.completion_only_loss,
+        "assistant_only_loss": settings.assistant_only_loss,
+        "chat_template_path": settings.chat_template_path,
+    }
+    origin: dict[str, Any] = {
+        "config": settings.dataset_config,
+        "revision": settings.dataset_revision,
+    }
+    invocation = config.invocation
+    if invocation is None and template is not None:
+        invocation = template.invocation
+    if invocation is None:
+        more = ("columns", "chat_template_path", "assistant_only_loss", "completion_only_loss")
+        invocation = default_invocation(
+            source,
+            tokenizer,
+            split=settings.train_split,
+            streaming=settings.streaming,
+            **{name: shared[name] for name in more},
+            **origin,
+        )
+    shared["invocation"] = invocation
+    train = own_examples(
+        source, split=settings.train_split, streaming=settings.streaming, **origin, **shared
+    )
+    sentences = [train.sentence, *train.bad_sentences()]
+    shared["label_names"] = train.label_names
+    metric = settings.metric or (template.metric if template else None)
+    held_out: list[Example] = []
+    rows: Any = train.examples
+    if settings.eval_data is not None:
+        found = own_examples(settings.eval_data, split=settings.test_split, **shared)
+        held_out, sentences = found.examples, [*sentences, *found.bad_sentences()]
+    elif has_split(source, settings.test_split, **origin):
+        found = own_examples(source, split=settings.test_split, **origin, **shared)
+        held_out, sentences = found.examples, [*sentences, *found.bad_sentences()]
+    elif isinstance(rows, list):
+        rows, held_out = _held_out(rows, settings.eval_examples)
+        sentences.append(
+            f"data: {len(held_out)} of {len(rows) + len(held_out)} examples are held out to "
+            "evaluate on; give eval_data for others"
+        )
+    held_out = held_out[: settings.eval_examples]
+    return TrainingExamples(
+        rows, held_out, held_out, metric, invocation, train.label_names, sentences
+    )
+
+
+def _held_out(examples: list[Example], count: int) -> tuple[list[Example], list[Example]]:
+    """Some examples, always the same, to evaluate on, and the others."""
+    count = min(count, len(examples) // _HELD_OUT_SHARE)
+    chosen = set(random.Random(0).sample(range(len(examples)), count))
+    return (
+        [example for i, example in enumerate(examples) if i not in chosen],
+        [examples[i] for i in sorted(chosen)],
+    )
+
+
+def short_enough(examples: Sequence[Example], tokenizer: Any, limit: int | None) -> list[Example]:
+    """Return the examples whose prompts have at most ``limit`` tokens; all for None."""
+    if limit is None:
+        return list(examples)
+    texts = [e.prompt for e in examples if isinstance(e.prompt, str)]
+    lengths = iter(tokenizer(texts)["input_ids"] if texts else [])
+    return [
+        e
+        for e in examples
+        if len(next(lengths) if isinstance(e.prompt, str) else e.prompt) <= limit
+    ]

@@ -1,0 +1,271 @@
+"""Train an adapter on own data or a task, evaluate it, save it: what `mezo train` does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mezo._closing import closing
+from mezo.checkpoint.atomic import check_output
+from mezo.checkpoint.peft import ADAPTER_FILES
+from mezo.config import MeZOConfig, TrainConfig
+from mezo.data.batch import EncodedBatch
+from mezo.data.example import Example, batch_of
+from mezo.data.sampling import batches
+from mezo.engines import ENGINES
+from mezo.results import EvalResult
+from mezo.run import Run, attach
+from mezo.tasks import assets
+from mezo.train.best import Best
+from mezo.train.checkpoints import Checkpoints
+from mezo.train.evaluate import evaluate
+from mezo.train.examples import TrainingExamples, chooses, load_examples
+from mezo.train.metrics import metrics_of
+from mezo.train.run_files import (
+    FILES,
+    TrainingLog,
+    can_plot,
+    closing_words,
+    leave_files,
+    record_of,
+)
+from mezo.train.saving import train_and_save
+from mezo.train.summary import TrainSummary
+from mezo.train.trainer import MeZOTrainer
+from mezo.train.trainer_callbacks import trackers
+from mezo.train.upload import Upload
+
+
+def train(
+    settings: TrainConfig,
+    config: MeZOConfig,
+    *,
+    data: Any = None,
+    engine: Any = None,
+    tokenizer: Any = None,
+    callbacks: Sequence[Any] = (),
+    compute_metrics: Callable[[Any], dict[str, float]] | None = None,
+) -> tuple[TrainSummary, dict[str, Any]]:
+    """Train, evaluate before and after, save the adapter, the log, the plot and the summary.
+
+    The adapter is written first. Whatever ends the training, Ctrl-C included, it is
+    written with the steps taken until then. Nothing that fails afterwards removes it.
+
+    Args:
+        settings: the training.
+        config: the adapter and the estimator.
+        data: rows or a data set in memory, in place of ``settings.data``.
+        engine: a handle as in `mezo.attach`, in place of starting ``settings.engine``.
+        tokenizer: the model's; None: loaded from ``settings.model``.
+        callbacks: see `MeZOTrainer`.
+        compute_metrics: as in `transformers.Trainer`: gets an ``EvalPrediction`` with the options'
+            scores (nats) ``[N, C]`` and the labels ``[N]`` of the held-out examples.
+
+    Returns:
+        The summary, and the content of summary.json; look at its "problems".
+
+    Raises:
+        ValueError: an unknown task or engine, output cannot be written to, bad data, or an example
+            that is too long for the engine.
+        AssetError: the model or the data cannot be fetched.
+        ImportError: the engine or a tracker is not installed.
+        BaseException: whatever stopped the training; if a step was taken, the files are there and
+            the exception has a `PartialTraining` as ``partial_training``.
+    """
+    chosen = ENGINES[ENGINES.check(settings.engine, "train: ")]
+    check_output(settings.output, FILES)
+    check_output(settings.output / "adapter", ADAPTER_FILES)
+    upload = Upload.of(settings)
+    reporting = trackers(
+        settings.report_to, output=settings.output, settings=settings, config=config
+    )
+    has_plots = can_plot()
+    model = settings.model or str(assets.model_dir())
+    if tokenizer is None:
+        tokenizer = load_tokenizer(model, settings)
+    examples = load_examples(settings, config, tokenizer, data=data)
+    for sentence in examples.sentences:
+        print(sentence, flush=True)
+    config = dataclasses.replace(config, invocation=examples.invocation)
+    log = TrainingLog(settings, config, model, can_plot=has_plots)
+    more = [*callbacks, *([reporting] if reporting else [])]
+    metrics = metrics_of(examples.metric, examples.held_out, compute_metrics)
+    with (
+        _engine(chosen, engine, model, settings, config) as handle,
+        closing((run := attach(handle, config, tokenizer=tokenizer)).close),
+    ):
+        trainer = _trainer(settings, run, examples, log, more, metrics)
+        record = _train(settings, trainer, log, examples, model)
+    print(closing_words(record, settings.output, has_plot=log.has_plot))
+    if upload is not None:
+        upload(settings.output / "adapter")
+    return trainer.summary, record
+
+
+def load_tokenizer(model: str, settings: TrainConfig) -> Any:
+    """Load a model's tokenizer.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            model,
+            revision=settings.model_revision,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        words = " ".join(str(error).split())
+        raise ValueError(
+            f"train: model must be a directory or hub name with a tokenizer, got {model!r} "
+            f"({words[:200]}); check the name, or pass a directory."
+        ) from error
+
+
+def _engine(
+    chosen: Any, engine: Any, model: str, settings: TrainConfig, config: MeZOConfig
+) -> AbstractContextManager[Any]:
+    """The caller's engine, or one that is started."""
+    if engine is not None:
+        return nullcontext(engine)
+    print(f"Starting the {settings.engine} engine with {Path(model).name} ...", flush=True)
+    options = {
+        "revision": settings.model_revision,
+        "dtype": settings.dtype,
+        "trust_remote_code": settings.trust_remote_code or None,
+        "max_tokens_per_forward": settings.max_tokens_per_forward,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    handle: AbstractContextManager[Any] = chosen.launch(
+        model, config, threads=settings.threads, **given
+    )
+    return handle
+
+
+def _trainer(
+    settings: TrainConfig,
+    run: Run,
+    examples: TrainingExamples,
+    log: TrainingLog,
+    callbacks: Sequence[Any],
+    metrics: Callable[[EvalResult], dict[str, float]] | None,
+) -> MeZOTrainer:
+    """The loop, on examples that are tokenised once."""
+    train, per_step = examples.train, settings.examples_per_step
+    stream: Iterable[Any]
+    per_epoch = None
+    if isinstance(train, Sequence):
+        encoded = encode_all(run, train)
+        per_epoch = len(train) // per_step
+        order = batches(range(len(train)), per_step, run.config.seed, shuffle=settings.shuffle)
+        stream = map(encoded.select, order)
+    else:
+        stream = _streamed(run, train, per_step)
+    num_steps = settings.steps(len(train) if isinstance(train, Sequence) else None)
+    every = per_epoch if settings.eval_strategy == "epoch" else settings.eval_every
+    save_every = per_epoch if settings.save_strategy == "epoch" else settings.save_every
+    checkpoints = Checkpoints(
+        settings.output,
+        every=save_every,
+        limit=settings.save_total_limit,
+        keeps_best=settings.save_strategy == "best",
+    )
+    best = Best(
+        settings.best_metric,
+        greater_is_better=settings.greater_is_better,
+        patience=settings.patience,
+    )
+    return MeZOTrainer(
+        run,
+        stream,
+        num_steps=num_steps,
+        schedule=settings.schedule,
+        held_out=encoded_batches(run, examples.held_out, settings.eval_batch_size),
+        eval_every=every,
+        callbacks=[log, *callbacks],
+        warmup_steps=settings.warmup_steps or int(settings.warmup_ratio * num_steps),
+        steps_per_epoch=per_epoch,
+        best=best if chooses(settings) else None,
+        checkpoints=checkpoints,
+        metrics=metrics,
+    )
+
+
+def _train(
+    settings: TrainConfig,
+    trainer: MeZOTrainer,
+    log: TrainingLog,
+    examples: TrainingExamples,
+    model: str,
+) -> dict[str, Any]:
+    """Train and leave the files, whatever happens; the adapter comes first."""
+    run, test = trainer.run, None
+    if examples.test is not examples.held_out:
+        test = encoded_batches(run, examples.test, settings.eval_batch_size)
+    scores: dict[str, EvalResult] = {}
+
+    def finish() -> None:
+        """Put the best weights back, and report on examples that chose nothing."""
+        if settings.load_best and trainer.best is not None and trainer.best.weights is not None:
+            run.set_weights(trainer.best.weights)
+        if test is not None:
+            scores["after"] = evaluate(run, test)
+
+    def leave() -> dict[str, Any]:
+        record = record_of(settings, trainer, log, examples, scores, model=model)
+        leave_files(settings, run.config, record, log)
+        return record
+
+    try:
+        if test is not None:
+            scores["before"] = evaluate(run, test)
+        train_and_save(trainer, settings.output / "adapter", finish=finish)
+    except BaseException:
+        if trainer.summary.steps:
+            leave()
+        raise
+    return leave()
+
+
+def encode_all(run: Run, examples: Sequence[Example]) -> EncodedBatch:
+    """Tokenise examples as one batch, to be cut with `EncodedBatch.select`.
+
+    Raises:
+        ValueError: an example that the engine cannot score; the sentence says where it is from.
+    """
+    try:
+        return run.encode(batch_of(examples))
+    except ValueError:
+        for example in examples:
+            try:
+                run.encode(batch_of([example]))
+            except ValueError as error:
+                origin = example.where or f"the text begins {str(example.prompt)[:40]!r}"
+                raise ValueError(
+                    f"train: every example must fit the engine, got {error} ({origin}); set "
+                    "max_length or max_prompt_tokens."
+                ) from error
+        raise
+
+
+def encoded_batches(run: Run, examples: Sequence[Example], size: int) -> list[EncodedBatch]:
+    """Tokenise examples as batches of at most ``size``."""
+    if not examples:
+        return []
+    whole = encode_all(run, examples)
+    return [
+        whole.select(range(i, min(i + size, len(examples)))) for i in range(0, len(examples), size)
+    ]
+
+
+def _streamed(run: Run, examples: Iterable[Example], size: int) -> Iterator[EncodedBatch]:
+    """Batches of examples as they come."""
+    stream = iter(examples)
+    while len(chunk := list(islice(stream, size))) == size:
+        yield encode_all(run, chunk)

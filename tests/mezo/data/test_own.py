@@ -1,0 +1,471 @@
+"""The user's own data, in each shape and file that is accepted, as examples."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import datasets
+import numpy as np
+import pytest
+
+from mezo.data.columns import recognise
+from mezo.data.encode import encode_invocation
+from mezo.data.example import Example
+from mezo.data.load import has_split, load_records
+from mezo.data.own import default_invocation, own_examples
+from tests.support.tiny import make_tokenizer
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<s> ' + m['role'] + ' ' + m['content'] + ' </s> ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s> assistant ' }}{% endif %}"
+)
+MARKED = (
+    "{% for m in messages %}{{ '<s> ' + m['role'] + ' ' }}"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}"
+    "{% else %}{{ m['content'] }}{% endif %}{{ ' </s> ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s> assistant ' }}{% endif %}"
+)
+CHAT = [
+    {"role": "user", "content": "w10 w11"},
+    {"role": "assistant", "content": "w20"},
+    {"role": "user", "content": "w12"},
+    {"role": "assistant", "content": "w21 w22"},
+]
+
+
+@pytest.fixture
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture
+def chatty(tokenizer):
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def only(source, tokenizer, **options):
+    """The examples of the train split, with the invocation that the data has by default."""
+    keys = ("columns", "assistant_only_loss", "completion_only_loss", "chat_template_path")
+    invocation = options.pop("invocation", None) or default_invocation(
+        source, tokenizer, split="train", **{k: options[k] for k in keys if k in options}
+    )
+    return own_examples(
+        source, split="train", tokenizer=tokenizer, invocation=invocation, **options
+    ).examples
+
+
+# Shapes.
+
+
+def test_prompt_and_completion_end_with_eos_once(tokenizer):
+    rows = [
+        {"prompt": "w5 w6", "completion": " w7"},
+        {"prompt": "w5", "completion": " w8 </s>"},
+    ]
+    made = only(rows, tokenizer)
+    assert made == [
+        Example("w5 w6", completion=" w7</s>", answers=("w7",)),
+        Example("w5", completion=" w8 </s>", answers=("w8 </s>",)),
+    ]
+    assert [e.where for e in made] == ["row 1", "row 2"]
+    assert tokenizer(made[0].completion)["input_ids"] == [7, 2]
+
+
+def test_the_loss_of_prompts_too(tokenizer):
+    rows = [{"prompt": "w5 w6", "completion": " w7"}]
+    (example,) = only(rows, tokenizer, completion_only_loss=False)
+    assert (example.prompt, example.completion) == ((5,), (6, 7, 2))
+
+
+def test_text_learns_every_token_but_the_first_and_its_end(tokenizer):
+    (example,) = only([{"text": "w5 w6 w7"}], tokenizer)
+    assert (example.prompt, example.completion) == ((5,), (6, 7, 2))
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "label"),
+    [
+        (["good", "bad"], ("bad", "good"), 1),
+        ([1, 0], ("0", "1"), 1),
+        ([True, False], ("False", "True"), 1),
+        ([np.int64(3), np.int64(10)], ("3", "10"), 0),
+        ([2.0, 1.0], ("1", "2"), 1),
+        (["10", "9"], ("9", "10"), 1),
+    ],
+)
+def test_labels_of_all_kinds(values, names, label, tokenizer):
+    rows = [{"text": f"w{i + 5}", "label": value} for i, value in enumerate(values)]
+    data = own_examples(rows, split="train", tokenizer=tokenizer, invocation="Label:")
+    assert data.label_names == names
+    first = data.examples[0]
+    assert first.prompt == "w5\n"
+    assert (first.options, first.label) == (tuple(f" {n}" for n in names), label)
+    assert default_invocation(rows, tokenizer, split="train") == "Label:"
+
+
+def test_label_names_of_a_data_set(tokenizer):
+    features = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    source = datasets.Dataset.from_dict({"sentence": ["w5", "w6"], "label": [1, 0]}, features)
+    made = only(source, tokenizer)
+    assert [(e.options, e.label) for e in made] == [((" no", " yes"), 1), ((" no", " yes"), 0)]
+
+
+def test_two_texts_with_a_label(tokenizer):
+    rows = [{"premise": "w5", "hypothesis": "w6", "label": x} for x in ("no", "yes")]
+    assert only(rows, tokenizer)[0].prompt == "w5\nw6\n"
+
+
+def test_alpaca_as_text_and_as_chat(tokenizer):
+    rows = [
+        {"instruction": "w5", "input": "w6", "output": "w7"},
+        {"instruction": "w8", "input": "", "output": "w9"},
+    ]
+    plain = only(rows, tokenizer)
+    assert [(e.prompt, e.completion) for e in plain] == [
+        ("w5\nw6\n", "w7</s>"),
+        ("w8\n", "w9</s>"),
+    ]
+    tokenizer.chat_template = TEMPLATE
+    header = default_invocation(rows, tokenizer, split="train")
+    assert header == (1, 0)  # <s> assistant
+    chat = only(rows, tokenizer)
+    assert (chat[0].prompt, chat[0].completion) == ((1, 0, 5, 6, 2), (7, 2))
+
+
+def test_a_conversation_as_prompt_and_completion(chatty):
+    rows = [{"prompt": CHAT[:1], "completion": CHAT[1:2]}]
+    (example,) = only(rows, chatty)
+    assert (example.prompt, example.completion) == ((1, 0, 10, 11, 2), (20, 2))
+    assert example.answers == ("w20",)
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, MARKED])
+def test_assistant_turns_have_their_end_inside(tokenizer, template):
+    tokenizer.chat_template = template
+    first, second = only([{"messages": CHAT}], tokenizer, assistant_only_loss=True)
+    assert (first.prompt, first.completion) == ((1, 0, 10, 11, 2), (20, 2))
+    assert second.prompt == (1, 0, 10, 11, 2, 1, 0, 20, 2, 1, 0, 12, 2)
+    assert second.completion == (21, 22, 2)
+
+
+def test_marked_turns_are_transformers_own_mask_with_the_end(tokenizer):
+    tokenizer.chat_template = MARKED
+    found = tokenizer.apply_chat_template(
+        CHAT, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    masked = [t for t, m in zip(found["input_ids"], found["assistant_masks"], strict=True) if m]
+    made = only([{"messages": CHAT}], tokenizer, assistant_only_loss=True)
+    assert [t for e in made for t in e.completion if t != 2] == masked == [20, 21, 22]
+
+
+def test_a_turn_without_loss_does_not_count(chatty):
+    messages = [CHAT[0], {**CHAT[1], "loss": False}, *CHAT[2:]]
+    (example,) = only([{"messages": messages}], chatty, assistant_only_loss=True)
+    assert example.completion == (21, 22, 2)
+
+
+def test_messages_learn_every_token_unless_asked_otherwise(chatty):
+    (example,) = only([{"messages": CHAT[:2]}], chatty)
+    assert (example.prompt, example.completion) == ((1,), (0, 10, 11, 2, 1, 0, 20, 2))
+
+
+def test_sharegpt_is_the_same_conversation(chatty):
+    conversation = [
+        {"from": "human" if m["role"] == "user" else "gpt", "value": m["content"]} for m in CHAT
+    ]
+    theirs = only([{"conversations": conversation}], chatty, assistant_only_loss=True)
+    assert theirs == only([{"messages": CHAT}], chatty, assistant_only_loss=True)
+
+
+def test_a_bos_token_is_there_once(chatty):
+    """A tokenizer that puts one before every text, and a template that has one, too."""
+    from tokenizers.processors import TemplateProcessing
+
+    chatty.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    assert chatty("w5")["input_ids"] == [1, 5]
+    (example,) = only([{"prompt": CHAT[:1], "completion": CHAT[1:2]}], chatty)
+    assert example.prompt == (1, 0, 10, 11, 2)
+    (text,) = only([{"text": "w5 w6"}], chatty)
+    assert (text.prompt, text.completion) == ((1,), (5, 6, 2))
+
+
+# Length.
+
+
+def test_a_long_row_loses_the_beginning_of_its_prompt(tokenizer):
+    rows = [{"prompt": "<s> w5 w6 w7 w8", "completion": " w9"}]
+    for limit, prompt in ((7, "<s> w5 w6 w7 w8"), (6, (1, 6, 7, 8)), (4, (1, 8))):
+        assert only(rows, tokenizer, max_length=limit)[0].prompt == prompt
+    with pytest.raises(ValueError, match="leave room for its prompt in max_length 3, got 2 tokens"):
+        only(rows, tokenizer, max_length=3)
+
+
+def test_the_longest_option_and_the_invocation_count(tokenizer):
+    rows = [{"text": "w5 w6 w7", "label": x} for x in ("w8 w9", "w10")]
+    made = only(rows, tokenizer, max_length=5, invocation="w4")
+    assert made[0].prompt == (6, 7)
+
+
+# Bad rows.
+
+
+BAD = [
+    ({"prompt": None, "completion": "w7"}, "prompt must be a text that is not empty, got None"),
+    ({"prompt": "w5", "completion": " "}, "completion must be a text that is not empty, got ' '"),
+    ({"prompt": 5, "completion": "w7"}, "prompt must be a text that is not empty, got 5"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason"), BAD)
+def test_a_bad_row_is_named_or_skipped_and_counted(row, reason, tokenizer, tmp_path):
+    good = {"prompt": "w5", "completion": "w6"}
+    path = write_jsonl(tmp_path / "rows.jsonl", [good, row, row, good])
+    with pytest.raises(ValueError, match=rf"rows.jsonl:2: {reason}; fix the row, or pass on_bad"):
+        only(path, tokenizer)
+    data = own_examples(path, split="train", tokenizer=tokenizer, on_bad_row="skip")
+    assert len(data.examples) == 2
+    assert data.bad_sentences() == [f"data: 2 rows were left out, the first one {path}:2: {reason}"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ("w5", "messages must be a list of role and content, got 'w5'"),
+        ([{"role": "user"}], "a message must have role and content"),
+        ([{"role": "user", "content": "w5"}], "must have an assistant's turn, got none"),
+    ],
+)
+def test_a_bad_conversation(messages, reason, chatty):
+    with pytest.raises(ValueError, match=f"row 1: .*{reason}"):
+        only([{"messages": messages}], chatty, assistant_only_loss=True)
+
+
+def test_an_unknown_label_is_named(tokenizer):
+    rows = [{"text": "w5", "label": "maybe"}]
+    with pytest.raises(ValueError, match=r"label must be one of \['no', 'yes'\], got 'maybe'"):
+        own_examples(
+            rows, split="test", tokenizer=tokenizer, invocation="Label:", label_names=("no", "yes")
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"assistant_only_loss": True}, "assistant_only_loss must come with conversations"),
+        ({"invocation": "w4", "completion_only_loss": False}, "an invocation must stand between"),
+    ],
+)
+def test_options_that_the_data_does_not_have(options, message, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        only([{"prompt": "w5", "completion": "w6"}], tokenizer, **options)
+
+
+def test_conversations_need_a_template(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="need a chat template, got a tokenizer without one"):
+        only([{"messages": CHAT}], tokenizer)
+    path = tmp_path / "chat.jinja"
+    path.write_text(TEMPLATE)
+    made = only([{"messages": CHAT}], tokenizer, chat_template_path=str(path))
+    tokenizer.chat_template = TEMPLATE
+    assert made == only([{"messages": CHAT}], tokenizer)
+
+
+def test_a_template_whose_turns_cannot_be_cut_is_refused(tokenizer):
+    tokenizer.chat_template = "{% if messages|length > 1 %}w9 {% endif %}" + TEMPLATE
+    with pytest.raises(ValueError, match=r"must have \{% generation %\} markers, or render"):
+        only([{"messages": CHAT}], tokenizer, assistant_only_loss=True)
+
+
+# Columns.
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "names"),
+    [
+        (("question", "answer"), "completion", ("question", "answer")),
+        (("instruction", "response"), "completion", ("instruction", "response")),
+        (("review", "sentiment"), "label", ("review", "sentiment")),
+        (("passage", "question", "label"), "label", ("passage", "question", "label")),
+        (("content",), "text", ("content",)),
+        (("messages", "tools", "id"), "messages", ("messages", "tools")),
+        (("conversations", "system"), "sharegpt", ("conversations", "system")),
+        (("instruction", "input", "output"), "alpaca", ("instruction", "input", "output")),
+    ],
+)
+def test_usual_names_are_recognised(columns, kind, names):
+    found = recognise(columns)
+    assert (found.kind, tuple(found.names.values())) == (kind, names)
+    assert all(name in found.sentence for name in names)
+
+
+def test_names_may_be_given():
+    found = recognise(("a", "b", "text"), {"prompt": "a", "completion": "b"})
+    assert (found.kind, dict(found.names)) == ("completion", {"prompt": "a", "completion": "b"})
+
+
+@pytest.mark.parametrize(
+    ("columns", "overrides", "message"),
+    [
+        (("a", "b"), None, r"columns must be prompt \+ completion, .* got \['a', 'b'\]"),
+        (("prompt", "chosen", "rejected"), None, "got preferences"),
+        (("prompt",), None, "got prompts only"),
+        (("prompt", "completion", "label"), None, "got a label beside prompt and completion"),
+        (
+            ("question", "answer"),
+            {"prompt": "questoin"},
+            "got 'questoin' for prompt; use 'question'",
+        ),
+        (("a",), {"promt": "a"}, "columns must give one of .* got 'promt'"),
+    ],
+)
+def test_columns_that_mean_nothing(columns, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        recognise(columns, overrides)
+
+
+# Files.
+
+ROWS = [{"text": "None", "label": "001"}, {"text": "null", "label": "1e5"}]
+
+
+def write_as(suffix, folder, rows=ROWS):
+    path = folder / f"rows{suffix}"
+    if suffix in (".csv", ".tsv"):
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(
+                file, list(rows[0]), delimiter="\t" if suffix == ".tsv" else ","
+            )
+            writer.writeheader()
+            writer.writerows(rows)
+    elif suffix == ".jsonl":
+        write_jsonl(path, rows)
+    elif suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif suffix == ".parquet":
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    elif suffix == ".arrow":
+        import pyarrow as pa
+
+        table = pa.Table.from_pylist(rows)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow"])
+def test_a_file_of_each_kind_keeps_its_texts(suffix, is_streamed, tmp_path):
+    path = write_as(suffix, tmp_path)
+    records = load_records(path, streaming=is_streamed)
+    rows = list(records.rows)
+    assert [record.fields for record in rows] == ROWS
+    assert records.columns == ("text", "label")
+    assert all(str(path) in record.where for record in rows)
+    assert not has_split(path, "train")
+
+
+def test_a_text_file_is_a_line_an_example(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("w5\n\nw6 w7\n")
+    assert [(r.where, r.fields) for r in load_records(path).rows] == [
+        (f"{path}:1", {"text": "w5"}),
+        (f"{path}:3", {"text": "w6 w7"}),
+    ]
+
+
+def test_a_broken_line_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n{"text": \n')
+    with pytest.raises(ValueError, match=r"rows.jsonl:2 must be JSON, got '{\"text\":'"):
+        load_records(path)
+    path.write_text('{"text": "a"}\n[1]\n')
+    with pytest.raises(ValueError, match=r"rows.jsonl:2 must be an object .* got \[1\]"):
+        load_records(path)
+
+
+@pytest.mark.parametrize("line", ["a,1,2", "a"])
+def test_a_line_with_other_values_than_columns_is_named(line, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"text,label\nb,0\n{line}\n")
+    with pytest.raises(
+        ValueError, match=rf"rows.csv:3 must have 2 values, got {line.count(',') + 1}"
+    ):
+        load_records(path)
+
+
+@pytest.mark.parametrize("kind", ["dict", "one"])
+def test_a_folder_of_save_to_disk(kind, tmp_path):
+    one = datasets.Dataset.from_list(ROWS)
+    folder = tmp_path / "saved"
+    if kind == "dict":
+        datasets.DatasetDict({"train": one, "test": one.select([1])}).save_to_disk(folder)
+        assert has_split(folder, "test")
+        assert [r.fields for r in load_records(folder, split="test").rows] == ROWS[1:]
+        with pytest.raises(ValueError, match=r"split must be one of \['test', 'train'\] .* 'dev'"):
+            load_records(folder, split="dev")
+    else:
+        one.save_to_disk(folder)
+        assert not has_split(folder, "test")
+    assert [r.fields for r in load_records(folder).rows] == ROWS
+
+
+def test_a_folder_with_a_file_per_split(tmp_path):
+    write_as(".csv", tmp_path).rename(tmp_path / "train.csv")
+    write_jsonl(tmp_path / "test-0001.jsonl", ROWS[:1])
+    assert has_split(tmp_path, "test")
+    assert not has_split(tmp_path, "dev")
+    assert [r.fields for r in load_records(tmp_path, split="test").rows] == ROWS[:1]
+    with pytest.raises(ValueError, match="must have a file for split 'dev', got"):
+        load_records(tmp_path, split="dev")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere/rows.csv", "rows.csv must be a file, a folder or a hub name, got nothing there"),
+        (
+            "someone/some-data",
+            "'someone/some-data' must be a file or folder here, or a data set on",
+        ),
+        (
+            5,
+            "the source must be a file, a folder, a hub name, a data set or a list of dicts, got 5",
+        ),
+    ],
+)
+def test_a_source_that_is_not_there(source, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match=message):
+        load_records(source)
+
+
+def test_a_text_of_another_encoding_is_said(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes("text,label\nfa\xe7ade,1\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="must be text in UTF-8"):
+        load_records(path)
+
+
+def test_a_stream_begins_anew_in_each_epoch(tokenizer, tmp_path):
+    rows = [{"prompt": f"w{i}", "completion": "w6"} for i in range(5, 9)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    data = own_examples(path, split="train", tokenizer=tokenizer, streaming=True)
+    assert [e.prompt for e in data.examples] == [e.prompt for e in data.examples]
+    assert len(list(data.examples)) == 4
+
+
+def test_the_invocation_of_a_chat_is_the_run_s(chatty):
+    with pytest.raises(ValueError, match="a chat's prompt must end with the invocation's tokens"):
+        only([{"messages": CHAT}], chatty, assistant_only_loss=True, invocation="w9")
+    assert encode_invocation((1, 0), chatty).tokens == (1, 0)
