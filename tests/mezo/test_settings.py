@@ -163,11 +163,11 @@ def test_a_yaml_file_gives_the_same_and_the_last_layer_wins(tmp_path):
         "template:\n  prompt: '{a}'\n  completion: '{b}'\n"
     )
     values = merged(
-        read_yaml(path), {"lr": "2e-3"}, read_assignments(["template.completion= {c}", "seed=7"])
+        read_yaml(path), {"lr": "2e-3"}, read_assignments(["template.completion=' {c}'", "seed=7"])
     )
     settings, config = settings_of(**values)
     assert (config.lr, config.seed, settings.num_steps) == (2e-3, 7, 5)
-    assert settings.template == {"prompt": "{a}", "completion": "{c}"}
+    assert settings.template == {"prompt": "{a}", "completion": " {c}"}
 
 
 def test_what_a_run_was_is_written_so_that_it_can_be_read_again(tmp_path):
@@ -194,15 +194,15 @@ def test_what_a_run_was_is_written_so_that_it_can_be_read_again(tmp_path):
 def test_a_file_that_is_no_settings_is_refused(content, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(content)
-    with pytest.raises(ValueError, match="must be a YAML file|must hold lines as 'lr: 1.0e-3'"):
+    with pytest.raises(ValueError, match=r"must be a YAML file|must hold lines as 'lr: 1.0e-3'"):
         read_yaml(path)
-    with pytest.raises(ValueError, match="must be a YAML file, got .*No such file"):
+    with pytest.raises(ValueError, match=r"must be a YAML file, got .*No such file"):
         read_yaml(tmp_path / "other.yaml")
 
 
 @pytest.mark.parametrize("text", ["lr", "=3", "lr=[", "a=1"])
 def test_an_assignment_that_is_none_is_refused(text):
-    with pytest.raises(ValueError, match="must be name=value|must have a value|a setting must be"):
+    with pytest.raises(ValueError, match=r"must be name=value|must have a value|a setting must be"):
         given(**read_assignments([text]))
     with pytest.raises(ValueError, match="must not give 'a' both as a value and as a block"):
         read_assignments(["a=1", "a.b=2"])

@@ -45,14 +45,14 @@ def test_every_setting_is_an_option_by_all_its_names(name):
     names = {f"--{n}" for n in (field.name, *field.metadata["names"])}
     assert names == set(option.opts)
     assert option.default is None
-    assert option.help == field.metadata["help"]
+    assert option.help.startswith(field.metadata["help"])
 
 
 def test_the_help_says_defaults_and_does_not_cut_names():
     text = run("--help").output
     for name in ("--per_device_train_batch_size", "--metric_for_best_model", "--config", "--set"):
         assert name in text
-    assert "[default: 0.0001]" in text.replace("(", "").replace(")", "")
+    assert "Default 0.0001." in " ".join(text.split())
 
 
 @pytest.mark.parametrize("dash", ["-", "_"])
@@ -84,7 +84,8 @@ def test_the_command_line_wins_over_the_file_and_set_over_both(trained, tmp_path
 
 
 def test_python_and_the_command_line_get_the_same_settings(trained):
-    words = "--data a.csv --output out --lr 2e-3 --target-modules q_proj,v_proj --columns text=a,label=b"
+    words = "--data a.csv --output out --lr 2e-3 --target-modules q_proj,v_proj "
+    words += "--columns text=a,label=b"
     assert run(*words.split()).exit_code == 0
     assert trained.pop() == settings_of(
         data="a.csv",
@@ -99,7 +100,7 @@ def test_python_and_the_command_line_get_the_same_settings(trained):
     ("words", "message"),
     [
         ("--lerning_rate 1", "--learning_rate"),
-        ("--data a.csv --output out --max_steps many", "error: train: max_steps must be of type"),
+        ("--data a.csv --output out --max_steps many", "error: train: num_steps must be of type"),
         ("--data a.csv", "error: train: output_dir must be given"),
         ("--output out", "error: train: data or a task must be given"),
         ("--config nowhere.yaml", "error: train: --config must be a YAML file"),
