@@ -183,6 +183,11 @@ class SglangSession:
         self.call(messages.Detach(self._name, self._uids))
         self._conversation.closed(self._uids[THETA])
 
+    def cache_tokens(self) -> int:
+        """Return how many tokens' keys and values the engine can hold."""
+        memory = self.call(messages.Memory())
+        return memory.kv_tokens + memory.evictable_tokens + memory.protected_tokens
+
     def free_memory(self) -> dict[str, int]:
         """Free KV tokens and request slots in the engine."""
         return to_json(self.call(messages.Memory()))
