@@ -5,6 +5,9 @@ from __future__ import annotations
 import typer
 
 from mezo.cli.doctor import doctor
+from mezo.cli.export import export
+from mezo.cli.generate import generate
+from mezo.cli.plot import plot
 from mezo.cli.train import train
 
 app = typer.Typer(
@@ -14,3 +17,6 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(doctor)
+app.command()(generate)
+app.command()(export)
+app.command()(plot)
