@@ -69,8 +69,8 @@ NAMES_AN_ENGINE = {
 # Files outside mezo/checkpoint that write to the disk, and why.
 WRITERS = {
     "mezo/tasks/assets.py": "the cache of downloaded models and data, outside of any run",
+    "mezo/engines/sglang/session.py": "hands weights over in a file that it deletes",
     "mezo/engines/sglang/worker.py": "hands weights over in a file that the caller deletes",
-    "mezo/engines/sglang/session.py": "the same, the other way round",
     "mezo/train/plots.py": "draws into memory; checkpoint writes the file",
     "mezo/engines/sglang/cpu_host/spawn.py": "a file that tells whether a process has started",
 }

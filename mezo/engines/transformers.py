@@ -140,7 +140,7 @@ class TransformersSession:
             max_new_tokens=max_new_tokens,
             do_sample=temperature > 0,
             temperature=temperature if temperature > 0 else 1.0,
-            top_k=0,
+            top_k=0 if temperature > 0 else None,
             top_p=1.0,
             repetition_penalty=1.0,
             num_beams=1,
