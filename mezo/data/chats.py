@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +52,9 @@ class Chats:
             "data: conversations need a chat template, got a tokenizer without one; pass "
             "chat_template_path, or prompt and completion as texts.",
         )
-        self.has_markers = "{% generation" in str(self.template) or "{%- generation" in str(
-            self.template
-        )
+        self.has_markers = re.search(r"{%-?\s*generation\b", str(self.template)) is not None
+        self._specials = _independent_specials(tokenizer)
+        self._section_ids = lru_cache(maxsize=4096)(self._tokenised)  # headers and system prompts
 
     def ids(
         self, messages: Sequence[Message], *, tools: Any = None, opens: bool = False
@@ -62,15 +66,36 @@ class Chats:
             tools: as `apply_chat_template` takes them.
             opens: whether to end with what opens the assistant's turn.
         """
-        found = self._tokenizer.apply_chat_template(
-            list(messages),
-            tools=tools or None,
-            chat_template=self.template,
-            add_generation_prompt=opens,
-            tokenize=True,
-            return_dict=True,
-        )
-        return list(found["input_ids"])
+        text = self._rendered(messages, tools, add_generation_prompt=opens, tokenize=False)
+        if self._specials is None:
+            return list(self._tokenised(text))
+        starts = [found.start() for found in self._specials.finditer(text)]
+        borders = [0, *(start for start in starts if start > 0), len(text)]
+        sections = (text[i:j] for i, j in pairwise(borders))
+        return [token for section in sections for token in self._section_ids(section)]
+
+    def _tokenised(self, text: str) -> tuple[int, ...]:
+        """A rendered text's ids; the template has put the special tokens in already."""
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _rendered(self, messages: Sequence[Message], tools: Any, **options: Any) -> Any:
+        """What `apply_chat_template` gives, or ValueError with what the template says."""
+        from jinja2 import TemplateError
+
+        if isinstance(tools, str):
+            try:
+                tools = json.loads(tools)
+            except ValueError as error:
+                raise ValueError(f"tools must be a list or its JSON, got {shown(tools)}") from error
+        try:
+            return self._tokenizer.apply_chat_template(
+                list(messages), tools=tools or None, chat_template=self.template, **options
+            )
+        # Templates raise the first for roles out of order, the others for contents of other types.
+        except (TemplateError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"the chat template must render the conversation, got: {error}"
+            ) from error
 
     def header(self, messages: Sequence[Message], *, tools: Any = None) -> tuple[int, ...]:
         """Return the tokens that open the assistant's turn behind these messages."""
@@ -124,13 +149,8 @@ class Chats:
 
     def _marked(self, messages: Sequence[Message], tools: Any) -> list[tuple[list[int], list[int]]]:
         """Assistant turns between the template's markers."""
-        found = self._tokenizer.apply_chat_template(
-            list(messages),
-            tools=tools or None,
-            chat_template=self.template,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
+        found = self._rendered(
+            messages, tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
         ids, mask = list(found["input_ids"]), list(found["assistant_masks"])
         special = set(self._tokenizer.all_special_ids)
@@ -157,7 +177,8 @@ class Chats:
             if message["role"] != "assistant":
                 continue
             before = self.ids(messages[:i], tools=tools, opens=True)
-            after = self.ids(messages[: i + 1], tools=tools)
+            is_last = i == len(messages) - 1
+            after = whole if is_last else self.ids(messages[: i + 1], tools=tools)
             require(
                 whole[: len(after)] == after and after[: len(before)] == before,
                 "the chat template must have {% generation %} markers, or render the beginning of "
@@ -166,6 +187,21 @@ class Chats:
             )
             cut.append((before, after[len(before) :]))
         return cut
+
+
+def _independent_specials(tokenizer: Any) -> re.Pattern[str] | None:
+    """The special tokens that the texts before and behind them are tokenised apart from.
+
+    A text is then the tokens of its sections, each of which begins with one; None where there are
+    none, or where the tokenizer does not say.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        return None
+    specials = [t for t in tokenizer.added_tokens_decoder.values() if t.special]
+    if not specials or any(t.lstrip or t.rstrip or t.single_word or t.normalized for t in specials):
+        return None
+    contents = sorted((t.content for t in specials), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, contents)))
 
 
 def checked_messages(value: Any) -> list[Message]:
