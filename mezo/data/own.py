@@ -115,10 +115,13 @@ def own_examples(
         names = label_names or _label_names(records, found, streaming=streaming)
         if names:
             sentence += f", labels {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+        if names and all(name.lstrip("-").isdecimal() for name in names):
+            sentence += " (numbers, which a model knows little about: name them in a template)"
         render = Rendering(
             tokenizer,
             found,
             names,
+            tuple(records.label_names.get(found.names.get("label", ""), ())),
             inserted,
             completion_only_loss,
             assistant_only_loss,
@@ -170,7 +173,7 @@ def default_invocation(
         return None
     fields, names = first.fields, found.names
     try:
-        if found.kind == "alpaca" and tokenizer.chat_template:
+        if found.kind == "alpaca" and (tokenizer.chat_template or chat_template_path):
             messages = [{"role": "user", "content": str(fields.get(names["instruction"]))}]
         elif found.kind == "completion" and not isinstance(fields.get(names["prompt"]), str):
             messages = list(checked_messages(fields.get(names["prompt"])))  # type: ignore[arg-type]

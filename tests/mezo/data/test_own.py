@@ -72,7 +72,7 @@ def test_prompt_and_completion_end_with_eos_once(tokenizer):
     made = only(rows, tokenizer)
     assert made == [
         Example("w5 w6", completion=" w7</s>", answers=("w7",)),
-        Example("w5", completion=" w8 </s>", answers=("w8 </s>",)),
+        Example("w5", completion=" w8 </s>", answers=("w8",)),
     ]
     assert [e.where for e in made] == ["row 1", "row 2"]
     assert tokenizer(made[0].completion)["input_ids"] == [7, 2]
