@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mezo._inputs import require
 
@@ -36,16 +36,19 @@ class Columns:
     Args:
         kind: "completion", "messages", "sharegpt", "alpaca", "label" or "text".
         names: {what it means: the data's column}.
+        unused: the data's other columns.
     """
 
     kind: str
     names: Mapping[str, str]
+    unused: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
         """The columns in words."""
         words = ", ".join(f"{ours} = {theirs}" for ours, theirs in self.names.items())
-        return f"data: {words} ({_WORDS[self.kind]})"
+        more = f", not used: {', '.join(self.unused)}" if self.unused else ""
+        return f"data: {words} ({_WORDS[self.kind]}{more})"
 
 
 _WORDS = {
@@ -85,24 +88,42 @@ def recognise(columns: Sequence[str], overrides: Mapping[str, str] | None = None
             f"data: columns must name one of {list(columns)}, got {theirs!r} for {ours}; "
             f"{f'use {near[0]!r}' if near else 'name another'}.",
         )
-    # An override takes its column away from other meanings, and its meaning from other columns.
-    there = {name: name for name in columns if name not in overrides.values()} | overrides
-    found = _kind(there)
+    # Complete overrides are all there is. An override takes its column away from other meanings,
+    # and its meaning from other columns; else names count in small letters.
+    named = {name.strip().lower(): name for name in reversed(columns)}
+    there = {k: name for k, name in named.items() if name not in overrides.values()} | overrides
+    found = (_is_complete(overrides) and _kind(overrides)) or _kind(there)
     require(
-        found is not None,
+        bool(found),
         f"data: columns must be {_SHAPES}, got {list(columns)}; name them with "
         "columns: prompt=THEIRS,completion=THEIRS, or give a template.",
     )
-    assert found is not None
-    return found
+    assert found
+    used = found.names.values()
+    return replace(found, unused=tuple(name for name in columns if name not in used))
+
+
+def _is_complete(given: Mapping[str, str]) -> bool:
+    """Whether columns that were named are a kind without any other column."""
+    if "label" in given:
+        return any(set(texts) <= set(given) for texts in (*PAIRS, ("text",)))
+    return any(
+        set(kind) <= set(given)
+        for kind in (
+            ("messages",),
+            ("conversations",),
+            ("prompt", "completion"),
+            ("instruction", "output"),
+        )
+    )
 
 
 def _kind(there: Mapping[str, str]) -> Columns | None:
     """The first kind that the columns are."""
     require(
         not {"chosen", "rejected"} <= set(there),
-        f"data: columns must have what is right, got preferences ({sorted(there)}); name one with "
-        "columns: prompt=prompt,completion=chosen.",
+        "data: columns must have what is right, got preferences "
+        f"({sorted(there.values())}); name one with columns: prompt=prompt,completion=chosen.",
     )
     for ours, kind, more in (
         ("messages", "messages", ("tools",)),
@@ -110,37 +131,62 @@ def _kind(there: Mapping[str, str]) -> Columns | None:
     ):
         if ours in there:
             return _columns(kind, there, ours, *more)
+    if {"instruction", "input"} <= set(there) and (output := _one(there, COMPLETIONS)):
+        there = {**there, "output": there[output]}
     if {"instruction", "output"} <= set(there):
         return _columns("alpaca", there, "instruction", "input", "output", "system", "history")
-    label = _first(there, LABELS)
-    completion = _first(there, COMPLETIONS)
-    prompt = _first(there, PROMPTS)
-    if label and not (prompt and completion):
-        for pair in PAIRS:
-            if set(pair) <= set(there):
-                first, second = (there[name] for name in pair)
-                return Columns("label", {"text": first, "second": second, "label": there[label]})
-        if text := _first(there, (*TEXTS, *PROMPTS)):
-            return Columns("label", {"text": there[text], "label": there[label]})
+    label = _one(there, LABELS)
+    if label and (found := _labelled(there, label)):
+        return found
+    prompt, completion = _one(there, PROMPTS), _one(there, COMPLETIONS)
     if prompt and completion:
         require(
             label is None,
-            f"data: columns must be one kind, got a label beside prompt and completion "
-            f"({sorted(there)}); take one away, or name them with columns.",
+            "data: columns must be one kind, got a label beside prompt and completion "
+            f"({sorted(there.values())}); take one away, or name them with columns.",
         )
         return Columns("completion", {"prompt": there[prompt], "completion": there[completion]})
-    if text := _first(there, TEXTS):
+    if text := _one(there, TEXTS):
+        theirs = there[completion] if completion else None
+        require(
+            completion is None,
+            f"data: columns must be one kind, got a text and {theirs!r}; say which with columns: "
+            f"label={theirs} or prompt={there[text]},completion={theirs}, or take it away.",
+        )
         return Columns("text", {"text": there[text]})
     require(
         prompt is None,
-        f"data: columns must have completions or labels, got prompts only ({sorted(there)}), which "
-        "are for rewards; add a column completion.",
+        "data: columns must have completions or labels, got prompts only "
+        f"({sorted(there.values())}), which are for rewards; add a column completion.",
     )
     return None
 
 
-def _first(there: Mapping[str, str], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in there), None)
+def _labelled(there: Mapping[str, str], label: str) -> Columns | None:
+    """One text or two with a label."""
+    if any(name in there for name in PROMPTS) and any(name in there for name in COMPLETIONS):
+        return None
+    for pair in PAIRS:
+        if set(pair) <= set(there):
+            first, second = (there[name] for name in pair)
+            return Columns("label", {"text": first, "second": second, "label": there[label]})
+    text = _one(there, TEXTS) or _one(there, PROMPTS)
+    return Columns("label", {"text": there[text], "label": there[label]}) if text else None
+
+
+def _one(there: Mapping[str, str], names: Sequence[str]) -> str | None:
+    """The name of ``names`` that is there; the first of them goes before all others.
+
+    Raises:
+        ValueError: there are several others.
+    """
+    found = [name for name in names if name in there]
+    require(
+        len(found) < 2 or found[0] == names[0],
+        f"data: columns must have one {names[0]}, got {[there[name] for name in found]}; say which "
+        f"with columns: {names[0]}={there[found[0]] if found else ''}, or give a template.",
+    )
+    return found[0] if found else None
 
 
 def _columns(kind: str, there: Mapping[str, str], *names: str) -> Columns:

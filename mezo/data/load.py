@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mezo._inputs import require, shown
 from mezo.data import formats
-from mezo.data.formats import FORMATS, Record
+from mezo.data.formats import FORMATS, Record, Restarting
 
-if TYPE_CHECKING:
-    import datasets
-
-# What `datasets` calls the kinds of files that it can stream, and how it reads them as we do.
-_STREAMED: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".arrow": ("arrow", {}),
-    ".txt": ("text", {}),
-}
 _SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`: of several splits, of one
 
 
@@ -35,7 +21,7 @@ class Records:
 
     Args:
         columns: their names.
-        rows: the rows; an iterable that can be gone through once where they are streamed.
+        rows: the rows; `Restarting` where they are streamed.
         label_names: {column: names of its labels}, for columns that say so themselves.
     """
 
@@ -102,10 +88,11 @@ def has_split(
     if (path / _SAVED[0]).is_file():
         return (path / split).is_dir()
     if path.is_dir():
-        return _file_of(path, split) is not None
-    import datasets
+        return bool(_files_of(path, split))
 
     def names() -> list[str]:
+        import datasets
+
         return list(datasets.get_dataset_split_names(str(source), config, revision=revision))
 
     return split in _from_hub(names, str(source))
@@ -115,39 +102,33 @@ def _from_name(
     name: str, split: str, config: str | None, revision: str | None, streaming: bool
 ) -> Records:
     """A file, a folder or a hub name."""
-    import datasets
-
-    path: Path | None = Path(name).expanduser()
-    assert path is not None
+    path = Path(name).expanduser()
     if path.is_dir():
         if any((path / saved).is_file() for saved in _SAVED):
+            import datasets
+
             return _from_dataset(datasets.load_from_disk(str(path)), split, name)
-        found = _file_of(path, split)
+        found = _files_of(path, split)
         require(
-            found is not None,
+            bool(found),
             f"data: {name} must have a file for split {split!r}, got "
             f"{sorted(p.name for p in path.iterdir())[:8]}; name a file {split}.jsonl, or pass "
             "dataset_train_split.",
         )
-        path = found
-        assert path is not None
+        return _of_files(found, streaming=streaming)
     if path.is_file():
-        if streaming:
-            return _streamed(path)
-        try:
-            table = formats.read(path)
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"data: {path} must be text in UTF-8, got {error}; save it as UTF-8."
-            ) from error
-        return Records(table.columns, table.records, table.label_names)
-    is_hub_name = name.count("/") <= 1 and not path.suffix and not name.startswith((".", "/", "~"))
+        return _of_files([path], streaming=streaming)
+    # Hub names may have dots, but do not end as files do.
+    is_file_name = path.suffix.lower() in {s for n in FORMATS for s in FORMATS[n].suffixes}
+    is_hub_name = name.count("/") <= 1 and not is_file_name and not name.startswith((".", "/", "~"))
     require(
         is_hub_name,
         f"data: {name} must be a file, a folder or a hub name, got nothing there; check the path.",
     )
 
     def load() -> Any:
+        import datasets
+
         return datasets.load_dataset(
             name, config, split=split, revision=revision, streaming=streaming
         )
@@ -187,51 +168,42 @@ def _from_dataset(source: Any, split: str, name: str) -> Records:
     columns = source.column_names
     if columns is None:  # a stream that does not know them before its first row
         columns = list(next(iter(source), {}))
+
+    def rows() -> Iterator[Record]:
+        for i, row in enumerate(source, 1):
+            yield Record(f"{name}, row {i}", row)
+
     if isinstance(source, datasets.IterableDataset):
-        return Records(tuple(columns), _Stream(source, name), label_names)
-    rows = [Record(f"{name}, row {i}", row) for i, row in enumerate(source, 1)]
-    return Records(tuple(columns), rows, label_names)
+        return Records(tuple(columns), Restarting(rows), label_names)
+    return Records(tuple(columns), list(rows()), label_names)
 
 
-@dataclass(frozen=True)
-class _Stream:
-    """Rows of a stream; each iteration begins it anew."""
-
-    source: datasets.IterableDataset
-    name: str
-
-    def __iter__(self) -> Iterator[Record]:
-        for i, row in enumerate(self.source, 1):
-            yield Record(f"{self.name}, row {i}", row)
-
-
-def _streamed(path: Path) -> Records:
-    """A file as a stream."""
-    import datasets
-
-    suffix = path.suffix.lower()
-    require(
-        suffix in _STREAMED,
-        f"data: a file to be streamed must be one of {sorted(_STREAMED)}, got {path.name}; leave "
-        "streaming out.",
-    )
-    builder, options = _STREAMED[suffix]
-    if builder == "csv":  # all columns are texts
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            names = next(csv.reader(file, delimiter=options.get("sep", ",")), [])
-        texts = {name: datasets.Value("string") for name in names}
-        options = {**options, "features": datasets.Features(texts)}
-    source = datasets.load_dataset(
-        builder, data_files=str(path), split="train", streaming=True, **options
-    )
-    return _from_dataset(source, "train", str(path))
-
-
-def _file_of(folder: Path, split: str) -> Path | None:
-    """The file of a split in a folder: train.jsonl, train-00000.parquet; the first of several."""
+def _files_of(folder: Path, split: str) -> list[Path]:
+    """The files of a split in a folder: train.jsonl, or train-00000.parquet and those after it."""
     suffixes = {s for name in FORMATS for s in FORMATS[name].suffixes}
-    for path in sorted(folder.iterdir()):
-        is_named = path.name.startswith((f"{split}.", f"{split}-"))
-        if is_named and path.suffix.lower() in suffixes:
-            return path
-    return None
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.name.startswith((f"{split}.", f"{split}-")) and path.suffix.lower() in suffixes
+    ]
+
+
+def _of_files(paths: Sequence[Path], *, streaming: bool) -> Records:
+    """The rows of files, one after the other."""
+    tables = []
+    for path in paths:
+        try:
+            tables.append(formats.read(path, streaming=streaming))
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"data: {path} must be text in UTF-8, got {error}; save it as UTF-8."
+            ) from error
+    columns = dict.fromkeys(name for table in tables for name in table.columns)
+
+    def rows() -> Iterator[Record]:
+        for table in tables:
+            yield from table.records
+
+    return Records(
+        tuple(columns), Restarting(rows) if streaming else list(rows()), tables[0].label_names
+    )

@@ -10,11 +10,13 @@ from typing import Any, Protocol
 from mezo._inputs import require
 from mezo.data.chats import Chats, checked_messages, from_sharegpt
 from mezo.data.columns import Columns, recognise
-from mezo.data.encode import encode_invocation
-from mezo.data.example import Example
+from mezo.data.encode import Invocation, encode, encode_invocation
+from mezo.data.example import Example, batch_of
 from mezo.data.formats import Record
 from mezo.data.load import Records, has_split, load_records
 from mezo.data.render import LABEL_INVOCATION, Rendering, label_names_of
+
+_ADDED = 8  # tokens that a tokenizer may put around texts
 
 __all__ = ["OwnData", "default_invocation", "has_split", "own_examples"]
 
@@ -100,7 +102,7 @@ def own_examples(
         source, split=split, config=config, revision=revision, streaming=streaming
     )
     render: Callable[[Record], list[Example]]
-    inserted = encode_invocation(invocation, tokenizer).tokens
+    inserted = encode_invocation(invocation, tokenizer)
     if template is not None:
         names = template.label_names
         sentence = f"data: worded by the template, columns {', '.join(records.columns)}"
@@ -115,11 +117,14 @@ def own_examples(
         names = label_names or _label_names(records, found, streaming=streaming)
         if names:
             sentence += f", labels {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+        if names and all(name.lstrip("-").isdecimal() for name in names):
+            sentence += " (numbers, which a model knows little about: name them in a template)"
         render = Rendering(
             tokenizer,
             found,
             names,
-            inserted,
+            tuple(records.label_names.get(found.names.get("label", ""), ())),
+            inserted.tokens,
             completion_only_loss,
             assistant_only_loss,
             chat_template_path,
@@ -170,7 +175,7 @@ def default_invocation(
         return None
     fields, names = first.fields, found.names
     try:
-        if found.kind == "alpaca" and tokenizer.chat_template:
+        if found.kind == "alpaca" and (tokenizer.chat_template or chat_template_path):
             messages = [{"role": "user", "content": str(fields.get(names["instruction"]))}]
         elif found.kind == "completion" and not isinstance(fields.get(names["prompt"]), str):
             messages = list(checked_messages(fields.get(names["prompt"])))  # type: ignore[arg-type]
@@ -223,7 +228,7 @@ class _Worder:
 
     render: Callable[[Record], list[Example]]
     tokenizer: Any
-    invocation: tuple[int, ...]
+    invocation: Invocation
     max_length: int | None
     on_bad_row: str
     data: OwnData
@@ -246,23 +251,37 @@ class _Worder:
 
     def _short(self, example: Example) -> Example:
         """An example of at most ``max_length`` tokens: the prompt loses its beginning."""
-        if self.max_length is None:
+        limit = self.max_length
+        if limit is None or _is_short(example, limit - len(self.invocation.tokens)):
             return example
-        ids = self._ids(example.prompt, is_prompt=True)
-        ends = example.options or ((example.completion or ()),)
-        tail = len(self.invocation) + max(len(self._ids(end)) for end in ends)
-        over = len(ids) + tail - self.max_length
+        # As token ids, where they are split is where the whole text is split.
+        made = encode(batch_of([example]), self.tokenizer, invocation=self.invocation).rows
+        size = len(self.invocation.tokens)
+        before = made.tokens[0][: made.prompt_lens[0] - size]
+        ends = [row[length:] for row, length in zip(made.tokens, made.prompt_lens, strict=True)]
+        tail = size + max(map(len, ends))
+        over = len(before) + tail - limit
         if over <= 0:
             return example
-        lead = 1 if ids[:1] == [self.tokenizer.bos_token_id] else 0
+        lead = 1 if before[:1] == (self.tokenizer.bos_token_id,) else 0
         require(
-            len(ids) - over > lead,
-            f"a row must leave room for its prompt in max_length {self.max_length}, got {tail} "
-            "tokens behind it",
+            len(before) - over > lead,
+            f"a row must leave room for its prompt in max_length {limit}, got {tail} tokens behind "
+            "it",
         )
-        return replace(example, prompt=tuple(ids[:lead] + ids[lead + over :]))
+        prompt = before[:lead] + before[lead + over :]
+        if example.options is None:
+            return replace(example, prompt=prompt, completion=ends[0])
+        return replace(example, prompt=prompt, options=tuple(ends))
 
-    def _ids(self, text: Any, *, is_prompt: bool = False) -> list[int]:
-        if not isinstance(text, str):
-            return list(text)
-        return list(self.tokenizer(text, add_special_tokens=is_prompt)["input_ids"])
+
+def _is_short(example: Example, limit: int) -> bool:
+    """Whether an example has at most ``limit`` tokens, told without tokenising it.
+
+    No token of plain letters is shorter than one letter.
+    """
+    ends = example.options or (example.completion or "",)
+    parts = [example.prompt, *ends]
+    if any(isinstance(part, str) and not part.isascii() for part in parts):
+        return False
+    return len(example.prompt) + max(map(len, ends)) + _ADDED <= limit

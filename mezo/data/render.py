@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from mezo._inputs import number, plain, require, shown
@@ -13,6 +14,7 @@ from mezo.data.example import Example
 from mezo.data.formats import Record
 
 LABEL_INVOCATION = "Label:"
+MAX_LABELS = 256  # more are texts, and each would be scored for each prompt
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Rendering:
         tokenizer: the model's.
         columns: what the columns mean.
         label_names: the labels' names, for kind "label".
+        classes: the names whose indices the label's column holds; none if it does not.
         invocation: the run's, as token ids; chats must have it where their answers begin.
         completion_only_loss: False: the loss of prompts, too.
         assistant_only_loss: the loss of all assistant turns of conversations, and of nothing else.
@@ -32,6 +35,7 @@ class Rendering:
     tokenizer: Any
     columns: Columns
     label_names: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     invocation: tuple[int, ...] = ()
     completion_only_loss: bool | None = None
     assistant_only_loss: bool = False
@@ -49,7 +53,9 @@ class Rendering:
             f"data: assistant_only_loss must come with conversations, got {kind}; leave it out.",
         )
         require(
-            self.completion_only_loss is None or kind in ("completion", "alpaca"),
+            self.completion_only_loss is None
+            or kind in ("completion", "alpaca")
+            or (self.completion_only_loss is False and kind != "label"),
             f"data: completion_only_loss must come with prompts and completions, got {kind}; leave "
             "it out.",
         )
@@ -62,7 +68,11 @@ class Rendering:
             return self._alpaca()
         if kind == "completion":
             return self._completion
-        return self._conversation(Chats(self.tokenizer, self.chat_template_path))
+        return self._conversation(self._chats)
+
+    @cached_property
+    def _chats(self) -> Chats:
+        return Chats(self.tokenizer, self.chat_template_path)
 
     def _require_no_invocation(self, what: str) -> None:
         require(
@@ -76,7 +86,7 @@ class Rendering:
         text = _text(record, columns, "text")
         if "second" in columns.names:
             text = f"{text}\n{_text(record, columns, 'second')}"
-        name = label_name(record.fields.get(columns.names["label"]), names)
+        name = label_name(record.fields.get(columns.names["label"]), names, self.classes)
         return [
             Example(
                 f"{text.strip()}\n",
@@ -88,9 +98,8 @@ class Rendering:
         ]
 
     def _alpaca(self) -> Callable[[Record], list[Example]]:
-        chats = None
-        if self.tokenizer.chat_template or self.chat_template_path:
-            chats = Chats(self.tokenizer, self.chat_template_path)
+        is_chat = self.tokenizer.chat_template or self.chat_template_path
+        chats = self._chats if is_chat else None
 
         def render(record: Record) -> list[Example]:
             fields, names = record.fields, self.columns.names
@@ -123,12 +132,13 @@ class Rendering:
                     _text(record, self.columns, "completion"),
                 )
             ]
-        chats = Chats(self.tokenizer, self.chat_template_path)
         tools = record.fields.get("tools")
         return [
             self._ids(
                 record,
-                *chats.answer(checked_messages(prompt), checked_messages(completion), tools=tools),
+                *self._chats.answer(
+                    checked_messages(prompt), checked_messages(completion), tools=tools
+                ),
             )
         ]
 
@@ -162,13 +172,19 @@ class Rendering:
         if self.completion_only_loss is False:
             self._require_no_invocation("texts")
             return self._whole_text(record, prompt + completion)
-        ended = completion if eos and completion.endswith(eos) else completion + eos
-        return Example(prompt, completion=ended, answers=(completion.strip(),), where=record.where)
+        answer = completion.removesuffix(eos)
+        return Example(
+            prompt, completion=answer + eos, answers=(answer.strip(),), where=record.where
+        )
 
     def _whole_text(self, record: Record, text: str) -> Example:
         """A text of which every token but the first is learnt."""
         tokenizer = self.tokenizer
-        ids = list(tokenizer(text)["input_ids"])
+        bos = tokenizer.bos_token
+        has_bos = bool(bos) and text.startswith(bos)
+        ids = list(tokenizer(text.removeprefix(bos) if has_bos else text)["input_ids"])
+        if has_bos and ids[:1] != [tokenizer.bos_token_id]:
+            ids.insert(0, tokenizer.bos_token_id)
         if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
             ids.append(tokenizer.eos_token_id)
         require(len(ids) >= 2, f"a text must have at least two tokens, got {shown(text)}")
@@ -203,46 +219,64 @@ def label_names_of(values: Sequence[Any], names: Sequence[str] | None) -> tuple[
         names: from the data's features, or None.
 
     Raises:
-        ValueError: fewer than two.
+        ValueError: fewer than two, or so many that they are no classes.
     """
     if names:
         return tuple(names)
-    found = {_value_name(value) for value in values} - {None}
-    texts = [name for name in found if name is not None]
-    numbers = [name for name in texts if name.lstrip("-").isdigit()]
-    texts.sort(key=int if len(numbers) == len(texts) else str)  # type: ignore[arg-type]
+    texts = sorted({_value_name(value) for value in values if is_label(value)})
+    if all(_is_whole(name) for name in texts):
+        texts.sort(key=int)
     require(
-        len(texts) >= 2,
-        f"data: labels must have at least two values, got {texts}; name the column with columns: "
-        "label=THEIRS.",
+        2 <= len(texts) <= MAX_LABELS,
+        f"data: labels must have 2 to {MAX_LABELS} values, got "
+        f"{len(texts) if len(texts) > 2 else texts}; name the column with columns: label=THEIRS, "
+        "or train on texts with columns: prompt=THEIRS,completion=THEIRS.",
     )
     return tuple(texts)
 
 
-def label_name(value: Any, names: Sequence[str]) -> str:
-    """Return the name of a label's value, or raise ValueError."""
-    name = _value_name(value)
-    if name in names:
-        assert name is not None
-        return name
-    index = number(value)
-    is_index = isinstance(index, (int, float)) and index == int(index) and 0 <= index < len(names)
-    require(
-        is_index and not isinstance(plain(value), bool),
-        f"label must be one of {list(names)[:8]}, got {shown(value)}",
-    )
-    assert index is not None
-    return names[int(index)]
-
-
-def _value_name(value: Any) -> str | None:
-    """A label's value as a name; None for none."""
+def is_label(value: Any) -> bool:
+    """Return whether a value is a label: a text that is not blank, a bool or a whole number."""
     value = plain(value)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip()
+    if isinstance(value, str):
+        return bool(value.strip())
+    if isinstance(value, bool):
+        return True
+    found = number(value)
+    return isinstance(found, int) or (isinstance(found, float) and found.is_integer())
+
+
+def label_name(value: Any, names: Sequence[str], classes: Sequence[str] = ()) -> str:
+    """Return the name of a label's value.
+
+    Args:
+        value: a name, an index into ``classes``, or, where no name is a number itself, an index
+            into ``names``.
+        names: all names.
+        classes: names of the column's classes, of which it holds the indices; none if it does not.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if is_label(value):
+        found: str | None = _value_name(value)
+        index = None if isinstance(plain(value), bool) else number(value)
+        is_index = bool(classes) or not (found in names or any(map(_is_whole, names)))
+        if index is not None and is_index:
+            found = dict(enumerate(classes or names)).get(int(index))
+        if found is not None and found in names:
+            return found
+    raise ValueError(f"label must be one of {list(names)[:8]}, got {shown(value)}")
+
+
+def _is_whole(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()
+
+
+def _value_name(value: Any) -> str:
+    """A label's value as a name."""
+    value = plain(value)
+    return str(int(value) if isinstance(value, float) else value).strip()
 
 
 def _text(record: Record, columns: Columns, what: str) -> str:

@@ -209,9 +209,9 @@ BAD_CALLS = {
     "apply_update: NaN": (lambda run: run.apply_update([NAN]), r"coefficients\[0\] must be .* nan"),
     "apply_update: texts": (lambda run: run.apply_update(["1"]), r"coefficients\[0\] .* got '1'"),
     "set_weights: none": (lambda run: run.set_weights({}), "weights must be those of the .* got 0"),
-    "generate: tokenizer": (
-        lambda run: run.generate([[1, 5]]),
-        "generate: there must be a tokenizer to make texts with, got none; attach with",
+    "generate: tokens": (
+        lambda run: run.generate([[1, 5]], max_new_tokens=0),
+        "generate: max_new_tokens must be an integer >= 1, got 0",
     ),
     "save: None": (lambda run: run.save(None), "save: directory must be a path, got None"),
     "save: number": (lambda run: run.save(3), "save: directory must be a path, got 3"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,31 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Restarting:
+    """Rows that are read when they are needed; each iteration begins with the first again.
+
+    Args:
+        begin: returns a new iterator.
+    """
+
+    begin: Callable[[], Iterator[Record]]
+
+    def __iter__(self) -> Iterator[Record]:
+        return self.begin()
+
+
+@dataclass(frozen=True)
 class Table:
     """A file's content.
 
     Args:
         columns: their names; none for an empty file.
-        records: the examples, in the file's order.
+        records: the examples, in the file's order; a list, or `Restarting` where they are streamed.
         label_names: {column: names of its labels}, for columns that say so themselves.
     """
 
     columns: tuple[str, ...]
-    records: list[Record]
+    records: Iterable[Record]
     label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -51,4 +65,13 @@ class Format(Protocol):
             OSError: it cannot be read.
             ValueError: it is not of this format; the sentence names the line.
         """
+        ...
+
+
+@runtime_checkable
+class Streamable(Format, Protocol):
+    """One kind of data file that can be read row by row."""
+
+    def stream(self, path: Path) -> Table:
+        """Return a file's content; rows, and what is wrong with them, are as `read` has them."""
         ...

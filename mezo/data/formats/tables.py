@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mezo.data.formats.base import Record, Table
+from mezo.data.formats.base import Record, Restarting, Table
 
 
 @dataclass(frozen=True)
 class Columnar:
-    """See `mezo.data.formats.base.Format`.
+    """See `mezo.data.formats.base.Streamable`.
 
     Args:
         suffixes: of its files.
@@ -22,13 +24,18 @@ class Columnar:
 
     def read(self, path: Path) -> Table:
         """Read a file."""
+        table = self.stream(path)
+        return Table(table.columns, list(table.records), table.label_names)
+
+    def stream(self, path: Path) -> Table:
+        """Read a file row by row."""
         import datasets
 
         try:
             if self.builder == "parquet":
-                found = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
+                found: Any = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
             else:
-                found = datasets.Dataset.from_file(str(path))
+                found = datasets.Dataset.from_file(str(path))  # mapped, not read
         except Exception as error:
             words = " ".join(str(error).split())[:200]
             raise ValueError(
@@ -40,5 +47,9 @@ class Columnar:
             for column, feature in found.features.items()
             if isinstance(feature, datasets.ClassLabel)
         }
-        records = [Record(f"{path}, row {i}", row) for i, row in enumerate(found, 1)]
-        return Table(tuple(found.column_names), records, names)
+
+        def rows() -> Iterator[Record]:
+            for i, row in enumerate(found, 1):
+                yield Record(f"{path}, row {i}", row)
+
+        return Table(tuple(found.column_names), Restarting(rows), names)

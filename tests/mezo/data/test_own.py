@@ -5,9 +5,10 @@ from __future__ import annotations
 import datasets
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
-from mezo.data.encode import encode_invocation
-from mezo.data.example import Example
+from mezo.data.encode import encode, encode_invocation
+from mezo.data.example import Example, batch_of
 from mezo.data.own import default_invocation, own_examples
 from tests.support.files import write_jsonl
 from tests.support.tiny import make_tokenizer
@@ -63,7 +64,7 @@ def test_prompt_and_completion_end_with_eos_once(tokenizer):
     made = only(rows, tokenizer)
     assert made == [
         Example("w5 w6", completion=" w7</s>", answers=("w7",)),
-        Example("w5", completion=" w8 </s>", answers=("w8 </s>",)),
+        Example("w5", completion=" w8 </s>", answers=("w8",)),
     ]
     assert [e.where for e in made] == ["row 1", "row 2"]
     assert tokenizer(made[0].completion)["input_ids"] == [7, 2]
@@ -179,8 +180,6 @@ def test_sharegpt_is_the_same_conversation(chatty):
 
 def test_a_bos_token_is_there_once(chatty):
     """A tokenizer that puts one before every text, and a template that has one, too."""
-    from tokenizers.processors import TemplateProcessing
-
     chatty.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
@@ -205,7 +204,29 @@ def test_a_long_row_loses_the_beginning_of_its_prompt(tokenizer):
 def test_the_longest_option_and_the_invocation_count(tokenizer):
     rows = [{"text": "w5 w6 w7", "label": x} for x in ("w8 w9", "w10")]
     made = only(rows, tokenizer, max_length=5, invocation="w4")
-    assert made[0].prompt == (6, 7)
+    assert (made[0].prompt, made[0].options) == ((6, 7), ((10,), (8, 9)))
+
+
+def test_a_shortened_row_has_the_last_tokens_of_the_whole_one(tokenizer):
+    """With what the tokenizer puts before it, and words that are many tokens."""
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    invocation = encode_invocation(" w4", tokenizer)
+    rows = [{"prompt": " ".join(f"w{5 + i % 90}" for i in range(60)), "completion": " w8 \u00e9"}]
+    (whole,) = encode(
+        batch_of(only(rows, tokenizer, invocation=" w4")), tokenizer, invocation=invocation
+    ).rows.tokens
+    for limit in (64, 63, 30, 6):
+        made = only(rows, tokenizer, invocation=" w4", max_length=limit)
+        (row,) = encode(batch_of(made), tokenizer, invocation=invocation).rows.tokens
+        assert row == (1, *whole[1 + len(whole) - limit :]) if limit < len(whole) else row == whole
+
+
+def test_a_row_that_is_short_enough_stays_text(tokenizer):
+    rows = [{"prompt": "w5 w6", "completion": " w7"}]
+    for limit in (4, 100):
+        assert only(rows, tokenizer, max_length=limit)[0].prompt == "w5 w6"
 
 
 # Bad rows.
