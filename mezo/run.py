@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,14 +26,15 @@ from mezo.config import MeZOConfig
 from mezo.core.messages import StepRequest
 from mezo.core.rows import BASE, THETA
 from mezo.data.batch import Batch, EncodedBatch, MadeFor
+from mezo.data.checks import Text
 from mezo.data.encode import encode
 from mezo.engines import open_session
+from mezo.engines.sampling import Sampling
 from mezo.engines.selftest import require_passed
 from mezo.results import EvalResult, StepResult, StepWatch, evaluation, raise_for
 
 if TYPE_CHECKING:
     from mezo.engines.base import Session
-
 
 logger = logging.getLogger(__name__)
 
@@ -75,20 +76,13 @@ class Run:
     def encode(self, batch: Batch | EncodedBatch) -> EncodedBatch:
         """Turn a batch into token rows, checking it against the engine's limits."""
         if isinstance(batch, EncodedBatch):
-            session = self.session
-            batch.check_made_for(
-                MadeFor(
-                    self.config.prefix,
-                    self.invocation.tokens,
-                    session.max_row_tokens,
-                    session.vocab_size,
-                )
-            )
+            limits = self.session.max_row_tokens, self.session.vocab_size
+            batch.check_made_for(MadeFor(self.config.prefix, self.invocation.tokens, *limits))
             return batch
         require(
             isinstance(batch, Batch),
-            f"run: batch must be a mezo.Batch, got {shown(batch)}; "
-            "make one with mezo.Batch(prompts=..., completions=...) or options and labels.",
+            f"run: batch must be a mezo.Batch, got {shown(batch)}; make one with "
+            "mezo.Batch(prompts=..., completions=...) or options and labels.",
         )
         encoded = encode(
             batch,
@@ -199,6 +193,41 @@ class Run:
         """Return the current adapter, {canonical name: fp32 tensor on the CPU}."""
         with self._ready():
             return self.session.weights()
+
+    def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Put a saved adapter's weights in the place of the current ones; `steps` stays.
+
+        Raises ValueError for what is not as `weights` returns it; nothing has changed then.
+        """
+        with self._ready():
+            self.session.set_weights(weights)
+
+    def generate(
+        self,
+        prompts: Sequence[Text],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        stop: Sequence[str] = (),
+        base: bool = False,
+    ) -> list[str]:
+        """Return what continues prompts, the run's invocation behind each; no special tokens.
+
+        Args:
+            prompts: texts or token ids, without the invocation.
+            max_new_tokens: the most new tokens of each.
+            temperature: 0 takes the likeliest token; else the engine draws.
+            stop: texts at which a continuation ends; they are cut off.
+            base: whether to use the base model without the adapter.
+
+        Raises:
+            ValueError: a bad argument, no tokenizer, or a prompt that is too long.
+            NotImplementedError: an SGLang engine that cannot serve the run.
+        """
+        how = Sampling.checked(max_new_tokens, temperature, stop, self.session.tokenizer)
+        rows, slot = self.encode(how.batch(prompts)).rows, BASE if base else THETA
+        with self._ready():
+            return how.texts(self.session, rows, slot)
 
     def save(self, directory: str | Path) -> Path:
         """Write the current adapter as a PEFT adapter; see `mezo.checkpoint.peft.save_peft`."""

@@ -35,6 +35,10 @@ _ELSEWHERE = {
 }
 
 
+# The invocation of an activated adapter until the data has said what stands before its completions.
+FROM_DATA = "<as the data has it>"
+
+
 @cache
 def fields() -> dict[str, tuple[type[Any], dataclasses.Field[Any]]]:
     """{every name of a setting: (its class, its field)}."""
@@ -80,6 +84,8 @@ def settings_of(**given: Any) -> tuple[TrainConfig, MeZOConfig]:
             f"got {unknown}; use {known}.",
         )
     values = preset | values
+    if task is None and values.get("prefix") == "activated":
+        values.setdefault("invocation", FROM_DATA)
     loop = {field.name for field in dataclasses.fields(TrainConfig)}
     return (
         TrainConfig(**{name: values[name] for name in values if name in loop}),

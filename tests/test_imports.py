@@ -56,7 +56,7 @@ FORBIDDEN = {
 # Names of a room above its own that a file imports when a function runs, and why.
 LATE_UPWARDS = {
     ("mezo/run.py", "mezo.diagnostics.comparison.warn_of_difference"): "it uses runs itself",
-    ("mezo/train/task_files.py", "mezo.__version__"): "summaries say it",
+    ("mezo/train/run_files.py", "mezo.__version__"): "summaries say it",
     ("mezo/diagnostics/doctor.py", "mezo.__version__"): "its first line",
 }
 
@@ -69,6 +69,7 @@ NAMES_AN_ENGINE = {
 # Files outside mezo/checkpoint that write to the disk, and why.
 WRITERS = {
     "mezo/tasks/assets.py": "the cache of downloaded models and data, outside of any run",
+    "mezo/engines/sglang/session.py": "hands weights over in a file that it deletes",
     "mezo/engines/sglang/worker.py": "hands weights over in a file that the caller deletes",
     "mezo/train/plots.py": "draws into memory; checkpoint writes the file",
     "mezo/engines/sglang/cpu_host/spawn.py": "a file that tells whether a process has started",

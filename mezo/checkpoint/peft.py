@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from mezo._inputs import require
 from mezo.checkpoint.atomic import replace_file
 from mezo.checkpoint.peft_fields import FIELDS
 from mezo.config import MeZOConfig
 from mezo_kernels import TensorSpec
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_PREFIX, _SUFFIX = "base_model.model.", ".weight"
 
 # The fields that every reader of PEFT's files knows; those of newer versions are left out.
 _WRITTEN = (
@@ -110,7 +113,7 @@ def save_peft(
     target.mkdir(parents=True, exist_ok=True)
     zeros = {name: torch.zeros(*shape) for name, shape in (partners or {}).items()}
     tensors = {
-        f"base_model.model.{name}.weight": value.detach().cpu().contiguous()
+        f"{_PREFIX}{name}{_SUFFIX}": value.detach().cpu().contiguous()
         for name, value in {**zeros, **weights}.items()
     }
     fields = {name: FIELDS[name].default for name in _WRITTEN} | {
@@ -128,3 +131,42 @@ def save_peft(
     text = json.dumps(fields, indent=2, sort_keys=True)
     replace_file(target / ADAPTER_FILES[0], f"{text}\n".encode())
     return target
+
+
+def read_peft(directory: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Read a PEFT adapter. PEFT is not needed.
+
+    Args:
+        directory: with adapter_config.json and adapter_model.safetensors.
+
+    Returns:
+        The fields of the config, and {canonical name: tensor} in the file's dtypes.
+
+    Raises:
+        ValueError: a file is missing or cannot be read, or a tensor's name is not PEFT's.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    paths = [Path(directory) / name for name in ADAPTER_FILES]
+    for path in paths:
+        require(
+            path.is_file(),
+            f"adapter: {path} must be a file, got none; pass the directory that a training has "
+            "written.",
+        )
+    try:
+        fields = json.loads(paths[0].read_text(encoding="utf-8"))
+        tensors = load_file(paths[1])
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"adapter: the files in {directory} must be whole, got {error}; copy them again, or "
+            "save the run again."
+        ) from error
+    wrong = [n for n in tensors if not (n.startswith(_PREFIX) and n.endswith(_SUFFIX))]
+    require(
+        not wrong,
+        f"adapter: tensors in {paths[1]} must be called {_PREFIX}...{_SUFFIX}, as in PEFT's files, "
+        f"got {wrong[:2]}; save the adapter with PEFT.",
+    )
+    return fields, {n[len(_PREFIX) : -len(_SUFFIX)]: value for n, value in tensors.items()}

@@ -5,7 +5,11 @@ from __future__ import annotations
 import typer
 
 from mezo.cli.doctor import doctor
+from mezo.cli.eval import evaluate
+from mezo.cli.export import export
+from mezo.cli.generate import generate
 from mezo.cli.options import SettingsCommand
+from mezo.cli.plot import plot
 from mezo.cli.train import train
 
 app = typer.Typer(
@@ -15,4 +19,8 @@ app = typer.Typer(
     help="Train LoRA adapters with forward passes only (MeZO), inside the engine that serves them.",
 )
 app.command(cls=SettingsCommand)(train)
+app.command("eval")(evaluate)
+app.command()(generate)
+app.command()(export)
+app.command()(plot)
 app.command()(doctor)

@@ -64,9 +64,9 @@ def _parameters(cls: type[Any]) -> Iterator[inspect.Parameter]:
             names, kind = [f"{name}/--no_{name[2:]}" for name in names], bool
         option = typer.Option(
             *dict.fromkeys(names),
-            help=field.metadata["help"],
+            help=f"{field.metadata['help']}{_shown(field.default)}",
             metavar=None if is_flag(field) else _metavar(field),
-            show_default=not is_flag(field) and _shown(field.default),
+            show_default=False,
             rich_help_panel=_PANELS[cls],
         )
         yield inspect.Parameter(
@@ -82,8 +82,8 @@ def _metavar(field: dataclasses.Field[Any]) -> str:
     return {"int": "INTEGER", "float": "NUMBER", "Path": "PATH"}.get(kind, "TEXT")
 
 
-def _shown(default: Any) -> str | bool:
-    """A default in the help; none where the help text says it."""
-    if default is None or default is dataclasses.MISSING or default == ():
-        return False
-    return ",".join(default) if isinstance(default, tuple) else str(default)
+def _shown(default: Any) -> str:
+    """A default in the help; nothing where the help text says it, or for a flag."""
+    if default in (None, dataclasses.MISSING, (), False):
+        return ""
+    return f" Default {','.join(default) if isinstance(default, tuple) else default}."

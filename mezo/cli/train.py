@@ -15,6 +15,7 @@ from mezo.settings import merged, read_assignments, read_yaml, settings_of
 from mezo.tasks.assets import AssetError
 from mezo.train import training
 from mezo.train.saving import PartialTraining, partial_training_of
+from mezo.train.upload import UploadError
 
 CONFIG = typer.Option("--config", help="YAML file with settings; the command line wins.")
 SET = typer.Option("--set", help="A setting as name=value; wins over all; may be repeated.")
@@ -64,6 +65,8 @@ def _exit_code(error: BaseException, *, has_trained: bool) -> int | None:
         return 130
     if isinstance(error, (ValueError, NotImplementedError, ImportError, AssetError, EngineError)):
         return 1 if has_trained else 2
+    if isinstance(error, UploadError):
+        return 1
     return 1 if has_trained and isinstance(error, (RuntimeError, OSError)) else None
 
 

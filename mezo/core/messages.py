@@ -15,7 +15,7 @@ from mezo_kernels import TensorSpec
 
 # The version of all messages. Raise it when a type or a field on this page, in `core.rows` or in
 # `objectives.Targets` changes; each side refuses messages of another version.
-VERSION = 3
+VERSION = 4
 # The name under which SGLang's RPC channel carries our messages.
 METHOD = "mezo"
 
@@ -300,6 +300,16 @@ class Export(Request[ExportReply]):
 
 
 @dataclass(frozen=True)
+class SetWeights(Request[Done]):
+    """Put the weights of a safetensors file, whole tensors by name, in the place of a run's."""
+
+    operation = "set_weights"
+    reply = Done
+    run: str
+    path: str
+
+
+@dataclass(frozen=True)
 class Detach(Request[Done]):
     """Unload a run's slots; ``uids`` tell it from another run of this name."""
 
@@ -338,6 +348,7 @@ REQUESTS: dict[str, type[Request[Any]]] = {
         ApplyUpdate,
         Progress,
         Export,
+        SetWeights,
         Detach,
         Memory,
         Fingerprint,

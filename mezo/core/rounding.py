@@ -52,6 +52,10 @@ class RoundingWatch:
         """
         self._moved += math.fsum(c * c for c in coefficients)
 
+    def forget(self) -> None:
+        """Take note that theta is another one now."""
+        self._shares.clear()
+
     def share(self, eps: float) -> float | None:
         """Return the larger of lora_A's and lora_B's shares of lost elements; None at eps 0.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -202,6 +202,46 @@ class AdapterState:
         self._is_theta_current = False
         self._rounding.moved(coefficients)
         self.version += 1
+
+    def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Put other values in the place of theta; the number of the next step stays.
+
+        Args:
+            weights: {canonical name: tensor of the global shape}, of all tensors and no others;
+                rounded to fp32 where they are of another dtype.
+
+        Raises:
+            ValueError: a tensor too many or too few, of another shape, or with a value that is not
+                finite in fp32; nothing has changed then.
+        """
+        names, found = {spec.name for spec in self.specs}, set(weights)
+        if names != found:
+            raise ValueError(
+                f"set_weights: weights must be those of the {len(names)} tensors of the run, got "
+                f"{len(found)} (unknown: {sorted(found - names)[:2]}, missing: "
+                f"{sorted(names - found)[:2]}); use the target_modules of the run that made them."
+            )
+        values = []
+        for spec in self.specs:
+            whole = weights[spec.name].float()
+            if tuple(whole.shape) != spec.global_shape or not bool(whole.isfinite().all()):
+                what = "values that are not finite"
+                if tuple(whole.shape) != spec.global_shape:
+                    what = f"the shape {tuple(whole.shape)}"
+                raise ValueError(
+                    f"set_weights: {spec.name} must be finite in fp32 and of shape "
+                    f"{spec.global_shape}, got {what}; use the rank and the base model of the run "
+                    "that made it."
+                )
+            rows, columns = spec.shape
+            values.append(whole[spec.row0 :, spec.col0 :][:rows, :columns])
+        with uninterrupted():
+            self._pending = None
+            for master, value in zip(self.masters, values, strict=True):
+                master.copy_(value)
+            self._is_theta_current = False
+            self._rounding.forget()
+            self.version += 1
 
     def flush(self) -> None:
         """Apply the update that was kept back, if there is one."""

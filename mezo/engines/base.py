@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -111,6 +111,39 @@ class Session(Protocol):
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the current fp32 adapter, whole, by canonical name."""
+        ...
+
+    def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Put other values in the place of theta: whole tensors by canonical name, all of them.
+
+        Raises:
+            ValueError: other names or shapes, or values that are not finite; nothing has changed.
+        """
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        prefix_lens: Sequence[int],
+        slot: str,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        stop: Sequence[str],
+    ) -> list[list[int]]:
+        """Continue prompts of token ids under theta or the base model.
+
+        Args:
+            prompts: N prompts, the invocation at their ends.
+            prefix_lens: N numbers of leading tokens that run under the base model.
+            slot: `THETA` or `BASE`.
+            max_new_tokens: the most new tokens of each.
+            temperature: 0 takes the likeliest token; else tokens are drawn.
+            stop: texts after which a continuation may end.
+
+        Returns:
+            The new tokens of each; an end-of-sequence token or a stop text may be the last thing.
+        """
         ...
 
     def selftest(self, rows: Rows) -> list[Check]:

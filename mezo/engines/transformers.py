@@ -6,13 +6,12 @@ import dataclasses
 import importlib.util
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 
 from mezo._host import fp32_products, warn_of_products
 from mezo._logging import show_warnings
@@ -22,7 +21,7 @@ from mezo.core.rows import THETA, Rows, Scores, run_slots
 from mezo.core.state import AdapterSlot, AdapterState
 from mezo.core.step import run_step
 from mezo.data.encode import encode_invocation
-from mezo.engines.linears import STACKED, linear_shape
+from mezo.engines.lora_layers import partners_of, wrap
 from mezo.engines.selftest import engine_checks
 from mezo.engines.sequences import TokenSequence, sequences_of
 from mezo_kernels import TensorSpec
@@ -32,43 +31,6 @@ _PAD = 0
 _locks: WeakKeyDictionary[Any, AbstractContextManager[Any]] = WeakKeyDictionary()
 # Of a model that was launched with a bound on the tokens of a forward.
 _max_tokens: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-
-
-class _LoraLinear(torch.nn.Module):
-    """A linear layer with one adapter slot switched on at a time (or none: the base model)."""
-
-    def __init__(self, base: torch.nn.Linear, config: MeZOConfig, slots: Sequence[str]) -> None:
-        super().__init__()
-        self.base = base
-        self.scaling = config.scaling
-        # Ids of the slots that all tokens, and that prefix tokens, run under; None: base model.
-        self.active: str | None = None
-        self.prefix: str | None = None
-        self.is_prefix: torch.Tensor | None = None  # [N, T, 1] bool, or None: no prefixes
-        shapes = {"A": (config.rank, base.in_features), "B": (base.out_features, config.rank)}
-        self.slots = {
-            slot: {
-                factor: torch.zeros(shape, dtype=base.weight.dtype, device=base.weight.device)
-                for factor, shape in shapes.items()
-            }
-            for slot in slots
-        }
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., D_in] -> [..., D_out]."""
-        y: torch.Tensor = self.base(x)
-        if self.is_prefix is None:
-            return y + self._delta(x, self.active)
-        return y + torch.where(
-            self.is_prefix, self._delta(x, self.prefix), self._delta(x, self.active)
-        )
-
-    def _delta(self, x: torch.Tensor, uid: str | None) -> torch.Tensor:
-        """The adapter's part of the output; nothing for the base model."""
-        if uid is None:
-            return torch.zeros((), dtype=x.dtype, device=x.device)
-        slot = self.slots[uid]
-        return F.linear(F.linear(x, slot["A"]), slot["B"]) * self.scaling
 
 
 class TransformersSession:
@@ -108,8 +70,8 @@ class TransformersSession:
         self._was_training = bool(model.training)
         model.eval()  # dropout would differ between the two signs
         slots = run_slots(config.num_directions)
-        self._layers = _wrap(model, config, slots)
-        self.partners = _partners(model, self._layers, config.rank)
+        self._layers = wrap(model, config, slots)
+        self.partners = partners_of(model, self._layers, config.rank)
         try:
             self.state = self._new_state(config, slots)
         except BaseException:
@@ -153,6 +115,91 @@ class TransformersSession:
         """See `Session.weights`."""
         parts = self.state.unpack(*self.state.pack())
         return {spec.name: values.clone() for spec, values in parts}
+
+    def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """See `Session.set_weights`."""
+        self.state.set_weights(weights)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        prefix_lens: Sequence[int],
+        slot: str,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        stop: Sequence[str],
+    ) -> list[list[int]]:
+        """See `Session.generate`: prompt by prompt, so that nothing is padded."""
+        from transformers import GenerationConfig, StoppingCriteriaList
+
+        ends = self._end_tokens()
+        # All that a model's own generation_config.json might say otherwise.
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=temperature > 0,
+            temperature=temperature if temperature > 0 else 1.0,
+            top_k=0 if temperature > 0 else None,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            num_beams=1,
+            eos_token_id=ends or None,
+            pad_token_id=ends[0] if ends else _PAD,
+        )
+        made = []
+        for prompt, prefix_len in zip(prompts, prefix_lens, strict=True):
+            ids = torch.tensor([list(prompt)], device=self.model.device)
+            with self._generating(self.state.slot(slot).uid, len(prompt), prefix_len):
+                out = self.model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    generation_config=settings,
+                    stopping_criteria=StoppingCriteriaList([self._stops(stop, len(prompt))]),
+                )
+            made.append(out[0, len(prompt) :].tolist())
+        return made
+
+    def _stops(
+        self, stop: Sequence[str], prompt_len: int
+    ) -> Callable[[torch.Tensor, Any], torch.Tensor]:
+        """Tell whether a stop text is in a continuation; transformers' own needs byte-level BPE."""
+
+        def is_done(ids: torch.Tensor, _: Any) -> torch.Tensor:
+            text = self.tokenizer.decode(ids[0, prompt_len:], skip_special_tokens=True)
+            return torch.tensor([any(s in text for s in stop)], device=ids.device)
+
+        return is_done
+
+    def _end_tokens(self) -> list[int]:
+        """The tokens that end a continuation, as SGLang knows them."""
+        found: dict[int, None] = {}
+        for holder in (self.model.generation_config, self.model.config, self.tokenizer):
+            ids = getattr(holder, "eos_token_id", None)
+            found.update(dict.fromkeys([ids] if isinstance(ids, int) else ids or []))
+        return list(found)
+
+    @contextmanager
+    def _generating(self, uid: str | None, prompt_len: int, prefix_len: int) -> Iterator[None]:
+        """Run a prompt's first tokens on the base model, and all others under a slot.
+
+        Their keys and values stay in the model's cache, and what follows is run without them.
+        """
+        if uid is None or prefix_len == 0:
+            with self._switched_to(uid):
+                yield
+            return
+        is_prefix = torch.arange(prompt_len, device=self.model.device)[None, :, None] < prefix_len
+
+        def prompt_is_done(*_: object) -> None:
+            for layer in self._layers.values():
+                layer.is_prefix = None
+
+        with (
+            self._switched_to(uid, None, is_prefix),
+            self.model.register_forward_hook(prompt_is_done),
+        ):
+            yield
 
     def selftest(self, rows: Rows) -> list[Check]:
         """See `Session.selftest`."""
@@ -271,56 +318,6 @@ def _chunks(sequences: list[TokenSequence], limit: int | None) -> Iterator[list[
             chunk = []
         chunk.append(sequence)
     yield chunk
-
-
-def _partners(
-    model: torch.nn.Module, layers: Iterable[str], rank: int
-) -> dict[str, tuple[int, ...]]:
-    """Shapes of what adapted layers lack of the projections that serving engines fuse."""
-    modules = dict(model.named_modules())
-    partners: dict[str, tuple[int, ...]] = {}
-    for name in layers:
-        parent, _, leaf = name.rpartition(".")
-        for piece in next((group for group in STACKED.values() if leaf in group), ()):
-            module = modules.get(f"{parent}.{piece}")
-            if isinstance(module, torch.nn.Linear):  # adapted ones are wrapped by now
-                partners[f"{parent}.{piece}.lora_A"] = (rank, module.in_features)
-                partners[f"{parent}.{piece}.lora_B"] = (module.out_features, rank)
-    return partners
-
-
-def _wrap(model: Any, config: MeZOConfig, slots: Sequence[str]) -> dict[str, _LoraLinear]:
-    """Replace the target modules by adapted ones; returns them in the model's order."""
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if name.rsplit(".", 1)[-1] in config.target_modules
-    }
-    known = {name.rsplit(".", 1)[-1] for name in found}
-    wrong = sorted(set(config.target_modules) - known)
-    if wrong:
-        modules = model.named_modules()
-        linears = {n.rsplit(".", 1)[-1] for n, m in modules if isinstance(m, torch.nn.Linear)}
-        raise ValueError(
-            f"attach: target_modules must name linear layers of the model, got {wrong}; "
-            f"it has {sorted(linears - {'lm_head'})}."
-        )
-    for name, module in found.items():
-        if linear_shape(module) is not None and not isinstance(module, torch.nn.Linear):
-            raise ValueError(
-                f"attach: {name} must be a torch.nn.Linear, got {type(module).__name__} (GPT-2's "
-                "transposed linear layer), which MeZO does not train; choose a model whose layers "
-                "are torch.nn.Linear."
-            )
-        if not isinstance(module, torch.nn.Linear):
-            raise ValueError(
-                f"attach: {name} must be a linear layer, got {type(module).__name__}; "
-                "detach the adapter that is already on the model, or choose other target_modules."
-            )
-    layers = {name: _LoraLinear(module, config, slots) for name, module in found.items()}
-    for name, layer in layers.items():
-        model.set_submodule(name, layer)
-    return layers
 
 
 class TransformersEngine:

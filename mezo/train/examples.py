@@ -13,6 +13,7 @@ from mezo._inputs import require
 from mezo.config import MeZOConfig, TrainConfig
 from mezo.data.example import Example
 from mezo.data.own import default_invocation, has_split, own_examples
+from mezo.settings import FROM_DATA
 from mezo.tasks.sampling import k_shot
 from mezo.tasks.template import Template
 
@@ -108,21 +109,12 @@ def _of_own_data(
     """The user's own data, with rows held out where there is nothing to evaluate on."""
     source = settings.data if data is None else data
     template = None if settings.template is None else Template.of(settings.template)
-    shared: dict[str, Any] = {
-        "tokenizer": tokenizer,
-        "columns": settings.columns,
-        "template": template,
-        "on_bad_row": settings.on_bad_row,
-        "max_length": settings.max_length,
-        "completion_only_loss": settings.completion_only_loss,
-        "assistant_only_loss": settings.assistant_only_loss,
-        "chat_template_path": settings.chat_template_path,
-    }
+    shared = _wording(settings, tokenizer, template)
     origin: dict[str, Any] = {
         "config": settings.dataset_config,
         "revision": settings.dataset_revision,
     }
-    invocation = config.invocation
+    invocation = None if config.invocation == FROM_DATA else config.invocation
     if invocation is None and template is not None:
         invocation = template.invocation
     if invocation is None:
@@ -160,6 +152,58 @@ def _of_own_data(
     return TrainingExamples(
         rows, held_out, held_out, metric, invocation, train.label_names, sentences
     )
+
+
+def load_test(
+    settings: TrainConfig,
+    config: MeZOConfig,
+    tokenizer: Any,
+    data: Any,
+    *,
+    split: str | None = None,
+    label_names: tuple[str, ...] = (),
+) -> list[Example]:
+    """Load other examples than a training's own, worded as these.
+
+    Args:
+        settings: the training.
+        config: the run, with its invocation.
+        tokenizer: the model's.
+        data: a file, a folder, a hub name, a data set or rows; of a task its file.
+        split: of the data; None: the training's test split.
+        label_names: of the training.
+
+    Raises:
+        ValueError: see `load_examples`.
+    """
+    if settings.task is not None:
+        return tasks.get(settings.task).load(Path(data)).test
+    template = None if settings.template is None else Template.of(settings.template)
+    found = own_examples(
+        data,
+        split=split or settings.test_split,
+        invocation=config.invocation,
+        label_names=label_names,
+        **_wording(settings, tokenizer, template),
+    )
+    for sentence in found.bad_sentences():
+        print(sentence)
+    examples: list[Example] = found.examples
+    return examples
+
+
+def _wording(settings: TrainConfig, tokenizer: Any, template: Template | None) -> dict[str, Any]:
+    """How rows become examples, by the settings."""
+    return {
+        "tokenizer": tokenizer,
+        "columns": settings.columns,
+        "template": template,
+        "on_bad_row": settings.on_bad_row,
+        "max_length": settings.max_length,
+        "completion_only_loss": settings.completion_only_loss,
+        "assistant_only_loss": settings.assistant_only_loss,
+        "chat_template_path": settings.chat_template_path,
+    }
 
 
 def _held_out(examples: list[Example], count: int) -> tuple[list[Example], list[Example]]:

@@ -77,19 +77,9 @@ def plot_losses(
             "plot_losses: steps or evals must hold at least one point, got none; "
             "plot after the first step."
         )
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RuntimeError(
-            "plot_losses: matplotlib must be installed, got none; "
-            "run pip install 'mezo-sglang[plots]'."
-        ) from error
     scored = [(e.step, e.accuracy) for e in evals if e.accuracy is not None]
     num_panels = 2 if scored else 1
-    # Figure and canvas by hand: pyplot would keep global state and look for a display.
-    figure = Figure(figsize=(8.0, 3.6 + 2.4 * (num_panels - 1)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.6 + 2.4 * (num_panels - 1), "plot_losses")
     axes = figure.subplots(
         num_panels, 1, sharex=True, squeeze=False, height_ratios=[3, 2][:num_panels]
     )[:, 0]
@@ -100,6 +90,34 @@ def plot_losses(
         _draw_accuracy(axes[1], scored)
     axes[-1].set_xlabel("step")
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    return write_png(figure, path)
+
+
+def new_figure(height: float, who: str) -> Any:
+    """Return an empty figure, 8 inches wide.
+
+    Args:
+        height: in inches.
+        who: the caller, for the error.
+
+    Raises:
+        RuntimeError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RuntimeError(
+            f"{who}: matplotlib must be installed, got none; run pip install 'mezo-sglang[plots]'."
+        ) from error
+    # Figure and canvas by hand: pyplot would keep global state and look for a display.
+    figure = Figure(figsize=(8.0, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def write_png(figure: Any, path: Path) -> Path:
+    """Write a figure as a PNG; returns ``path``."""
     image = io.BytesIO()
     figure.savefig(image, format="png")
     return write_file(Path(path), image.getvalue())

@@ -38,6 +38,7 @@ from mezo.train.summary import TrainSummary
 from mezo.train.trainer import MeZOTrainer
 from mezo.train.trainer_callbacks import trackers
 from mezo.train.upload import Upload
+from mezo.train.watch import Watch, check_rows
 
 
 def train(
@@ -162,6 +163,7 @@ def _trainer(
     per_epoch = None
     if isinstance(train, Sequence):
         encoded = encode_all(run, train)
+        check_rows(run, encoded)
         per_epoch = len(train) // per_step
         order = batches(range(len(train)), per_step, run.config.seed, shuffle=settings.shuffle)
         stream = map(encoded.select, order)
@@ -188,7 +190,7 @@ def _trainer(
         schedule=settings.schedule,
         held_out=encoded_batches(run, examples.held_out, settings.eval_batch_size),
         eval_every=every,
-        callbacks=[log, *callbacks],
+        callbacks=[log, Watch(run), *callbacks],
         warmup_steps=settings.warmup_steps or int(settings.warmup_ratio * num_steps),
         steps_per_epoch=per_epoch,
         best=best if chooses(settings) else None,

@@ -8,6 +8,10 @@ from pathlib import Path
 from mezo.config import TrainConfig
 
 
+class UploadError(RuntimeError):
+    """The hub did not take an adapter; it is on the disk."""
+
+
 @dataclass(frozen=True)
 class Upload:
     """An upload that is due after a training.
@@ -40,7 +44,7 @@ class Upload:
         """Upload the directory; what fails is said, and changes nothing here.
 
         Raises:
-            RuntimeError: the hub cannot be reached or refuses.
+            UploadError: the hub cannot be reached or refuses.
         """
         from huggingface_hub import HfApi
 
@@ -50,7 +54,7 @@ class Upload:
             api.upload_folder(repo_id=name, folder_path=directory)
         except Exception as error:
             words = " ".join(str(error).split())
-            raise RuntimeError(
+            raise UploadError(
                 f"train: the hub must take the adapter, got {type(error).__name__}: {words[:200]}; "
                 f"it is in {directory}: upload it with `hf upload {self.repository} {directory}`."
             ) from error

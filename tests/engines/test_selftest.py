@@ -11,7 +11,7 @@ import torch
 import mezo
 from mezo.core.rows import Scores
 from mezo.core.state import AdapterState
-from mezo.engines import selftest, transformers
+from mezo.engines import lora_layers, selftest, transformers
 from tests.support.planted import with_signs_swapped
 from tests.support.tiny import LINEARS, load_model, random_batch
 
@@ -78,7 +78,7 @@ def test_a_model_without_finite_losses_is_refused(model_dir):
 
 
 def not_applied(patch):
-    patch.setattr(transformers._LoraLinear, "_delta", lambda layer, x, name: torch.zeros(()))
+    patch.setattr(lora_layers.LoraLinear, "_delta", lambda layer, x, name: torch.zeros(()))
 
 
 def swapped_signs(patch):

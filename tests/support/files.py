@@ -57,3 +57,9 @@ def run_script(script: Path, *arguments: object, cwd: Path | None = None) -> str
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
+
+
+def write_jsonl(path, rows):
+    """Write a JSON object per line; returns the path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

@@ -117,6 +117,11 @@ def _finish_in_another_thread(
         raise
 
 
+def is_loop_running() -> bool:
+    """Whether an event loop runs in this thread."""
+    return _running_loop() is not None
+
+
 def _running_loop() -> asyncio.AbstractEventLoop | None:
     """The event loop that runs in this thread."""
     try:

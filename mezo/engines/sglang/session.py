@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mezo._host import warn_of_products
 from mezo.checkpoint.peft import assemble
 from mezo.config import MeZOConfig
 from mezo.core import messages
 from mezo.core.messages import Check, ProgressReply, StepReply, StepRequest
-from mezo.core.rows import THETA, Rows, Scores, run_slots
+from mezo.core.rows import BASE, THETA, Rows, Scores, run_slots
 from mezo.core.state import AdapterState
 from mezo.core.wire import to_json
 from mezo.data.encode import encode_invocation
@@ -109,6 +109,49 @@ class SglangSession:
         """See `Session.weights`; raises RuntimeError when ranks disagree on a part both hold."""
         return assemble(shard for rank in self.shards() for shard in rank)
 
+    def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """See `Session.set_weights`."""
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "weights.safetensors"
+            save_file({name: value.contiguous() for name, value in weights.items()}, path)
+            self.call(messages.SetWeights(self._name, str(path)))
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        prefix_lens: Sequence[int],
+        slot: str,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        stop: Sequence[str],
+    ) -> list[list[int]]:
+        """See `Session.generate`; the engine splits an activated adapter's prompts by itself.
+
+        Raises:
+            NotImplementedError: requests cannot name the run in this engine.
+            RuntimeError: an event loop is running in this thread.
+        """
+        if registry.is_loop_running():
+            raise RuntimeError(
+                "generate: no event loop may be running in this thread, got one (a notebook, a web "
+                "handler); await engine.async_generate(lora_path=run.name) there, or call this "
+                "from another thread."
+            )
+        if slot != BASE and self.info.not_served is not None:
+            raise NotImplementedError(f"generate: {self.info.not_served}")
+        parameters = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "stop": list(stop),
+        }
+        replies = self.engine.generate(
+            input_ids=[list(prompt) for prompt in prompts],
+            sampling_params=parameters,
+            lora_path=[None if slot == BASE else self._name for _ in prompts],
+        )
+        return [list(reply["output_ids"]) for reply in replies]
+
     def selftest(self, rows: Rows) -> list[Check]:
         """See `Session.selftest`."""
         return list(self.call(messages.Selftest(self._name, rows)).checks)
@@ -139,6 +182,11 @@ class SglangSession:
         registry.forget(self.engine, self._name, self._uids[THETA])
         self.call(messages.Detach(self._name, self._uids))
         self._conversation.closed(self._uids[THETA])
+
+    def cache_tokens(self) -> int:
+        """Return how many tokens' keys and values the engine can hold."""
+        memory = self.call(messages.Memory())
+        return memory.kv_tokens + memory.evictable_tokens + memory.protected_tokens
 
     def free_memory(self) -> dict[str, int]:
         """Free KV tokens and request slots in the engine."""

@@ -167,6 +167,14 @@ def _export(rank: Rank, request: messages.Export, agree: Agreement) -> messages.
     return messages.ExportReply(tuple(specs for specs, _ in everyone))
 
 
+def _set_weights(rank: Rank, request: messages.SetWeights, agree: Agreement) -> messages.Done:
+    """Read a file of whole tensors; every rank keeps its part."""
+    from safetensors.torch import load_file
+
+    trained.get(request.run).state.set_weights(load_file(request.path))
+    return messages.Done()
+
+
 def _detach(rank: Rank, request: messages.Detach, agree: Agreement) -> messages.Done:
     """Take the run's slots out of the pool."""
     trained.unload(rank, request.run, request.uids)
@@ -211,6 +219,7 @@ _HANDLERS: dict[type[messages.Request[Any]], Callable[[Rank, Any, Agreement], An
     messages.ApplyUpdate: _apply_update,
     messages.Progress: _progress,
     messages.Export: _export,
+    messages.SetWeights: _set_weights,
     messages.Detach: _detach,
     messages.Memory: _memory,
     messages.Fingerprint: _fingerprint,

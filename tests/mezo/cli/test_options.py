@@ -1,91 +1,122 @@
-"""Each default stands in one place: a field of the settings, or a task's preset."""
+"""Options of the command line: made from the settings, where help and default stand."""
 
 from __future__ import annotations
 
 import ast
-import dataclasses
-import inspect
 import shlex
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
-import mezo
 from mezo import tasks
 from mezo.cli import app
 from mezo.config import MeZOConfig, TrainConfig
-from mezo.settings import settings_of
+from mezo.settings import fields, settings_of
+from mezo.train import training
 from tests.support.source import ROOT
 
-FIELDS = {f.name: f for cls in (TrainConfig, MeZOConfig) for f in dataclasses.fields(cls)}
-OPTIONS = {p.name: p for p in typer.main.get_command(app).commands["train"].params}
-PRESET = tasks.get("rotten_tomatoes").preset
+COMMAND = typer.main.get_command(app).commands["train"]
+OPTIONS = {p.name: p for p in COMMAND.params}
+ALL = sorted({field.name for _, field in fields().values()})
 
 
-def expected_default(name):
-    value = PRESET.get(name, FIELDS[name].default)
-    if value is dataclasses.MISSING:
-        return None
-    return ",".join(value) if isinstance(value, tuple) else value
+@pytest.fixture
+def trained(monkeypatch):
+    """What the command would train with, in place of doing so."""
+    seen = []
+
+    def note(settings, config, **more):
+        seen.append((settings, config))
+        return None, {"problems": []}
+
+    monkeypatch.setattr(training, "train", note)
+    return seen
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS.keys() - {"help"}))
-def test_an_option_has_the_default_of_its_field_or_of_the_preset(name):
-    assert OPTIONS[name].default == expected_default(name)
-    assert OPTIONS[name].required == (name == "output")
-    assert OPTIONS[name].help == FIELDS[name].metadata["help"]
+def run(*arguments):
+    return CliRunner().invoke(app, ["train", *arguments])
 
 
-def test_the_command_line_of_before_is_still_there():
-    names = {name for option in OPTIONS.values() for name in option.opts} - {"--help"}
-    assert names == {
-        *("--output", "--task", "--engine", "--model", "--data", "--steps", "--batch-size"),
-        *("--lr", "--schedule", "--eps", "--clip", "--seed", "--rank", "--alpha"),
-        *("--target-modules", "--num-directions", "--prefix", "--train-examples"),
-        *("--max-prompt-tokens", "--eval-examples", "--eval-every", "--threads"),
-    }
-    assert {OPTIONS[n].default for n in ("num_steps", "lr", "eps", "clip")} == {
-        400,
-        3e-3,
-        1e-3,
-        3.0,
-    }
+@pytest.mark.parametrize("name", ALL)
+def test_every_setting_is_an_option_by_all_its_names(name):
+    option = OPTIONS[name]
+    field = fields()[name][1]
+    names = {f"--{n}" for n in (field.name, *field.metadata["names"])}
+    assert names == set(option.opts)
+    assert option.default is None
+    assert option.help.startswith(field.metadata["help"])
 
 
-@pytest.mark.parametrize("name", list(tasks.TASKS))
-def test_presets_name_fields(name):
-    preset = tasks.get(name).preset
-    assert set(preset) <= set(FIELDS)
-    for field, value in preset.items():
-        assert value != FIELDS[field].default, f"{field} repeats the default"
+def test_the_help_says_defaults_and_does_not_cut_names():
+    text = run("--help").output
+    for name in ("--per_device_train_batch_size", "--metric_for_best_model", "--config", "--set"):
+        assert name in text
+    assert "Default 0.0001." in " ".join(text.split())
 
 
-def test_python_and_the_command_line_get_the_same_settings(tmp_path):
-    settings, config = settings_of(output=tmp_path)
-    for name, option in OPTIONS.items():
-        if name in ("help", "output"):
-            continue
-        value = getattr(settings if hasattr(settings, name) else config, name)
-        assert (",".join(value) if isinstance(value, tuple) else value) == option.default
-    assert (config.name, config.invocation) == ("rotten_tomatoes", " The movie was")
+@pytest.mark.parametrize("dash", ["-", "_"])
+def test_names_with_dashes_and_flags_with_values(dash, trained):
+    def words(text):
+        return [w.replace("_", dash) if w.startswith("--") else w for w in text.split()]
+
+    for flags, loads in (
+        ("--load_best_model_at_end", True),
+        ("--load_best_model_at_end True", True),
+        ("--load_best_model_at_end false", False),
+        ("--no_load_best_model_at_end", False),
+    ):
+        result = run(
+            *words(f"--data a.csv --output_dir out --eval_steps 2 --learning_rate 1e-3 {flags}")
+        )
+        assert result.exit_code == 0, result.output
+        settings, config = trained.pop()
+        assert (config.lr, settings.eval_every, settings.load_best) == (1e-3, 2, loads)
 
 
-def test_what_is_given_goes_before_the_preset(tmp_path):
-    settings, config = settings_of(
-        output=tmp_path, num_steps=3, target_modules="q_proj, v_proj", name="mine"
+def test_the_command_line_wins_over_the_file_and_set_over_both(trained, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("data: a.csv\noutput: out\nlearning_rate: 1.0e-3\nseed: 1\nrank: 4\n")
+    result = run("--config", str(path), "--lr", "2e-3", "--seed", "2", "--set", "seed=3")
+    assert result.exit_code == 0, result.output
+    settings, config = trained.pop()
+    assert (config.lr, config.seed, config.rank, settings.data) == (2e-3, 3, 4, "a.csv")
+
+
+def test_python_and_the_command_line_get_the_same_settings(trained):
+    words = "--data a.csv --output out --lr 2e-3 --target-modules q_proj,v_proj "
+    words += "--columns text=a,label=b"
+    assert run(*words.split()).exit_code == 0
+    assert trained.pop() == settings_of(
+        data="a.csv",
+        output_dir="out",
+        learning_rate=2e-3,
+        lora_target_modules=["q_proj", "v_proj"],
+        columns={"text": "a", "label": "b"},
     )
-    assert (settings.num_steps, config.target_modules) == (3, ("q_proj", "v_proj"))
-    assert (config.name, config.clip) == ("mine", 3.0)
 
 
-@pytest.mark.parametrize("function", [mezo.MeZOTrainer.__init__, mezo.finetune])
-def test_the_loop_has_the_defaults_of_the_settings(function):
-    """As expressions, too: a literal would state them twice."""
-    parameters = inspect.signature(function).parameters
-    source = inspect.getsource(function)
-    for name in ("schedule", "eval_every"):
-        assert parameters[name].default == getattr(TrainConfig, name)
-        assert f" = TrainConfig.{name}," in source
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--lerning_rate 1", "--learning_rate"),
+        ("--data a.csv --output out --max_steps many", "error: train: num_steps must be of type"),
+        ("--data a.csv", "error: train: output_dir must be given"),
+        ("--output out", "error: train: data or a task must be given"),
+        ("--config nowhere.yaml", "error: train: --config must be a YAML file"),
+        ("--data a.csv --output out --set lr", "error: train: --set must be name=value"),
+        (
+            "--data nowhere.csv --output out --engine transformers",
+            "error: data: nowhere.csv must be",
+        ),
+    ],
+)
+def test_usage_errors_are_a_sentence_and_exit_code_2(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*words.split())
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
 
 
 def test_no_command_states_a_default():
@@ -102,9 +133,15 @@ def test_the_demo_gives_only_what_differs():
         makefile[makefile.index("\ndemo:") :].split("mezo train", 1)[1].split("$(DEMO_ARGS)")[0]
     )
     words = shlex.split(recipe.replace("\\\n", " "))
-    given = dict(zip(words[::2], words[1::2], strict=True))
-    flags = {option.opts[0]: option for option in OPTIONS.values()}
-    for flag, value in given.items():
-        option = flags[flag]
-        if option.default is not None and option.name not in ("task", "engine"):
-            assert type(option.default)(value) != option.default, flag
+    values = {w[2:].replace("-", "_"): v for w, v in zip(words[::2], words[1::2], strict=True)}
+    preset = tasks.get(values["task"]).preset
+    settings, config = settings_of(**values)
+    for name in values.keys() - {"task", "engine", "output"}:
+        field = fields()[name][1].name
+        value = getattr(settings if hasattr(settings, field) else config, field)
+        assert value != preset.get(field, fields()[field][1].default), name
+
+
+def test_the_classes_are_the_options():
+    assert {OPTIONS[name].name for name in ALL} == set(OPTIONS) - {"help", "config", "set_"}
+    assert {cls for cls, _ in fields().values()} == {TrainConfig, MeZOConfig}

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from mezo.cli import app
 from mezo.diagnostics import comparison, doctor
-from mezo.engines import transformers as engine
+from mezo.engines import lora_layers
 from tests.support.tiny import load_model
 
 
@@ -46,7 +46,7 @@ def test_a_sound_model_on_transformers(tiny_model_dir, architecture):
 
 
 def test_a_failed_check_gives_1(tiny_model_dir, monkeypatch):
-    monkeypatch.setattr(engine._LoraLinear, "_delta", lambda layer, x, name: torch.zeros(()))
+    monkeypatch.setattr(lora_layers.LoraLinear, "_delta", lambda layer, x, name: torch.zeros(()))
     result = run("--model", tiny_model_dir("llama"), "--engine", "transformers")
     assert result.exit_code == 1
     assert checks(result.output)["adapter applied"] == "FAILED"

@@ -1,0 +1,37 @@
+"""`mezo export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mezo.checkpoint.export import export_run
+from mezo.cli._errors import said_as_exit_codes
+
+
+def export(
+    run: Annotated[
+        Path, typer.Argument(help="Output directory of a training, or a PEFT adapter's directory.")
+    ],
+    output: Annotated[
+        Path, typer.Option(help="Directory to write; for gguf-lora also a file NAME.gguf.")
+    ],
+    format: Annotated[str, typer.Option(help="peft, merged or gguf-lora.")] = "peft",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "--model_name_or_path", help="Base model; default that of the training."
+        ),
+    ] = None,
+) -> None:
+    """Write a trained adapter for other programs.
+
+    peft: a checked copy. merged: the base model with the adapter in its weights, which any program
+    loads as a model of its own; not for activated adapters. gguf-lora: an adapter file for
+    llama.cpp (llama-server --lora).
+    """
+    with said_as_exit_codes():
+        path = export_run(run, format=format, output=output, model=model)
+    typer.echo(f"Wrote {path}.")

@@ -1,0 +1,90 @@
+"""`open_run`: a finished training's adapter in an engine again, to evaluate and to generate."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mezo._closing import closing
+from mezo._inputs import require
+from mezo.checkpoint.peft import read_peft
+from mezo.checkpoint.run_directory import adapter_directory, base_model_of, read_summary
+from mezo.config import MeZOConfig
+from mezo.engines import ENGINES
+from mezo.run import Run, attach
+
+
+@contextmanager
+def open_run(
+    run_dir: str | Path,
+    *,
+    engine: str | None = None,
+    model: str | Path | None = None,
+    threads: int | None = None,
+) -> Iterator[Run]:
+    """Start an engine with a run's base model and put the run's saved adapter into it.
+
+    Args:
+        run_dir: the output directory of a training: adapter/ and summary.json.
+        engine: name of the engine; None: the one it was trained in.
+        model: directory or hub name of the base model; None: the one it was trained on.
+        threads: CPU hosts: threads of the engine; None: see `mezo.launch_engine`.
+
+    Returns:
+        A context manager that gives a `Run` with the training's settings and the saved fp32
+        weights: in the same engine, `Run.evaluate` gives the bits that it gave after the last step.
+        Its `steps` are 0. The engine ends with the context.
+
+    Raises:
+        ValueError: no run there, or one whose files do not fit together; an unknown engine; no
+            base model.
+        ImportError: the engine is not installed.
+        EngineError: it cannot start.
+    """
+    summary = read_summary(run_dir)
+    fields, weights = read_peft(adapter_directory(run_dir))
+    config = _config_of(summary["config"], run_dir)
+    name = ENGINES.check(engine or summary.get("engine"), "run: ")
+    base = base_model_of(fields, model)
+    with ENGINES[name].launch(base, config, threads=threads) as handle:
+        run = attach(handle, config, tokenizer=ENGINES[name].tokenizer(base))
+        with closing(run.close):
+            # `save_peft` adds zeros for these.
+            added = {n for n in run.session.partners if n in weights and not weights[n].any()}
+            run.set_weights({n: value for n, value in weights.items() if n not in added})
+            yield run
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Return the lines of a text file that are not blank, each a prompt.
+
+    Raises:
+        ValueError: no such file, one that is not UTF-8, or one without a prompt.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"prompts: {path} must be a text file in UTF-8, got {type(error).__name__}; write one "
+            "prompt per line."
+        ) from error
+    prompts = [line for line in lines if line.strip()]
+    require(
+        bool(prompts),
+        f"prompts: {path} must have a prompt on a line, got none; write one prompt per line.",
+    )
+    return prompts
+
+
+def _config_of(settings: dict[str, object], run_dir: str | Path) -> MeZOConfig:
+    """The settings that a summary holds."""
+    known = {field.name for field in dataclasses.fields(MeZOConfig)}
+    unknown = sorted(set(settings) - known)
+    require(
+        not unknown,
+        f"run: the settings in {Path(run_dir) / 'summary.json'} must be fields of MeZOConfig, got "
+        f"{unknown}; use the mezo-sglang that has trained it.",
+    )
+    return MeZOConfig(**settings)  # type: ignore[arg-type]
