@@ -29,7 +29,7 @@ from mezo.data.batch import Batch, EncodedBatch, MadeFor
 from mezo.data.checks import Text
 from mezo.data.encode import encode
 from mezo.engines import open_session
-from mezo.engines.sampling import Sampling
+from mezo.engines.sampling import MAX_NEW_TOKENS, TEMPERATURE, Sampling
 from mezo.engines.selftest import require_passed
 from mezo.results import EvalResult, StepResult, StepWatch, evaluation, raise_for
 
@@ -206,8 +206,8 @@ class Run:
         self,
         prompts: Sequence[Text],
         *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        temperature: float = TEMPERATURE,
         stop: Sequence[str] = (),
         base: bool = False,
     ) -> list[str]:

@@ -21,7 +21,7 @@ FORMATS = ("peft", "merged", "gguf-lora")
 def export_run(
     run_dir: str | Path,
     *,
-    format: str = "peft",
+    format: str = FORMATS[0],
     output: str | Path,
     model: str | Path | None = None,
 ) -> Path:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mezo.checkpoint.export import export_run
+from mezo.checkpoint.export import FORMATS, export_run
 from mezo.cli._errors import said_as_exit_codes
 
 
@@ -18,7 +18,7 @@ def export(
     output: Annotated[
         Path, typer.Option(help="Directory to write; for gguf-lora also a file NAME.gguf.")
     ],
-    format: Annotated[str, typer.Option(help="peft, merged or gguf-lora.")] = "peft",
+    format: Annotated[str, typer.Option(help="peft, merged or gguf-lora.")] = FORMATS[0],
     model: Annotated[
         str | None,
         typer.Option(

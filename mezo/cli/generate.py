@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mezo.cli._errors import said_as_exit_codes
+from mezo.engines.sampling import MAX_NEW_TOKENS, TEMPERATURE
 from mezo.train.saved_run import open_run, read_prompts
 
 
@@ -19,10 +20,10 @@ def generate(
     file: Annotated[Path | None, typer.Option(help="Text file with a prompt on each line.")] = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max_new_tokens", "--max-new-tokens", help="The most new tokens.")
-    ] = 64,
+    ] = MAX_NEW_TOKENS,
     temperature: Annotated[
         float, typer.Option(help="0 takes the likeliest token; above, tokens are drawn.")
-    ] = 0.0,
+    ] = TEMPERATURE,
     stop: Annotated[
         list[str] | None, typer.Option(help="Text at which to end; may be repeated.")
     ] = None,

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from mezo.cli._errors import said_as_exit_codes
-from mezo.train.run_plots import plot_runs
+from mezo.train.run_plots import PLOT, plot_runs
 
 
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Output directories of trainings.")],
-    output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("plot.png"),
+    output: Annotated[Path, typer.Option(help="PNG file to write.")] = PLOT,
 ) -> None:
     """Draw loss, held-out accuracy, |projected_grad| and signal-to-noise of one or several runs."""
     with said_as_exit_codes():

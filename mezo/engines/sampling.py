@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from mezo.engines.base import Session
 
 
+MAX_NEW_TOKENS = 64
+TEMPERATURE = 0.0  # the likeliest token
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How to continue prompts; made by `checked`.

@@ -29,7 +29,7 @@ class Task:
             fills if need be.
         invocation: the words between every prompt and its completion or options. Where it begins
             with a blank, prompts end without one.
-        metric: name of the metric to report, see `mezo.train.metrics`.
+        metric: name of a metric to report beside accuracy, see `mezo.train.metrics`, or None.
         preset: {field of `MeZOConfig` or `TrainConfig`: its default for this task}; only what was
             measured.
     """
@@ -37,5 +37,5 @@ class Task:
     name: str
     load: Callable[[Path | None], Splits]
     invocation: str
-    metric: str = "accuracy"
+    metric: str | None = None
     preset: Mapping[str, Any] = field(default_factory=dict)

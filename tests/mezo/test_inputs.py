@@ -208,6 +208,11 @@ BAD_CALLS = {
     "apply_update: number": (lambda run: run.apply_update(0.1), "coefficients must .* got 0.1"),
     "apply_update: NaN": (lambda run: run.apply_update([NAN]), r"coefficients\[0\] must be .* nan"),
     "apply_update: texts": (lambda run: run.apply_update(["1"]), r"coefficients\[0\] .* got '1'"),
+    "set_weights: none": (lambda run: run.set_weights({}), "weights must be those of the .* got 0"),
+    "generate: tokenizer": (
+        lambda run: run.generate([[1, 5]]),
+        "generate: there must be a tokenizer to make texts with, got none; attach with",
+    ),
     "save: None": (lambda run: run.save(None), "save: directory must be a path, got None"),
     "save: number": (lambda run: run.save(3), "save: directory must be a path, got 3"),
     "attach: engine": (lambda run: mezo.attach("a model"), "engine must be .* got str; make one"),
