@@ -1,4 +1,4 @@
-"""Where data is found, and what is loaded for it."""
+"""Files, folders and data sets as rows."""
 
 from __future__ import annotations
 
@@ -12,44 +12,6 @@ import pytest
 
 from mezo.data.load import has_split, load_records
 from tests.support.files import write_jsonl
-
-
-@pytest.mark.parametrize("is_streamed", [False, True])
-def test_all_files_of_a_split_are_read(is_streamed, tmp_path):
-    for i in range(3):
-        (tmp_path / f"train-0000{i}.jsonl").write_text(json.dumps({"text": f"w{i}"}) + "\n")
-    (tmp_path / "training.jsonl").write_text(json.dumps({"text": "other"}) + "\n")
-    rows = list(load_records(tmp_path, streaming=is_streamed).rows)
-    assert [record.fields["text"] for record in rows] == ["w0", "w1", "w2"]
-    assert rows[2].where == f"{tmp_path}/train-00002.jsonl:1"
-
-
-def test_a_hub_name_may_have_dots(monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        datasets,
-        "load_dataset",
-        lambda name, *_, **__: asked.append(name) or datasets.Dataset.from_list([{"text": "a"}]),
-    )
-    for name in ("someone/data-v2.5", "someone/v1.5-pairs"):
-        assert [r.fields for r in load_records(name).rows] == [{"text": "a"}]
-    assert asked == ["someone/data-v2.5", "someone/v1.5-pairs"]
-    with pytest.raises(ValueError, match="got nothing there; check the path"):
-        load_records("someone/data.csv")
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".txt"])
-def test_text_files_are_read_without_datasets(suffix, tmp_path):
-    """Importing it takes longer than reading ten thousand rows."""
-    path = tmp_path / f"rows{suffix}"
-    path.write_text({".csv": "text\na\n", ".jsonl": '{"text": "a"}\n', ".txt": "a\n"}[suffix])
-    code = (
-        "import sys; from mezo.data.load import load_records; "
-        f"rows = load_records({str(path)!r}).rows; assert [r.fields for r in rows] == "
-        "[{'text': 'a'}]; assert 'datasets' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
 
 ROWS = [{"text": "None", "label": "001"}, {"text": "null", "label": "1e5"}]
 
@@ -170,3 +132,41 @@ def test_a_text_of_another_encoding_is_said(tmp_path):
     path.write_bytes("text,label\nfa\xe7ade,1\n".encode("latin-1"))
     with pytest.raises(ValueError, match="must be text in UTF-8"):
         load_records(path)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_all_files_of_a_split_are_read(is_streamed, tmp_path):
+    for i in range(3):
+        (tmp_path / f"train-0000{i}.jsonl").write_text(json.dumps({"text": f"w{i}"}) + "\n")
+    (tmp_path / "training.jsonl").write_text(json.dumps({"text": "other"}) + "\n")
+    rows = list(load_records(tmp_path, streaming=is_streamed).rows)
+    assert [record.fields["text"] for record in rows] == ["w0", "w1", "w2"]
+    assert rows[2].where == f"{tmp_path}/train-00002.jsonl:1"
+
+
+def test_a_hub_name_may_have_dots(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda name, *_, **__: asked.append(name) or datasets.Dataset.from_list([{"text": "a"}]),
+    )
+    for name in ("someone/data-v2.5", "someone/v1.5-pairs"):
+        assert [r.fields for r in load_records(name).rows] == [{"text": "a"}]
+    assert asked == ["someone/data-v2.5", "someone/v1.5-pairs"]
+    with pytest.raises(ValueError, match="got nothing there; check the path"):
+        load_records("someone/data.csv")
+
+
+def test_text_files_are_read_without_datasets(tmp_path):
+    """Importing it takes longer than reading ten thousand rows."""
+    texts = {"a.csv": "text\na\n", "a.jsonl": '{"text": "a"}\n', "a.txt": "a\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    code = (
+        "import sys; from mezo.data.load import load_records; "
+        f"found = [load_records({str(tmp_path)!r} + '/' + name).rows for name in {list(texts)}]; "
+        "assert [[r.fields for r in rows] for rows in found] == [[{'text': 'a'}]] * 3; "
+        "assert 'datasets' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
