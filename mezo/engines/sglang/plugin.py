@@ -30,6 +30,7 @@ def register() -> None:
 
     if multiprocessing.parent_process() is not None:  # not the caller's own process
         show_warnings()
+    offer_finetune()
     unpin_lora_memory()
     attention.register_backend()
     HookRegistry.register(
@@ -71,6 +72,19 @@ def register() -> None:
     )
     for target, hook, kind in adapter_files.hooks():
         HookRegistry.register(target, hook, HookType[kind])
+
+
+def offer_finetune() -> None:
+    """Set ``sglang.mezo_finetune`` in this process: `mezo.finetune`."""
+    import sglang
+
+    def mezo_finetune(*args: Any, **kwargs: Any) -> Any:
+        """See `mezo.finetune`."""
+        from mezo.train.finetune import finetune
+
+        return finetune(*args, **kwargs)
+
+    sglang.mezo_finetune = mezo_finetune
 
 
 def _handle_rpc_request(
