@@ -29,8 +29,8 @@ def export(
     """Write a trained adapter for other programs.
 
     peft: a checked copy. merged: the base model with the adapter in its weights, which any program
-    loads as a model of its own; not for activated adapters. gguf-lora: an adapter file for
-    llama.cpp (llama-server --lora).
+    loads as a model of its own. gguf-lora: an adapter file for llama.cpp (llama-server --lora).
+    The last two are not for activated adapters.
     """
     with said_as_exit_codes():
         path = export_run(run, format=format, output=output, model=model)
