@@ -91,3 +91,11 @@ def test_a_running_event_loop_is_named(engine):
         pytest.raises(RuntimeError, match=r"no event loop may be running .* engine.async_generate"),
     ):
         asyncio.run(ask(run))
+
+
+def test_an_engine_that_cannot_serve_the_run_says_why(engine):
+    with mezo.attach(engine, CONFIG) as run:
+        run.session.info = dataclasses.replace(run.session.info, not_served="pages are too long.")
+        with pytest.raises(NotImplementedError, match=r"^generate: pages are too long\.$"):
+            run.generate(["w5"])
+        assert len(run.generate(["w5"], max_new_tokens=2, base=True)) == 1
