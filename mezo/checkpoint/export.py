@@ -32,7 +32,7 @@ def export_run(
         format: "peft": a copy of the adapter, which has been read and checked. "merged": the base
             model with the adapter in its weights, W + scaling B A in fp32, rounded once to the
             base's dtype; sharded safetensors and tokenizer. "gguf-lora": an adapter file of
-            llama.cpp in fp32, activated adapters included.
+            llama.cpp, in fp32. These two are for ordinary adapters only.
         output: a directory; for "gguf-lora" also a file that ends with .gguf.
         model: directory or hub name of the base model; None: the one it was trained on.
 
@@ -40,8 +40,7 @@ def export_run(
         The directory or the file.
 
     Raises:
-        ValueError: no adapter there, or what a format cannot express: an activated adapter cannot
-            be merged.
+        ValueError: no adapter there, or one that the format cannot express.
         ImportError: a package is missing that the format needs.
         OSError: the base model cannot be read, or the output not be written.
     """
@@ -91,8 +90,8 @@ def _write_merged(
     require(
         not is_activated(fields),
         "export: a merged adapter must be an ordinary one, got an activated one, whose prompts run "
-        "on the base model, so that no one set of weights does what it does; use format 'peft' or "
-        "'gguf-lora'.",
+        "on the base model, so that no one set of weights does what it does; use format "
+        "'peft'.",
     )
     require(
         target.resolve() != Path(base).resolve(),

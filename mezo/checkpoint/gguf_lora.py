@@ -27,9 +27,6 @@ def write_gguf_lora(
 ) -> Path:
     """Write an adapter file of llama.cpp, in fp32; `llama-server --lora` loads it.
 
-    An activated adapter's file has its invocation tokens. llama.cpp's server runs what stands
-    before their last occurrence on the base model; llama-cli does not know them.
-
     Args:
         fields: of adapter_config.json.
         weights: {canonical name: tensor}, lora_A and lora_B of each layer.
@@ -41,11 +38,17 @@ def write_gguf_lora(
 
     Raises:
         ImportError: `gguf` is not installed.
-        ValueError: an architecture or a layer that is not known here.
+        ValueError: an activated adapter, or an architecture or a layer that is not known here.
         OSError: the base model's config cannot be read, or the file not be written.
 
     Source: llama.cpp, convert_lora_to_gguf.py and src/llama-adapter.cpp.
     """
+    require(
+        not is_activated(fields),
+        "export: an adapter for llama.cpp must be an ordinary one, got an activated one, which "
+        "llama.cpp's server lets act from one token before the invocation on, where it was not "
+        "trained to; use format 'peft' and serve it with SGLang or PEFT.",
+    )
     try:
         import gguf
     except ImportError as error:
@@ -104,13 +107,6 @@ def _add_fields(writer: Any, gguf: Any, fields: Mapping[str, Any]) -> None:
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(fields["lora_alpha"]))
-    if is_activated(fields):
-        writer.add_key_value(
-            "adapter.alora.invocation_tokens",
-            list(fields["alora_invocation_tokens"]),
-            gguf.GGUFValueType.ARRAY,
-            gguf.GGUFValueType.UINT32,
-        )
 
 
 def _for_llama_cpp(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mezo.cli._errors import said_as_exit_codes
+from mezo.cli._calls import said_as_exit_codes
 from mezo.train.evaluation import evaluate_run, table_of
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from mezo.checkpoint.export import FORMATS, export_run
-from mezo.cli._errors import said_as_exit_codes
+from mezo.checkpoint.export import export_run
+from mezo.cli._calls import given, said_as_exit_codes
 
 
 def export(
@@ -18,7 +18,9 @@ def export(
     output: Annotated[
         Path, typer.Option(help="Directory to write; for gguf-lora also a file NAME.gguf.")
     ],
-    format: Annotated[str, typer.Option(help="peft, merged or gguf-lora.")] = FORMATS[0],
+    format: Annotated[
+        str | None, typer.Option(help="peft (the default), merged or gguf-lora.")
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -29,9 +31,9 @@ def export(
     """Write a trained adapter for other programs.
 
     peft: a checked copy. merged: the base model with the adapter in its weights, which any program
-    loads as a model of its own; not for activated adapters. gguf-lora: an adapter file for
-    llama.cpp (llama-server --lora).
+    loads as a model of its own. gguf-lora: an adapter file for llama.cpp (llama-server --lora).
+    The last two are not for activated adapters.
     """
     with said_as_exit_codes():
-        path = export_run(run, format=format, output=output, model=model)
+        path = export_run(run, output=output, **given(format=format, model=model))
     typer.echo(f"Wrote {path}.")

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mezo.cli._errors import said_as_exit_codes
-from mezo.engines.sampling import MAX_NEW_TOKENS, TEMPERATURE
+from mezo.cli._calls import given, said_as_exit_codes
 from mezo.train.saved_run import open_run, read_prompts
 
 
@@ -19,15 +18,19 @@ def generate(
     ] = None,
     file: Annotated[Path | None, typer.Option(help="Text file with a prompt on each line.")] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max_new_tokens", "--max-new-tokens", help="The most new tokens.")
-    ] = MAX_NEW_TOKENS,
+        int | None,
+        typer.Option(
+            "--max_new_tokens", "--max-new-tokens", help="The most new tokens; default 64."
+        ),
+    ] = None,
     temperature: Annotated[
-        float, typer.Option(help="0 takes the likeliest token; above, tokens are drawn.")
-    ] = TEMPERATURE,
+        float | None,
+        typer.Option(help="0 (the default) takes the likeliest token; above, tokens are drawn."),
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="Text at which to end; may be repeated.")
     ] = None,
-    base: Annotated[bool, typer.Option("--base", help="Use the base model only.")] = False,
+    base: Annotated[bool | None, typer.Option("--base", help="Use the base model only.")] = None,
     engine: Annotated[
         str | None, typer.Option(help="sglang or transformers; default that of the training.")
     ] = None,
@@ -51,13 +54,10 @@ def generate(
         if not prompts:
             raise ValueError("generate: there must be a prompt, got none; give --prompt or --file.")
         with open_run(run, engine=engine, model=model, threads=threads) as opened:
-            answers = opened.generate(
-                prompts,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                stop=stop or (),
-                base=base,
+            options = given(
+                max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, base=base
             )
+            answers = opened.generate(prompts, **options)
     for text, answer in zip(prompts, answers, strict=True):
         if len(prompts) > 1:
             typer.echo(f"> {text}")

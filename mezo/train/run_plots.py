@@ -68,7 +68,7 @@ def read_log(run: str | Path) -> RunLog:
     return RunLog(Path(run).resolve().name, steps, evaluations or [])
 
 
-def plot_runs(runs: Sequence[str | Path], path: str | Path) -> Path:
+def plot_runs(runs: Sequence[str | Path], path: str | Path = "plot.png") -> Path:
     """Draw one or several runs as a PNG.
 
     The panels are training loss (running mean over a twentieth of the run) with held-out loss as

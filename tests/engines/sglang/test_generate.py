@@ -55,6 +55,25 @@ def test_both_engines_make_the_same_tokens(engine, model_dir, prefix):
         assert run.generate(PROMPTS[:1], max_new_tokens=12, stop=words[3])[0].split() == words[:3]
 
 
+@pytest.mark.parametrize("prefix", ["exact", "activated"])
+def test_another_run_with_the_same_weights_gives_the_same_bits(engine, prefix):
+    config = dataclasses.replace(CONFIG, prefix=prefix)
+    rng = random.Random(prefix)
+    batch = random_batch(rng, size=6, kind="classification")
+    with mezo.attach(engine, config) as run:
+        for _ in range(4):
+            run.step(random_batch(rng), lr=0.1)
+        weights, scores = run.weights(), run.evaluate(batch)
+        texts = run.generate(PROMPTS, max_new_tokens=6)
+    engine.flush_cache()
+    with mezo.attach(engine, config) as run:
+        assert run.evaluate(batch).loss != scores.loss
+        run.set_weights(weights)
+        again = run.evaluate(batch)
+        assert (again.loss, again.predictions) == (scores.loss, scores.predictions)
+        assert run.generate(PROMPTS, max_new_tokens=6) == texts
+
+
 def test_weights_that_do_not_fit_are_refused_by_every_rank(engine):
     with mezo.attach(engine, CONFIG) as run:
         before = run.weights()
@@ -72,3 +91,11 @@ def test_a_running_event_loop_is_named(engine):
         pytest.raises(RuntimeError, match=r"no event loop may be running .* engine.async_generate"),
     ):
         asyncio.run(ask(run))
+
+
+def test_an_engine_that_cannot_serve_the_run_says_why(engine):
+    with mezo.attach(engine, CONFIG) as run:
+        run.session.info = dataclasses.replace(run.session.info, not_served="pages are too long.")
+        with pytest.raises(NotImplementedError, match=r"^generate: pages are too long\.$"):
+            run.generate(["w5"])
+        assert len(run.generate(["w5"], max_new_tokens=2, base=True)) == 1

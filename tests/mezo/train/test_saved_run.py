@@ -64,6 +64,7 @@ def test_a_run_opened_again_gives_the_same_bits(saved, prefix):
 
 
 @pytest.mark.sglang
+@pytest.mark.proof
 def test_a_run_of_sglang_opened_again_gives_the_same_bits(saved, tiny_model_dir, no_engine_noise):
     config = dataclasses.replace(CONFIG, prefix="activated")
     engine = mezo.launch_engine(tiny_model_dir("llama"), config)

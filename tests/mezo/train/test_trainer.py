@@ -150,7 +150,7 @@ def test_train_command_writes_everything(tiny_model_dir, reviews, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--task imdb", "task must be one of: rotten_tomatoes; got 'imdb'"),
+        ("--task imdb", "task must be one of: rotten_tomatoes, .* got 'imdb'"),
         ("--engine vllm", "engine must be one of: .* got 'vllm'"),
         ("--eps 0", "eps must be a finite number > 0"),
         ("--schedule sqrt", "schedule must be one of: .* got 'sqrt'"),

@@ -1,9 +1,10 @@
-"""What a verb says, and which exit code it gives, when a call of it fails."""
+"""What verbs share: which options were given, and what is said when a call fails."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 
@@ -22,3 +23,8 @@ def said_as_exit_codes() -> Iterator[None]:
     except (OSError, RuntimeError) as error:  # `EngineError` is one
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that were given; the defaults of others stand in the function called."""
+    return {name: value for name, value in options.items() if value is not None}
