@@ -58,7 +58,7 @@ LATE_UPWARDS = {
     ("mezo/run.py", "mezo.diagnostics.comparison.warn_of_difference"): "it uses runs itself",
     ("mezo/train/run_files.py", "mezo.__version__"): "summaries say it",
     ("mezo/diagnostics/doctor.py", "mezo.__version__"): "its first line",
-    ("mezo/engines/sglang/plugin.py", "mezo.train.finetune.finetune"): "sglang.mezo_finetune",
+    ("mezo/engines/sglang/engine.py", "mezo.train.finetune.finetune"): "sglang.mezo_finetune",
 }
 
 # Files outside mezo/engines that name an engine's module, and why.

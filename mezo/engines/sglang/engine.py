@@ -85,6 +85,19 @@ def why_not() -> str | None:
     return None
 
 
+def offer_finetune() -> None:
+    """Set ``sglang.mezo_finetune`` in this process: `mezo.finetune`."""
+    import sglang
+
+    def mezo_finetune(*args: Any, **kwargs: Any) -> Any:
+        """See `mezo.finetune`."""
+        from mezo.train.finetune import finetune
+
+        return finetune(*args, **kwargs)
+
+    sglang.mezo_finetune = mezo_finetune
+
+
 def _number(text: str) -> tuple[int, ...]:
     """The leading numbers of a version."""
     numbers = []

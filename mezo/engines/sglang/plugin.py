@@ -12,6 +12,7 @@ from mezo._signals import leave_interrupts_to_the_parent
 from mezo.engines.sglang import adapter_files
 from mezo.engines.sglang.batch import attention
 from mezo.engines.sglang.cpu_host.host import unpin_lora_memory
+from mezo.engines.sglang.engine import offer_finetune
 from mezo.engines.sglang.eras import ERA
 
 if TYPE_CHECKING:
@@ -72,19 +73,6 @@ def register() -> None:
     )
     for target, hook, kind in adapter_files.hooks():
         HookRegistry.register(target, hook, HookType[kind])
-
-
-def offer_finetune() -> None:
-    """Set ``sglang.mezo_finetune`` in this process: `mezo.finetune`."""
-    import sglang
-
-    def mezo_finetune(*args: Any, **kwargs: Any) -> Any:
-        """See `mezo.finetune`."""
-        from mezo.train.finetune import finetune
-
-        return finetune(*args, **kwargs)
-
-    sglang.mezo_finetune = mezo_finetune
 
 
 def _handle_rpc_request(
