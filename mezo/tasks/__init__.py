@@ -13,6 +13,7 @@ TASKS: Registry[Task] = Registry(
     "task",
     {
         "rotten_tomatoes": "mezo.tasks.rotten_tomatoes:TASK",
+        "bbc_news": "mezo.tasks.bbc_news:TASK",
         "sst2": "mezo.tasks.sst2:TASK",
         "sst5": "mezo.tasks.sst5:TASK",
         "rte": "mezo.tasks.rte:TASK",

