@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mezo.cli._calls import given, said_as_exit_codes
-from mezo.train.saved_run import open_run, read_prompts
+from mezo.train.saved_run import open_run, read_prompts, worded
 
 
 def generate(
@@ -46,7 +46,8 @@ def generate(
 ) -> None:
     """Continue prompts with a trained adapter.
 
-    The training's invocation is put between each prompt and its answer. One prompt: its answer is
+    Prompts are worded as the training's rows, a chat's as the user's message; the invocation is put
+    between each prompt and its answer. One prompt: its answer is
     printed. Several: each prompt behind "> ", then its answer.
     """
     with said_as_exit_codes():
@@ -57,7 +58,7 @@ def generate(
             options = given(
                 max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, base=base
             )
-            answers = opened.generate(prompts, **options)
+            answers = opened.generate(worded(run, opened, prompts), **options)
     for text, answer in zip(prompts, answers, strict=True):
         if len(prompts) > 1:
             typer.echo(f"> {text}")

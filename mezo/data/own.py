@@ -41,6 +41,8 @@ class OwnData:
         sentence: what was recognised.
         bad_rows: {reason: rows that were left out for it}.
         first_bad: {reason: where it was first met}.
+        asks: how a text is put to what was trained on this: "text" as it is, "line" with a line
+            break behind it, "chat" as the user's message.
     """
 
     examples: Any
@@ -48,6 +50,7 @@ class OwnData:
     sentence: str
     bad_rows: Counter[str] = field(default_factory=Counter)
     first_bad: dict[str, str] = field(default_factory=dict)
+    asks: str = "text"
 
     def bad_sentences(self) -> list[str]:
         """Say which rows were left out."""
@@ -102,7 +105,7 @@ def own_examples(
         source, split=split, config=config, revision=revision, streaming=streaming
     )
     render: Callable[[Record], list[Example]]
-    inserted = encode_invocation(invocation, tokenizer)
+    inserted, asks = encode_invocation(invocation, tokenizer), "text"
     if template is not None:
         names = template.label_names
         sentence = f"data: worded by the template, columns {', '.join(records.columns)}"
@@ -113,7 +116,7 @@ def own_examples(
 
     else:
         found = recognise(records.columns, columns)
-        sentence = found.sentence
+        sentence, asks = found.sentence, _asks(found, records, tokenizer, chat_template_path)
         names = label_names or _label_names(records, found, streaming=streaming)
         if names:
             sentence += f", labels {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
@@ -129,7 +132,7 @@ def own_examples(
             assistant_only_loss,
             chat_template_path,
         ).renderer()
-    data = OwnData((), names, sentence)
+    data = OwnData((), names, sentence, asks=asks)
     worder = _Worder(render, tokenizer, inserted, max_length, on_bad_row, data)
     if streaming:
         data.examples = _Restarting(records.rows, worder)
@@ -143,6 +146,20 @@ def own_examples(
         + "; look at the file.",
     )
     return data
+
+
+def _asks(found: Columns, records: Records, tokenizer: Any, chat_template_path: str | None) -> str:
+    """See `OwnData.asks`."""
+    has_template = bool(tokenizer.chat_template or chat_template_path)
+    if found.kind in ("messages", "sharegpt"):
+        return "chat"
+    if found.kind == "completion":
+        first = next(iter(records.rows), None)
+        prompt = "" if first is None else first.fields.get(found.names["prompt"])
+        return "text" if isinstance(prompt, str) else "chat"
+    if found.kind == "alpaca":
+        return "chat" if has_template else "line"
+    return "line" if found.kind == "label" else "text"
 
 
 def default_invocation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -31,8 +32,8 @@ class TrainingExamples:
         metric: name of the metric to report, or None.
         invocation: the run's.
         label_names: names of the options, where they have any.
+        asks: how a text is put to what was trained, see `mezo.data.own.OwnData`.
         sentences: what to say once: columns, counts, rows that were left out.
-        problems: of these, what belongs into the summary.
     """
 
     train: Sequence[Example] | Iterable[Example]
@@ -41,6 +42,7 @@ class TrainingExamples:
     metric: str | None
     invocation: str | tuple[int, ...] | None
     label_names: tuple[str, ...] = ()
+    asks: str = "text"
     sentences: list[str] = field(default_factory=list)
 
 
@@ -75,15 +77,7 @@ def load_examples(
         f"train: there must be a batch of {needed} training examples, got {len(train)}; lower "
         "batch_size, or raise train_examples or max_prompt_tokens.",
     )
-    return TrainingExamples(
-        train,
-        found.held_out,
-        found.test,
-        found.metric,
-        found.invocation,
-        found.label_names,
-        found.sentences,
-    )
+    return dataclasses.replace(found, train=train)
 
 
 def chooses(settings: TrainConfig) -> bool:
@@ -150,7 +144,7 @@ def _of_own_data(
         )
     held_out = held_out[: settings.eval_examples]
     return TrainingExamples(
-        rows, held_out, held_out, metric, invocation, train.label_names, sentences
+        rows, held_out, held_out, metric, invocation, train.label_names, train.asks, sentences
     )
 
 

@@ -179,6 +179,7 @@ def record_of(
     return {
         "completed": summary.steps == summary.num_steps and trainer.is_finished,
         "held_out": {"before": scores(before), "after": scores(after)},
+        "asks": examples.asks,
         "batch_size": settings.examples_per_step,
         "best": best and {"step": best.step, "metric": best.metric, "value": best.value},
         "is_best_loaded": bool(settings.load_best and best and best.weights is not None),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,8 +12,11 @@ from mezo._inputs import require
 from mezo.checkpoint.peft import read_peft
 from mezo.checkpoint.run_directory import adapter_directory, base_model_of, read_summary
 from mezo.config import MeZOConfig
+from mezo.data.chats import Chats
+from mezo.data.checks import Text
 from mezo.engines import ENGINES
 from mezo.run import Run, attach
+from mezo.settings import read_yaml
 
 
 @contextmanager
@@ -55,6 +58,31 @@ def open_run(
             added = {n for n in run.session.partners if n in weights and not weights[n].any()}
             run.set_weights({n: value for n, value in weights.items() if n not in added})
             yield run
+
+
+def worded(run_dir: str | Path, run: Run, prompts: Sequence[str]) -> list[Text]:
+    """Put texts to a run as its training's rows were worded: as they are, or as a chat's messages.
+
+    Args:
+        run_dir: the output directory of its training.
+        run: from `open_run`.
+        prompts: what the user asks.
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
+    """
+    asks = read_summary(run_dir).get("asks", "text")
+    if asks != "chat":
+        return [f"{prompt.strip()}\n" if asks == "line" else prompt for prompt in prompts]
+    settings = Path(run_dir) / "run.yaml"
+    template = read_yaml(settings).get("chat_template_path") if settings.is_file() else None
+    chats, header = Chats(run.session.tokenizer, template), run.invocation.tokens
+    found: list[Text] = []
+    for prompt in prompts:
+        ids = chats.ids([{"role": "user", "content": prompt}], opens=True)
+        is_there = bool(header) and tuple(ids[-len(header) :]) == header
+        found.append(ids[: -len(header)] if is_there else ids)
+    return found
 
 
 def read_prompts(path: str | Path) -> list[str]:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import mezo
 from mezo.cli import app
-from mezo.train.saved_run import open_run
+from mezo.train.saved_run import open_run, worded
 from tests.mezo.data.test_own import TEMPLATE
 from tests.support.files import valid_json, write_jsonl
 from tests.support.independent import load_peft
@@ -165,3 +165,18 @@ def test_rows_in_memory_cannot_be_found_again(model_dir, tmp_path):
     result = CliRunner().invoke(app, ["eval", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert "the training's was in memory; pass data" in result.output
+
+
+@pytest.mark.parametrize(
+    ("shape", "ids"),
+    [("chat", [1, 0, 10, 11, 2]), ("label", None), ("completion", None)],
+)
+def test_prompts_are_worded_as_the_training_s_rows(shape, ids, model_dir, tmp_path):
+    data = write_jsonl(tmp_path / "rows.jsonl", SHAPES[shape])
+    train(model_dir, data, tmp_path / "out")
+    expected = {"chat": ids, "label": "w10 w11\n", "completion": "w10 w11"}[shape]
+    with open_run(tmp_path / "out") as run:
+        assert worded(tmp_path / "out", run, ["w10 w11"]) == [expected]
+        answer = run.generate([expected], max_new_tokens=3)[0]
+    said = command("generate", tmp_path / "out", "--prompt", "w10 w11", "--max_new_tokens", 3)
+    assert said == f"{answer}\n"
