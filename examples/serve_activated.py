@@ -1,6 +1,6 @@
 """Serve an adapter from disk in SGLang, ordinary or activated, beside its base model.
 
-python examples/serve.py path/to/model adapter/ "2 + 2 = Answer :"
+python examples/serve_activated.py path/to/model adapter/ "2 + 2 = Answer :"
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train an activated adapter inside SGLang, and serve it from the same engine.
 
-    python examples/train_sglang.py path/to/model adapter/
+    python examples/step_in_engine.py path/to/model adapter/
 
 Prompts run on the base model once and stay in SGLang's cache; a step computes only what follows.
 """
