@@ -91,12 +91,16 @@ class Run:
             max_row_tokens=self.session.max_row_tokens,
             vocab_size=self.session.vocab_size,
         )
+        self.note(encoded)
+        return encoded
+
+    def note(self, encoded: EncodedBatch) -> None:
+        """Count rows that were encoded apart, and say once what there is to say about texts."""
         self.num_apart += encoded.num_apart
         for kind, sentence in encoded.notes.items():
             if kind not in self._noted:
                 self._noted.add(kind)
                 logger.warning("run %r: %s", self.name, sentence)
-        return encoded
 
     def step(
         self, batch: Batch | EncodedBatch, *, lr: float | None = None, throw: bool = False
@@ -195,10 +199,7 @@ class Run:
             return self.session.weights()
 
     def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Put a saved adapter's weights in the place of the current ones; `steps` stays.
-
-        Raises ValueError for what is not as `weights` returns it; nothing has changed then.
-        """
+        """Replace the current weights; `steps` stays. ValueError for others than `weights` gives."""
         with self._ready():
             self.session.set_weights(weights)
 

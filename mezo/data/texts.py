@@ -106,7 +106,13 @@ def tokenise(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
     if not getattr(tokenizer, "is_fast", False):
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         return [Tokens(text, tuple(i), None) for text, i in zip(texts, ids, strict=True)]
-    made = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+    made = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
     return [
         Tokens(text, tuple(ids), spans)
         for text, ids, spans in zip(texts, made["input_ids"], made["offset_mapping"], strict=True)

@@ -14,6 +14,7 @@ from mezo.checkpoint.atomic import check_output
 from mezo.checkpoint.peft import ADAPTER_FILES
 from mezo.config import MeZOConfig, TrainConfig
 from mezo.data.batch import EncodedBatch
+from mezo.data.encode import encode, encode_invocation
 from mezo.data.example import Example, batch_of
 from mezo.data.sampling import batches
 from mezo.engines import ENGINES
@@ -92,6 +93,10 @@ def train(
     for sentence in examples.sentences:
         print(sentence, flush=True)
     config = dataclasses.replace(config, invocation=examples.invocation)
+    # Before there is an engine: a large file takes seconds.
+    encoded = None
+    if isinstance(examples.train, Sequence):
+        encoded = _tokenised(examples.train, tokenizer, config)
     log = TrainingLog(settings, config, model, can_plot=has_plots)
     more = [*callbacks, *([reporting] if reporting else [])]
     metrics = metrics_of(examples.metric, examples.held_out, compute_metrics)
@@ -99,7 +104,7 @@ def train(
         _engine(chosen, engine, model, settings, config) as handle,
         closing((run := attach(handle, config, tokenizer=tokenizer)).close),
     ):
-        trainer = _trainer(settings, run, examples, log, more, metrics)
+        trainer = _trainer(settings, run, examples, encoded, log, more, metrics)
         record = _train(settings, trainer, log, examples, model)
     print(closing_words(record, settings.output, has_plot=log.has_plot))
     if upload is not None:
@@ -153,6 +158,7 @@ def _trainer(
     settings: TrainConfig,
     run: Run,
     examples: TrainingExamples,
+    encoded: EncodedBatch | None,
     log: TrainingLog,
     callbacks: Sequence[Any],
     metrics: Callable[[EvalResult], dict[str, float]] | None,
@@ -162,7 +168,8 @@ def _trainer(
     stream: Iterable[Any]
     per_epoch = None
     if isinstance(train, Sequence):
-        encoded = encode_all(run, train)
+        assert encoded is not None
+        encoded = _checked(run, encoded, train)
         check_rows(run, encoded)
         per_epoch = len(train) // per_step
         order = batches(range(len(train)), per_step, run.config.seed, shuffle=settings.shuffle)
@@ -241,12 +248,19 @@ def encode_all(run: Run, examples: Sequence[Example]) -> EncodedBatch:
     Raises:
         ValueError: an example that the engine cannot score; the sentence says where it is from.
     """
+    return _located(lambda some: run.encode(batch_of(some)), examples)
+
+
+def _located(
+    encoded: Callable[[Sequence[Example]], EncodedBatch], examples: Sequence[Example]
+) -> EncodedBatch:
+    """Encode examples; the one that cannot be is named by where it is from."""
     try:
-        return run.encode(batch_of(examples))
+        return encoded(examples)
     except ValueError:
         for example in examples:
             try:
-                run.encode(batch_of([example]))
+                encoded([example])
             except ValueError as error:
                 origin = example.where or f"the text begins {str(example.prompt)[:40]!r}"
                 raise ValueError(
@@ -254,6 +268,22 @@ def encode_all(run: Run, examples: Sequence[Example]) -> EncodedBatch:
                     "max_length or max_prompt_tokens."
                 ) from error
         raise
+
+
+def _tokenised(examples: Sequence[Example], tokenizer: Any, config: MeZOConfig) -> EncodedBatch:
+    """Tokenise examples without knowing an engine's limits; see `encode_all` for what it raises."""
+    middle = encode_invocation(config.invocation, tokenizer, prefix_mode=config.prefix)
+    return _located(lambda some: encode(batch_of(some), tokenizer, invocation=middle), examples)
+
+
+def _checked(run: Run, encoded: EncodedBatch, examples: Sequence[Example]) -> EncodedBatch:
+    """Rows that were tokenised before there was a run, as the run's own."""
+    try:
+        run.encode(encoded)
+    except ValueError:
+        return encode_all(run, examples)  # which says where a row is from that does not fit
+    run.note(encoded)
+    return encoded
 
 
 def encoded_batches(run: Run, examples: Sequence[Example], size: int) -> list[EncodedBatch]:
