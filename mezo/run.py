@@ -199,7 +199,7 @@ class Run:
             return self.session.weights()
 
     def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Replace the current weights; `steps` stays. ValueError for others than `weights` gives."""
+        """Replace the current weights by others of this run's kind (ValueError); `steps` stays."""
         with self._ready():
             self.session.set_weights(weights)
 
