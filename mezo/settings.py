@@ -19,6 +19,8 @@ import yaml
 from mezo import tasks
 from mezo._inputs import require, shown
 from mezo.config import MeZOConfig, TrainConfig
+from mezo.engines.linears import all_linear
+from mezo.tasks import assets
 
 # Settings of other trainers that have no place here, and what takes it.
 _ELSEWHERE = {
@@ -86,6 +88,12 @@ def settings_of(**given: Any) -> tuple[TrainConfig, MeZOConfig]:
     values = preset | values
     if task is None and values.get("prefix") == "activated":
         values.setdefault("invocation", FROM_DATA)
+    if values.get("target_modules") in (("all-linear",), ["all-linear"]):
+        values["target_modules"] = all_linear(
+            str(values.get("model") or assets.model_dir()),
+            revision=values.get("model_revision"),
+            trust_remote_code=bool(values.get("trust_remote_code")),
+        )
     loop = {field.name for field in dataclasses.fields(TrainConfig)}
     return (
         TrainConfig(**{name: values[name] for name in values if name in loop}),

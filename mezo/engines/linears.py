@@ -146,3 +146,36 @@ STACKED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
+
+
+def all_linear(
+    model: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> tuple[str, ...]:
+    """Return the names of all linear layers inside a model's decoder layers: PEFT's "all-linear".
+
+    Args:
+        model: directory or hub name; only its config is read.
+        revision: of a hub model.
+        trust_remote_code: whether the repository may run code of its own.
+
+    Raises:
+        ValueError: there is no such model, or its layers are not known.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            model, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"train: model must be a directory or a hub name, got {model!r} ({words}); check it."
+        ) from error
+    found = linears_of(config)
+    if isinstance(found, str):
+        raise ValueError(
+            f"train: target_modules all-linear must be found in the model's class, got {found}; "
+            "name the modules."
+        )
+    return tuple(dict.fromkeys(leaf(name) for name in found.shapes if ".0." in name))

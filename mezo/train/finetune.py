@@ -78,8 +78,8 @@ def finetune(
         )
     is_path = isinstance(model, (str, os.PathLike))
     places = {"data": os.fspath(data) if isinstance(data, (str, os.PathLike)) else "in memory"}
-    if is_path:
-        places["model"] = os.fspath(model)
+    if name := os.fspath(model) if is_path else _name_of(model):
+        places["model"] = name
     settings, own = settings_of(**places, **options)
     if config is not None:
         own = _only_config(checked_config("finetune", config), options)
@@ -98,6 +98,13 @@ def finetune(
             logger.warning("finetune: %s", partial.sentence)
         raise
     return summary
+
+
+def _name_of(handle: Any) -> str | None:
+    """Where a model in memory or in an engine was loaded from; None where it does not say."""
+    server = getattr(handle, "server_args", None)
+    name = getattr(server, "model_path", None) or getattr(handle, "name_or_path", None)
+    return str(name) if name else None
 
 
 def _is_data(data: Any) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mezo._closing import closing
+from mezo._inputs import require
 from mezo.checkpoint.atomic import check_output
 from mezo.checkpoint.peft import ADAPTER_FILES
 from mezo.config import MeZOConfig, TrainConfig
@@ -88,6 +89,11 @@ def train(
     has_plots = can_plot()
     model = settings.model or str(assets.model_dir())
     if tokenizer is None:
+        require(
+            engine is None or settings.model is not None,
+            "train: a model in memory must come with its tokenizer, got none, and it does not say "
+            "where it was loaded from; pass tokenizer=...",
+        )
         tokenizer = load_tokenizer(model, settings)
     examples = load_examples(settings, config, tokenizer, data=data)
     for sentence in examples.sentences:

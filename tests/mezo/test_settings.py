@@ -6,10 +6,12 @@ import dataclasses
 
 import pytest
 import yaml
+from peft import LoraConfig, get_peft_model
 
 from mezo import tasks
 from mezo.config import MeZOConfig, TrainConfig
 from mezo.settings import as_yaml, fields, merged, read_assignments, read_yaml, settings_of
+from tests.support.tiny import load_model
 
 HUGGING_FACE = {  # names of Hugging Face's trainers and the fields that they are here
     "model_name_or_path": "model",
@@ -226,3 +228,22 @@ def test_every_field_says_what_it_is():
         assert field.metadata["help"].endswith("."), field.name
     names = [field.name for cls in (TrainConfig, MeZOConfig) for field in dataclasses.fields(cls)]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "opt"])
+def test_all_linear_is_what_peft_finds(architecture, tiny_model_dir):
+    model = tiny_model_dir(architecture)
+    _, config = given(model=model, target_modules="all-linear")
+    peft = get_peft_model(load_model(model), LoraConfig(target_modules="all-linear"))
+    found = {
+        name.split(".lora_A")[0].rpartition(".")[2]
+        for name, _ in peft.named_parameters()
+        if ".lora_A" in name
+    }
+    assert set(config.target_modules) == found
+    assert len(config.target_modules) == len(found)
+
+
+def test_all_linear_of_no_model(tmp_path):
+    with pytest.raises(ValueError, match="model must be a directory or a hub name, got"):
+        given(model=str(tmp_path), lora_target_modules=["all-linear"])

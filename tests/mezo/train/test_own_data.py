@@ -122,6 +122,22 @@ def test_rows_in_memory_and_an_engine_of_one_s_own(options, rows, trained, tmp_p
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+def test_a_model_in_memory_brings_its_own_tokenizer(options, rows, trained, tmp_path):
+    from tests.support.tiny import load_model
+
+    _, _, output = trained()
+    first = saved_weights(output / "adapter")
+    model = load_model(options["model_name_or_path"])
+    more = {**options, "output_dir": tmp_path / "rows"}
+    del more["model_name_or_path"], more["dataset_name"]
+    mezo.finetune(model, rows, **more)
+    again = saved_weights(tmp_path / "rows" / "adapter")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    model.name_or_path = model.config._name_or_path = ""
+    with pytest.raises(ValueError, match="a model in memory must come with its tokenizer"):
+        mezo.finetune(model, rows, **more)
+
+
 def test_epochs_and_accumulation(trained):
     summary, _, _ = trained(max_steps=None, num_train_epochs=2)
     assert summary["steps"] == 16  # 32 examples
