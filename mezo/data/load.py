@@ -198,6 +198,10 @@ def _of_files(paths: Sequence[Path], *, streaming: bool) -> Records:
             raise ValueError(
                 f"data: {path} must be text in UTF-8, got {error}; save it as UTF-8."
             ) from error
+        except OSError as error:
+            raise ValueError(
+                f"data: {path} must be a file that can be read, got {error}; look at its rights."
+            ) from error
     columns = dict.fromkeys(name for table in tables for name in table.columns)
 
     def rows() -> Iterator[Record]:

@@ -227,8 +227,11 @@ def _train(
 
     def finish() -> None:
         """Put the best weights back, and report on examples that chose nothing."""
-        if settings.load_best and trainer.best is not None and trainer.best.weights is not None:
-            run.set_weights(trainer.best.weights)
+        best = trainer.best
+        if settings.load_best and best is not None and best.weights is not None:
+            run.set_weights(best.weights)
+            if best.evaluation is not None:
+                scores["after"] = best.evaluation
         if test is not None:
             scores["after"] = evaluate(run, test)
 

@@ -170,3 +170,14 @@ def test_text_files_are_read_without_datasets(tmp_path):
         "assert 'datasets' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_file_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", denied)
+    with pytest.raises(ValueError, match=r"must be a file that can be read, .*Permission denied"):
+        load_records(path)

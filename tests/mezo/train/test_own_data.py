@@ -203,6 +203,7 @@ def test_the_best_adapter_is_saved_in_the_end(trained, losses):
     losses(3.0, 2.0, 1.0, 1.5)
     summary, _, output = trained(eval_steps=2, save_strategy="best", load_best_model_at_end=True)
     assert summary["best"] == {"step": 4, "metric": "loss", "value": 1.0}
+    assert summary["held_out"]["after"]["cross_entropy"] == 1.0
     assert "The adapter is that of step 4, the best one." in trained.output
     assert sorted(p.name for p in output.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     best, saved = saved_weights(output / "checkpoint-4"), saved_weights(output / "adapter")
