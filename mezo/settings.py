@@ -20,7 +20,6 @@ from mezo import tasks
 from mezo._inputs import require, shown
 from mezo.config import MeZOConfig, TrainConfig
 from mezo.engines.linears import all_linear
-from mezo.tasks import assets
 
 # Settings of other trainers that have no place here, and what takes it.
 _ELSEWHERE = {
@@ -89,6 +88,8 @@ def settings_of(**given: Any) -> tuple[TrainConfig, MeZOConfig]:
     if task is None and values.get("prefix") == "activated":
         values.setdefault("invocation", FROM_DATA)
     if values.get("target_modules") in (("all-linear",), ["all-linear"]):
+        from mezo.tasks import assets  # of the default model
+
         values["target_modules"] = all_linear(
             str(values.get("model") or assets.model_dir()),
             revision=values.get("model_revision"),

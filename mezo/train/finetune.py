@@ -18,8 +18,6 @@ from mezo.config import MeZOConfig, TrainConfig
 from mezo.data.batch import Batch, EncodedBatch
 from mezo.engines import ENGINES
 from mezo.run import attach
-from mezo.settings import settings_of
-from mezo.train import training
 from mezo.train.callbacks import Callback
 from mezo.train.saving import partial_training_of, train_and_save
 from mezo.train.summary import TrainSummary
@@ -76,6 +74,10 @@ def finetune(
         return _on_batches(
             model, data, config=config, tokenizer=tokenizer, callbacks=callbacks, **options
         )
+    # What words rows needs packages that steps on batches do without.
+    from mezo.settings import settings_of
+    from mezo.train import training
+
     is_path = isinstance(model, (str, os.PathLike))
     places = {"data": os.fspath(data) if isinstance(data, (str, os.PathLike)) else "in memory"}
     if name := os.fspath(model) if is_path else _name_of(model):

@@ -32,7 +32,8 @@ def test_ctrl_c_of_a_terminal_saves_the_adapter(tiny_model_dir, tmp_path):
     data = write_reviews(tmp_path / "reviews.csv")
     errors = tmp_path / "stderr"
     arguments = (
-        f"train --engine sglang --model {model} --data {data} --output {output} --steps 100000 "
+        f"train --task rotten_tomatoes --engine sglang --model {model} --data {data} "
+        f"--output {output} --steps 100000 "
         "--batch-size 4 --eval-examples 8 --rank 2 --lr 1e-4"
     )
     with errors.open("w") as stderr:
