@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -63,6 +64,17 @@ def shown(value: Any) -> str:
 def _short(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def nearest(name: object, names: Iterable[str]) -> str | None:
+    """The name that a misspelt one is most like; None where none is like it."""
+    found = difflib.get_close_matches(name, list(names), 1) if isinstance(name, str) else []
+    return found[0] if found else None
+
+
+def one_line(error: object) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())
 
 
 def checked_number(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar, cast
 
-from mezo._inputs import require, shown
+from mezo._inputs import nearest, require, shown
 
 T = TypeVar("T")
 
@@ -56,10 +55,9 @@ class Registry(Generic[T]):
         """
         if isinstance(name, str) and name in self._rows:
             return name
-        near = difflib.get_close_matches(name, self._rows, 1) if isinstance(name, str) else []
         raise ValueError(
             f"{who}{self._what} must be one of: {', '.join(self._rows)}; got {shown(name)}, "
-            f"use {(near or list(self._rows))[0]!r}."
+            f"use {nearest(name, self._rows) or next(iter(self._rows))!r}."
         )
 
     def register(self, name: str, thing: T) -> None:

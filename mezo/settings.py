@@ -7,7 +7,6 @@ trainers use for it. What is given goes before the task's preset, and that befor
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,7 @@ import pydantic
 import yaml
 
 from mezo import tasks
-from mezo._inputs import require, shown
+from mezo._inputs import nearest, one_line, require, shown
 from mezo.config import MeZOConfig, TrainConfig
 from mezo.engines.linears import all_linear
 
@@ -111,8 +110,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        words = " ".join(str(error).split())
-        raise ValueError(f"train: --config must be a YAML file, got {words}; fix it.") from error
+        raise ValueError(
+            f"train: --config must be a YAML file, got {one_line(error)}; fix it."
+        ) from error
     require(
         isinstance(content, dict) and all(isinstance(name, str) for name in content),
         f"train: {path} must hold lines as 'lr: 1.0e-3', got {shown(content)}; see docs/data.md.",
@@ -204,9 +204,9 @@ def _field(name: str) -> tuple[type[Any], dataclasses.Field[Any]]:
     key = name.replace("-", "_")
     if key in fields():
         return fields()[key]
-    near = difflib.get_close_matches(key, fields(), 1)
+    near = nearest(key, fields())
     remedy = _ELSEWHERE.get(key) or (
-        f"use {near[0]!r}" if near else "see `mezo train --help` for all names"
+        f"use {near!r}" if near else "see `mezo train --help` for all names"
     )
     raise ValueError(f"train: a setting must be one of mezo's, got {name!r}; {remedy}.")
 

@@ -1,12 +1,25 @@
-"""What verbs share: which options were given, and what is said when a call fails."""
+"""What verbs share: options, which of them were given, and what is said when a call fails."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import typer
+
+ENGINE = Annotated[
+    str | None, typer.Option(help="sglang or transformers; default that of the training.")
+]
+MODEL = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "--model_name_or_path", help="Base model; default that of the training."
+    ),
+]
+THREADS = Annotated[
+    int | None, typer.Option(help="CPU hosts: threads of the engine; default OMP_NUM_THREADS.")
+]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mezo.cli._calls import said_as_exit_codes
+from mezo.cli._calls import ENGINE, MODEL, THREADS, said_as_exit_codes
 from mezo.train.evaluation import evaluate_run, table_of
 
 
@@ -32,18 +32,9 @@ def evaluate(
     max_new_tokens: Annotated[
         int | None, typer.Option("--max_new_tokens", "--max-new-tokens", help="Of generated texts.")
     ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="sglang or transformers; default that of the training.")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "--model_name_or_path", help="Base model; default that of the training."
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU hosts: threads of the engine; default OMP_NUM_THREADS.")
-    ] = None,
+    engine: ENGINE = None,
+    model: MODEL = None,
+    threads: THREADS = None,
 ) -> None:
     """Score a trained adapter beside its base model: loss, accuracy, F1, exact match, perplexity.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mezo.checkpoint.export import export_run
-from mezo.cli._calls import given, said_as_exit_codes
+from mezo.cli._calls import MODEL, given, said_as_exit_codes
 
 
 def export(
@@ -21,12 +21,7 @@ def export(
     format: Annotated[
         str | None, typer.Option(help="peft (the default), merged or gguf-lora.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "--model_name_or_path", help="Base model; default that of the training."
-        ),
-    ] = None,
+    model: MODEL = None,
 ) -> None:
     """Write a trained adapter for other programs.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mezo.cli._calls import given, said_as_exit_codes
+from mezo.cli._calls import ENGINE, MODEL, THREADS, given, said_as_exit_codes
 from mezo.train.saved_run import open_run, read_prompts, worded
 
 
@@ -31,18 +31,9 @@ def generate(
         list[str] | None, typer.Option(help="Text at which to end; may be repeated.")
     ] = None,
     base: Annotated[bool | None, typer.Option("--base", help="Use the base model only.")] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="sglang or transformers; default that of the training.")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "--model_name_or_path", help="Base model; default that of the training."
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU hosts: threads of the engine; default OMP_NUM_THREADS.")
-    ] = None,
+    engine: ENGINE = None,
+    model: MODEL = None,
+    threads: THREADS = None,
 ) -> None:
     """Continue prompts with a trained adapter.
 

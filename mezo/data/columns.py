@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mezo._inputs import require
+from mezo._inputs import nearest, require
 
 PROMPTS = ("prompt", "query", "input", "instruction", "question", "problem")
 COMPLETIONS = (
@@ -82,11 +81,11 @@ def recognise(columns: Sequence[str], overrides: Mapping[str, str] | None = None
             ours in _KNOWN,
             f"data: columns must give one of {_KNOWN[:8]}, got {ours!r}; write prompt=question.",
         )
-        near = difflib.get_close_matches(theirs, columns, 1)
+        near = nearest(theirs, columns)
         require(
             theirs in columns,
             f"data: columns must name one of {list(columns)}, got {theirs!r} for {ours}; "
-            f"{f'use {near[0]!r}' if near else 'name another'}.",
+            f"{f'use {near!r}' if near else 'name another'}.",
         )
     # Complete overrides are all there is. An override takes its column away from other meanings,
     # and its meaning from other columns; else names count in small letters.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mezo._inputs import require, shown
+from mezo._inputs import one_line, require, shown
 from mezo.data import formats
 from mezo.data.formats import FORMATS, Record, Restarting
 
@@ -43,7 +43,7 @@ def load_records(
     Args:
         source: a file (see `mezo.data.formats`), which is one split; a folder that
             ``save_to_disk`` has written, or one with a file per split; a hub name; a data set of
-            `datasets`, or a ``DatasetDict``; a list of dicts.
+            `datasets`, or a ``DatasetDict``; a list of dicts; or what this has returned.
         split: name of the split, where the source has several.
         config: configuration of a hub data set.
         revision: of a hub data set.
@@ -53,6 +53,8 @@ def load_records(
         ValueError: nothing there, no such split, or a file that cannot be read; the sentence names
             the line where it can.
     """
+    if isinstance(source, Records):
+        return source
     if isinstance(source, (str, os.PathLike)):
         return _from_name(os.fspath(source), split, config, revision, streaming)
     if hasattr(source, "column_names") or (
@@ -141,7 +143,7 @@ def _from_hub(call: Callable[[], Any], name: str) -> Any:
     try:
         return call()
     except Exception as error:
-        words = " ".join(str(error).split())[:200]
+        words = one_line(error)[:200]
         raise ValueError(
             f"data: {name!r} must be a file or folder here, or a data set on the hub, got "
             f"{type(error).__name__}: {words}; check the name, the split and the network."

@@ -12,9 +12,9 @@ from mezo.data.chats import Chats, checked_messages, from_sharegpt
 from mezo.data.columns import Columns, recognise
 from mezo.data.encode import Invocation, encode, encode_invocation
 from mezo.data.example import Example, batch_of
-from mezo.data.formats import Record
+from mezo.data.formats import Record, Restarting
 from mezo.data.load import Records, has_split, load_records
-from mezo.data.render import LABEL_INVOCATION, Rendering, label_names_of
+from mezo.data.render import LABEL_INVOCATION, Rendering, is_whole, label_names_of
 
 _ADDED = 8  # tokens that a tokenizer may put around texts
 
@@ -120,7 +120,7 @@ def own_examples(
         names = label_names or _label_names(records, found, streaming=streaming)
         if names:
             sentence += f", labels {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-        if names and all(name.lstrip("-").isdecimal() for name in names):
+        if names and all(map(is_whole, names)):
             sentence += " (numbers, which a model knows little about: name them in a template)"
         render = Rendering(
             tokenizer,
@@ -135,7 +135,7 @@ def own_examples(
     data = OwnData((), names, sentence, asks=asks)
     worder = _Worder(render, tokenizer, inserted, max_length, on_bad_row, data)
     if streaming:
-        data.examples = _Restarting(records.rows, worder)
+        data.examples = Restarting(lambda: worder(records.rows))
         return data
     data.examples = list(worder(records.rows))
     require(
@@ -226,17 +226,6 @@ def _label_names(records: Records, found: Columns, *, streaming: bool) -> tuple[
     )
     values = [] if names else [record.fields.get(column) for record in records.rows]
     return label_names_of(values, names)
-
-
-@dataclass
-class _Restarting:
-    """Examples of a stream; each iteration begins it anew."""
-
-    rows: Iterable[Record]
-    worder: _Worder
-
-    def __iter__(self) -> Iterator[Example]:
-        return self.worder(self.rows)
 
 
 @dataclass

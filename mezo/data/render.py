@@ -224,7 +224,7 @@ def label_names_of(values: Sequence[Any], names: Sequence[str] | None) -> tuple[
     if names:
         return tuple(names)
     texts = sorted({_value_name(value) for value in values if is_label(value)})
-    if all(_is_whole(name) for name in texts):
+    if all(is_whole(name) for name in texts):
         texts.sort(key=int)
     require(
         2 <= len(texts) <= MAX_LABELS,
@@ -261,7 +261,7 @@ def label_name(value: Any, names: Sequence[str], classes: Sequence[str] = ()) ->
     if is_label(value):
         found: str | None = _value_name(value)
         index = None if isinstance(plain(value), bool) else number(value)
-        is_index = bool(classes) or not (found in names or any(map(_is_whole, names)))
+        is_index = bool(classes) or not (found in names or any(map(is_whole, names)))
         if index is not None and is_index:
             found = dict(enumerate(classes or names)).get(int(index))
         if found is not None and found in names:
@@ -269,7 +269,8 @@ def label_name(value: Any, names: Sequence[str], classes: Sequence[str] = ()) ->
     raise ValueError(f"label must be one of {list(names)[:8]}, got {shown(value)}")
 
 
-def _is_whole(name: str) -> bool:
+def is_whole(name: str) -> bool:
+    """Return whether a label's name is a whole number."""
     return name.removeprefix("-").isdecimal()
 
 

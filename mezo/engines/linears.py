@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from mezo._inputs import one_line
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelLinears:
@@ -168,7 +170,7 @@ def all_linear(
             model, revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
-        words = " ".join(str(error).split())[:200]
+        words = one_line(error)[:200]
         raise ValueError(
             f"train: model must be a directory or a hub name, got {model!r} ({words}); check it."
         ) from error

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mezo._inputs import as_list, plain, require, shown
+from mezo._inputs import as_list, nearest, plain, require, shown
 from mezo.data.example import Example
 from mezo.data.formats import Record
 from mezo.data.render import label_name
@@ -44,11 +43,11 @@ class Template:
             ValueError: an unknown name, no prompt, neither or both of options and completion.
         """
         for name in block:
-            near = difflib.get_close_matches(str(name), _FIELDS, 1)
+            near = nearest(str(name), _FIELDS)
             require(
                 name in _FIELDS,
                 f"template: names must be among {_FIELDS}, got {name!r}; "
-                f"{f'use {near[0]!r}' if near else 'take it away'}.",
+                f"{f'use {near!r}' if near else 'take it away'}.",
             )
         for name in ("prompt", "invocation", "label", "completion", "metric"):
             value = block.get(name)
@@ -129,11 +128,11 @@ def _filled(text: str, record: Record) -> str:
 
 def _value(record: Record, name: str) -> Any:
     """A column's value in a row; it must be there."""
-    near = difflib.get_close_matches(name, record.fields, 1)
+    near = nearest(name, record.fields)
     require(
         name in record.fields,
         f"template: columns must be among {list(record.fields)}, got {name!r}; "
-        f"{f'use {near[0]!r}' if near else 'name another'}",
+        f"{f'use {near!r}' if near else 'name another'}",
     )
     value = plain(record.fields[name])
     require(

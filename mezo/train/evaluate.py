@@ -9,13 +9,15 @@ from mezo.results import EvalResult
 from mezo.run import Run
 
 
-def evaluate(run: Run, batches: Iterable[Batch | EncodedBatch]) -> EvalResult:
-    """Score batches under the run's current adapter, pooled over their examples.
+def evaluate(
+    run: Run, batches: Iterable[Batch | EncodedBatch], *, base: bool = False
+) -> EvalResult:
+    """Score batches under the run's current adapter or the base model, pooled over examples.
 
     Raises:
         ValueError: a bad batch.
     """
-    return pool([run.evaluate(batch) for batch in batches])
+    return pool([run.evaluate(batch, base=base) for batch in batches])
 
 
 def pool(parts: Sequence[EvalResult]) -> EvalResult:

@@ -11,10 +11,9 @@ from mezo._inputs import require
 from mezo.checkpoint.records import write_json
 from mezo.checkpoint.run_directory import read_summary
 from mezo.data.example import Example
-from mezo.results import EvalResult
 from mezo.run import Run
 from mezo.settings import read_yaml, settings_of
-from mezo.train.evaluate import pool
+from mezo.train.evaluate import evaluate
 from mezo.train.examples import load_examples, load_test
 from mezo.train.metrics import METRICS, metrics_of
 from mezo.train.saved_run import open_run
@@ -105,8 +104,7 @@ def _scores(
     is_base: bool,
 ) -> dict[str, float]:
     """All figures of one set of weights."""
-    batches = encoded_batches(run, examples, size)
-    whole: EvalResult = pool([run.evaluate(batch, base=is_base) for batch in batches])
+    whole = evaluate(run, encoded_batches(run, examples, size), base=is_base)
     found = {"loss": whole.loss}
     if whole.accuracy is not None:
         found["accuracy"] = whole.accuracy

@@ -13,6 +13,7 @@ from mezo import tasks
 from mezo._inputs import require
 from mezo.config import MeZOConfig, TrainConfig
 from mezo.data.example import Example
+from mezo.data.load import load_records
 from mezo.data.own import default_invocation, has_split, own_examples
 from mezo.settings import FROM_DATA
 from mezo.tasks.sampling import k_shot
@@ -108,22 +109,23 @@ def _of_own_data(
         "config": settings.dataset_config,
         "revision": settings.dataset_revision,
     }
+    records = load_records(
+        source, split=settings.train_split, streaming=settings.streaming, **origin
+    )
     invocation = None if config.invocation == FROM_DATA else config.invocation
     if invocation is None and template is not None:
         invocation = template.invocation
     if invocation is None:
         more = ("columns", "chat_template_path", "assistant_only_loss", "completion_only_loss")
         invocation = default_invocation(
-            source,
+            records,
             tokenizer,
             split=settings.train_split,
-            streaming=settings.streaming,
             **{name: shared[name] for name in more},
-            **origin,
         )
     shared["invocation"] = invocation
     train = own_examples(
-        source, split=settings.train_split, streaming=settings.streaming, **origin, **shared
+        records, split=settings.train_split, streaming=settings.streaming, **shared
     )
     sentences = [train.sentence, *train.bad_sentences()]
     shared["label_names"] = train.label_names

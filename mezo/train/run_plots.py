@@ -16,8 +16,6 @@ from mezo.train.plots import new_figure, write_png
 _MEAN_SHARE = 20  # the running mean spans a twentieth of a run, at least two steps
 _MOST_POINTS = 1000  # of one line; a panel is not as many pixels wide
 
-PLOT = Path("plot.png")
-
 
 @dataclass(frozen=True)
 class RunLog:

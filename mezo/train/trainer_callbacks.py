@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mezo._inputs import require
+from mezo._inputs import one_line, require
 from mezo.config import MeZOConfig, TrainConfig
 from mezo.results import EvalResult
 from mezo.train.callbacks import Listener, Progress
@@ -118,7 +118,7 @@ def trackers(
     try:
         made = [kind() for kind in get_reporting_integration_callbacks(list(names))]
     except (RuntimeError, ImportError) as error:
-        words = " ".join(str(error).split())
+        words = one_line(error)
         raise ImportError(
             f"train: report_to must name trackers that are installed, got {list(names)} ({words}); "
             f"run pip install {' '.join(names)}."

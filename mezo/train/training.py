@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mezo._closing import closing
-from mezo._inputs import require
+from mezo._inputs import one_line, require
 from mezo.checkpoint.atomic import check_output
 from mezo.checkpoint.peft import ADAPTER_FILES
 from mezo.config import MeZOConfig, TrainConfig
@@ -133,7 +133,7 @@ def load_tokenizer(model: str, settings: TrainConfig) -> Any:
             trust_remote_code=settings.trust_remote_code,
         )
     except (OSError, ValueError) as error:
-        words = " ".join(str(error).split())
+        words = one_line(error)
         raise ValueError(
             f"train: model must be a directory or hub name with a tokenizer, got {model!r} "
             f"({words[:200]}); check the name, or pass a directory."

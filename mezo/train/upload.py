@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mezo._inputs import one_line
 from mezo.config import TrainConfig
 
 
@@ -53,7 +54,7 @@ class Upload:
             name = api.create_repo(self.repository, exist_ok=True).repo_id
             api.upload_folder(repo_id=name, folder_path=directory)
         except Exception as error:
-            words = " ".join(str(error).split())
+            words = one_line(error)
             raise UploadError(
                 f"train: the hub must take the adapter, got {type(error).__name__}: {words[:200]}; "
                 f"it is in {directory}: upload it with `hf upload {self.repository} {directory}`."

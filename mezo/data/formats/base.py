@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,16 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Restarting:
-    """Rows that are read when they are needed; each iteration begins with the first again.
+class Restarting(Generic[T]):
+    """Rows, or what is made of them, read when they are needed, anew by each iteration.
 
     Args:
         begin: returns a new iterator.
     """
 
-    begin: Callable[[], Iterator[Record]]
+    begin: Callable[[], Iterator[T]]
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[T]:
         return self.begin()
 
 

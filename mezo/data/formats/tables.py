@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mezo._inputs import one_line
 from mezo.data.formats.base import Record, Restarting, Table
 
 
@@ -37,7 +38,7 @@ class Columnar:
             else:
                 found = datasets.Dataset.from_file(str(path))  # mapped, not read
         except Exception as error:
-            words = " ".join(str(error).split())[:200]
+            words = one_line(error)[:200]
             raise ValueError(
                 f"data: {path} must be a {self.builder} file, got {type(error).__name__}: {words}; "
                 "write it again."

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from mezo._inputs import checked_integer, checked_number, require, shown
+from mezo._inputs import checked_integer, checked_number, nearest, require, shown
 from mezo.engines.sglang.cpu_host.host import has_sgl_kernel
 from mezo.engines.sglang.eras import ERA
 from mezo.engines.sglang.model_checkpoint import Checkpoint
@@ -33,11 +32,11 @@ def check_args(args: Mapping[str, object]) -> None:
 
     names = ERA.argument_names(ServerArgs)
     for name in args:
-        near = difflib.get_close_matches(name, names, n=1)
+        near = nearest(name, names)
         require(
             name in names,
             f"launch_engine: server_args must be arguments of sglang.Engine, got {name!r}; "
-            f"{f'is {near[0]!r} meant?' if near else 'see sglang.srt.server_args.ServerArgs'}",
+            f"{f'is {near!r} meant?' if near else 'see sglang.srt.server_args.ServerArgs'}",
         )
 
 
