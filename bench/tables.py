@@ -10,12 +10,11 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import records, runner, training
+from bench import bbc_news, records, runner, training
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "RECORDS.md", ROOT / "docs" / "training.md")
@@ -42,7 +41,7 @@ def demo() -> str:
     before, after = (first["held_out"][when] for when in ("before", "after"))
     seeds = " and ".join(str(run["seed"]) for run in others)
     ends = " and ".join(f"{run['held_out']['after']['accuracy']:.3f}" for run in others)
-    return wrapped(
+    return training.wrapped(
         f"In this run the held-out cross-entropy went from {before['cross_entropy']:.3f} to "
         f"{after['cross_entropy']:.3f} nats and the accuracy from {before['accuracy']:.3f} to "
         f"{after['accuracy']:.3f} ({after['num_examples']} test sentences, seed {first['seed']}); "
@@ -70,7 +69,7 @@ def step() -> str:
     percent = {part: 100 * value / whole for part, value in activated["parts"].items()}
     named = ("linear", "attention", "lora", "layers")
     rest = 100 - sum(round(percent[part]) for part in named)
-    text = wrapped(
+    text = training.wrapped(
         f"Of the activated step {percent['linear']:.0f} % are the linear layers, "
         f"{percent['attention']:.0f} % attention, {percent['lora']:.0f} % LoRA, "
         f"{percent['layers']:.0f} % the model's other layers (norms, rotary embedding, activations "
@@ -111,7 +110,7 @@ def directions() -> str:
         "AVX-512": lambda r: ratio(r, "avx512"),
     }
     threads = found["threads: the same, wall-clock", "float32", "2 threads"]["ratio"]
-    text = wrapped(
+    text = training.wrapped(
         f"Two threads are {threads:.1f}x as fast as one. The torch loop is fast here because torch "
         f"{facts['torch'].split('.')[0]}.{facts['torch'].split('.')[1]} draws normals with AVX-512."
     )
@@ -121,7 +120,7 @@ def directions() -> str:
 
 def cpu_line(facts: runner.Facts, name: str) -> str:
     """Where a table's numbers are from."""
-    return wrapped(
+    return training.wrapped(
         f"From `bench/results/cpu/{name}.json` (`python -m bench.{name}`): one thread of a CPU "
         f"({facts['cpu']}, {facts['torch_cpu_capability']}), torch {facts['torch']}, commit "
         f"{facts['commit']}, {facts['date']}."
@@ -132,18 +131,18 @@ def training_runs() -> str:
     return training.text(results("training"))
 
 
+def news() -> str:
+    return bbc_news.text(results("bbc_news"))
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "step": step,
     "directions": directions,
     "records": records.text,
     "training": training_runs,
+    "bbc_news": news,
 }
-
-
-def wrapped(text: str) -> str:
-    """A paragraph in lines of the width of the documents."""
-    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def rendered(text: str) -> str:

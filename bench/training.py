@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bench.environment import commit
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "cpu" / "training.json"
 DOCS = ROOT / "docs"
-_KEPT = (
+KEPT = (
     "batch_size",
     "config",
     "date",
@@ -37,6 +38,11 @@ _KEPT = (
     "train_examples",
     "versions",
 )
+
+
+def wrapped(text: str) -> str:
+    """A paragraph in lines of the width of the documents."""
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def label(run: dict[str, Any]) -> str:
@@ -116,7 +122,7 @@ def main() -> None:
     runs = []
     for directory in arguments.directories:
         summary = json.loads((directory / "summary.json").read_text())
-        runs.append({key: summary[key] for key in _KEPT} | {"commit": commit()})
+        runs.append({key: summary[key] for key in KEPT} | {"commit": commit()})
     RESULTS.write_text(json.dumps(runs, indent=1) + "\n")
     plot(runs, DOCS / "training.png")
     tables.main()

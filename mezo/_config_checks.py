@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -162,17 +163,34 @@ def check_train(config: TrainConfig) -> dict[str, Any]:
     )
     found["report_to"] = trackers
     found["columns"] = _columns(config.columns)
+    found["engine_args"] = engine_arguments(config.engine_args)
     require(
         config.template is None or isinstance(config.template, Mapping),
         f"train: template must be a block of names and texts, got {shown(config.template)}; see "
         "docs/data.md.",
     )
-    require(
-        config.task is None or (config.template is None and config.columns is None),
-        f"train: a task must come without template and columns, got task {config.task!r}, which "
-        "has a wording of its own; leave the task out.",
-    )
+    if config.task is not None:
+        _check_of_task(config)
     return found
+
+
+# What says how own data is read and worded; a task does so itself.
+_OF_OWN_DATA = (
+    *("template", "columns", "eval_data", "train_split", "test_split", "streaming", "on_bad_row"),
+    *("dataset_config", "dataset_revision", "completion_only_loss", "assistant_only_loss"),
+    "chat_template_path",
+)
+
+
+def _check_of_task(config: TrainConfig) -> None:
+    """Raise where a task comes with what would have no effect on it."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    given = [name for name in _OF_OWN_DATA if getattr(config, name) != defaults[name]]
+    require(
+        not given,
+        f"train: a task must come without {', '.join(given)}, got task {config.task!r}, which "
+        "reads and words its data itself; leave the task out.",
+    )
 
 
 def evaluates(config: TrainConfig) -> bool:
@@ -185,6 +203,40 @@ def _names(value: Any) -> tuple[str, ...]:
     listed = value.split(",") if isinstance(value, str) else as_list(value) or []
     names = tuple(str(name).strip() for name in listed)
     return () if names == ("none",) else tuple(name for name in names if name)
+
+
+# Arguments of engines that settings of ours already say.
+_OURS = {
+    "revision": "model_revision",
+    "dtype": "dtype",
+    "trust_remote_code": "trust_remote_code",
+    "max_prefill_tokens": "max_tokens_per_forward",
+    "model_path": "model_name_or_path",
+}
+
+
+def engine_arguments(value: Any) -> dict[str, Any] | None:
+    """{argument: value} of an engine.
+
+    Raises:
+        ValueError: something else, or an argument that is a setting.
+    """
+    if value is None:
+        return None
+    is_fine = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+    found = dict(value) if is_fine else {}
+    require(
+        is_fine,
+        f"train: engine_args must be names and values as {{'tp_size': 2}}, got {shown(value)}; use "
+        "the names that the engine gives its arguments.",
+    )
+    for name, setting in _OURS.items():
+        require(
+            name not in found,
+            f"train: engine_args must leave {name} to the setting {setting}, got "
+            f"{shown(found.get(name))}; give {setting}.",
+        )
+    return found
 
 
 def _columns(value: Any) -> dict[str, str] | None:

@@ -167,6 +167,9 @@ class TrainConfig:
     max_tokens_per_forward: int | None = _option(
         None, "Bound on the tokens of one forward batch; larger steps run in micro-batches."
     )
+    engine_args: Mapping[str, Any] | None = _option(
+        None, "The engine's own arguments, as tp_size=2,mem_fraction_static=0.8."
+    )
     # Data.
     task: str | None = _option(None, "Data set with a wording of its own, as rotten_tomatoes.")
     data: str | None = _option(

@@ -121,24 +121,29 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def read_assignments(texts: Iterable[str]) -> dict[str, Any]:
+def read_assignments(texts: Iterable[str], option: str = "--set") -> dict[str, Any]:
     """Return settings given as "name=value", values as in YAML; "a.b=value" is b inside of a.
+
+    Args:
+        texts: the assignments.
+        option: what the user wrote them behind.
 
     Raises:
         ValueError: there is no = or no value that YAML can read.
     """
     found: dict[str, Any] = {}
+    example = "lr=1e-3" if option == "--set" else "tp_size=2"
     for text in texts:
         name, equals, value = text.partition("=")
         require(
             bool(name.strip() and equals),
-            f"train: --set must be name=value, got {shown(text)}; write --set lr=1e-3.",
+            f"train: {option} must be name=value, got {shown(text)}; write {option} {example}.",
         )
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ValueError(
-                f"train: --set must have a value as in YAML, got {shown(text)}; quote it."
+                f"train: {option} must have a value as in YAML, got {shown(text)}; quote it."
             ) from error
         *outer, last = name.strip().split(".")
         place = found
@@ -146,7 +151,7 @@ def read_assignments(texts: Iterable[str]) -> dict[str, Any]:
             inner = place.setdefault(part, {})
             require(
                 isinstance(inner, dict),
-                f"train: --set must not give {part!r} both as a value and as a block, got "
+                f"train: {option} must not give {part!r} both as a value and as a block, got "
                 f"{shown(text)}; keep one.",
             )
             place = inner
@@ -213,7 +218,9 @@ def _field(name: str) -> tuple[type[Any], dataclasses.Field[Any]]:
 
 def _typed(cls: type[Any], field: dataclasses.Field[Any], name: str, value: Any) -> Any:
     """A value as its field's type; texts as on the command line become numbers and lists."""
-    if field.name in ("columns", "template", "report_to"):
+    if field.name == "engine_args" and isinstance(value, str):
+        return read_assignments(value.split(","), option=name)
+    if field.name in ("columns", "template", "report_to", "engine_args"):
         return value  # checked by the class
     if field.name == "target_modules" and isinstance(value, str):
         return tuple(part.strip() for part in value.split(","))

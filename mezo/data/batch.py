@@ -221,6 +221,11 @@ class EncodedBatch:
             made_for=self.made_for,
         )
 
+    def prompts(self) -> set[tuple[int, ...]]:
+        """The rows' prompts, each once, as far as they run before the adapter's part."""
+        pairs = zip(self.rows.tokens, self.rows.prefix_lens, strict=True)
+        return {tokens[:size] for tokens, size in pairs if size}
+
     @cached_property
     def _starts(self) -> list[int]:
         """The first row of each example, and one past the last row."""

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mezo._inputs import require
 from mezo.data.chats import Chats, checked_messages, from_sharegpt
 from mezo.data.columns import Columns, recognise
-from mezo.data.encode import Invocation, encode, encode_invocation
-from mezo.data.example import Example, batch_of
+from mezo.data.encode import Invocation, encode_invocation
+from mezo.data.example import Example
 from mezo.data.formats import Record, Restarting
+from mezo.data.lengths import shortened
 from mezo.data.load import Records, has_split, load_records
 from mezo.data.render import LABEL_INVOCATION, Rendering, is_whole, label_names_of
-
-_ADDED = 8  # tokens that a tokenizer may put around texts
 
 __all__ = ["OwnData", "default_invocation", "has_split", "own_examples"]
 
@@ -242,7 +241,10 @@ class _Worder:
     def __call__(self, rows: Iterable[Record]) -> Iterator[Example]:
         for record in rows:
             try:
-                made = [self._short(example) for example in self.render(record)]
+                made = [
+                    shortened(example, self.tokenizer, self.invocation, self.max_length)
+                    for example in self.render(record)
+                ]
             except ValueError as error:
                 reason = str(error)
                 if self.on_bad_row == "stop":
@@ -254,40 +256,3 @@ class _Worder:
                 self.data.first_bad.setdefault(reason, record.where)
                 continue
             yield from made
-
-    def _short(self, example: Example) -> Example:
-        """An example of at most ``max_length`` tokens: the prompt loses its beginning."""
-        limit = self.max_length
-        if limit is None or _is_short(example, limit - len(self.invocation.tokens)):
-            return example
-        # As token ids, where they are split is where the whole text is split.
-        made = encode(batch_of([example]), self.tokenizer, invocation=self.invocation).rows
-        size = len(self.invocation.tokens)
-        before = made.tokens[0][: made.prompt_lens[0] - size]
-        ends = [row[length:] for row, length in zip(made.tokens, made.prompt_lens, strict=True)]
-        tail = size + max(map(len, ends))
-        over = len(before) + tail - limit
-        if over <= 0:
-            return example
-        lead = 1 if before[:1] == (self.tokenizer.bos_token_id,) else 0
-        require(
-            len(before) - over > lead,
-            f"a row must leave room for its prompt in max_length {limit}, got {tail} tokens behind "
-            "it",
-        )
-        prompt = before[:lead] + before[lead + over :]
-        if example.options is None:
-            return replace(example, prompt=prompt, completion=ends[0])
-        return replace(example, prompt=prompt, options=tuple(ends))
-
-
-def _is_short(example: Example, limit: int) -> bool:
-    """Whether an example has at most ``limit`` tokens, told without tokenising it.
-
-    No token of plain letters is shorter than one letter.
-    """
-    ends = example.options or (example.completion or "",)
-    parts = [example.prompt, *ends]
-    if any(isinstance(part, str) and not part.isascii() for part in parts):
-        return False
-    return len(example.prompt) + max(map(len, ends)) + _ADDED <= limit

@@ -31,6 +31,8 @@ class Engine(Protocol):
         dtype: str | None = None,
         trust_remote_code: bool = False,
         max_tokens_per_forward: int | None = None,
+        cache_tokens: int = 0,
+        arguments: Mapping[str, Any] | None = None,
     ) -> AbstractContextManager[Any]:
         """Start it with a model, sized for a run, and end it when the context ends.
 
@@ -43,6 +45,8 @@ class Engine(Protocol):
             trust_remote_code: whether the model's repository may run code of its own.
             max_tokens_per_forward: bound on the tokens of one forward batch; larger steps run in
                 micro-batches, with the same loss up to rounding. None: the engine's own limit.
+            cache_tokens: tokens of prompts that come again and again, for a cache that has a size.
+            arguments: the engine's own, by the names that it gives them.
 
         Returns:
             A context manager that gives the handle for `open`.
@@ -50,6 +54,7 @@ class Engine(Protocol):
         Raises:
             ImportError: it is not installed.
             EngineError: it cannot start.
+            ValueError: an argument that the engine does not have.
         """
         ...
 

@@ -340,10 +340,13 @@ class TransformersEngine:
         dtype: str | None = None,
         trust_remote_code: bool = False,
         max_tokens_per_forward: int | None = None,
+        cache_tokens: int = 0,
+        arguments: Mapping[str, Any] | None = None,
     ) -> Iterator[Any]:
         """Load a model onto the GPU in bf16, or without one into memory in fp32.
 
-        ``threads`` are torch's own: the model runs in this process.
+        ``threads`` are torch's own: the model runs in this process. There is no cache across
+        batches. ``arguments`` are those of ``from_pretrained``.
         """
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
@@ -351,9 +354,21 @@ class TransformersEngine:
         logging.disable_progress_bar()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         chosen = dtype or ("bfloat16" if device == "cuda" else "float32")
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            model, dtype=chosen, revision=revision, trust_remote_code=trust_remote_code
-        )
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                model,
+                dtype=chosen,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                **(arguments or {}),
+            )
+        except TypeError as error:
+            if not arguments:
+                raise
+            raise ValueError(
+                f"train: engine_args must be arguments of from_pretrained, got {error}; leave it "
+                "out."
+            ) from error
         if max_tokens_per_forward is not None:
             _max_tokens[loaded] = max_tokens_per_forward
         yield loaded.to(device)

@@ -15,7 +15,13 @@ from mezo.tasks.base import Splits, Task
 NUM_TEST = 500
 NUM_DEV = 200
 LABELS = ("business", "entertainment", "politics", "sports", "tech")
-OPTIONS = (" business", " entertainment", " politics", " sports", " technology")
+OPTIONS = (
+    " business and finance",
+    " film and music",
+    " politics and government",
+    " sports and games",
+    " technology and science",
+)
 
 
 def load(path: Path | None = None) -> Splits:

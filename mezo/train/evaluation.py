@@ -13,11 +13,11 @@ from mezo.checkpoint.run_directory import read_summary
 from mezo.data.example import Example
 from mezo.run import Run
 from mezo.settings import read_yaml, settings_of
+from mezo.train.encoded import batches_of
 from mezo.train.evaluate import evaluate
 from mezo.train.examples import load_examples, load_test
 from mezo.train.metrics import METRICS, metrics_of
 from mezo.train.saved_run import open_run
-from mezo.train.training import encoded_batches
 
 _GENERATED = 50  # prompts that are generated for at once
 
@@ -104,7 +104,7 @@ def _scores(
     is_base: bool,
 ) -> dict[str, float]:
     """All figures of one set of weights."""
-    whole = evaluate(run, encoded_batches(run, examples, size), base=is_base)
+    whole = evaluate(run, batches_of(run, examples, size), base=is_base)
     found = {"loss": whole.loss}
     if whole.accuracy is not None:
         found["accuracy"] = whole.accuracy

@@ -12,7 +12,9 @@ from typing import Any
 from mezo import tasks
 from mezo._inputs import require
 from mezo.config import MeZOConfig, TrainConfig
+from mezo.data.encode import encode_invocation
 from mezo.data.example import Example
+from mezo.data.lengths import short_enough, shortened
 from mezo.data.load import load_records
 from mezo.data.own import default_invocation, has_split, own_examples
 from mezo.settings import FROM_DATA
@@ -63,7 +65,7 @@ def load_examples(
         OSError, AssetError: the data cannot be read or fetched.
     """
     if settings.task is not None:
-        found = _of_task(settings)
+        found = _of_task(settings, tokenizer)
     else:
         found = _of_own_data(settings, config, tokenizer, data)
     train = found.train
@@ -78,6 +80,8 @@ def load_examples(
         f"train: there must be a batch of {needed} training examples, got {len(train)}; lower "
         "batch_size, or raise train_examples or max_prompt_tokens.",
     )
+    if settings.task is not None:
+        train = _shortened(train, settings, tokenizer)
     return dataclasses.replace(found, train=train)
 
 
@@ -86,16 +90,29 @@ def chooses(settings: TrainConfig) -> bool:
     return settings.load_best or settings.patience is not None or settings.save_strategy == "best"
 
 
-def _of_task(settings: TrainConfig) -> TrainingExamples:
-    """A task's examples; what chooses by evaluations gets the dev split for them."""
+def _of_task(settings: TrainConfig, tokenizer: Any) -> TrainingExamples:
+    """A task's examples; what chooses by evaluations gets the dev split for them.
+
+    Those to train on have their whole length: not all of them are used.
+    """
     assert settings.task is not None
     task = tasks.get(settings.task)
     splits = task.load(None if settings.data is None else Path(settings.data))
-    test = splits.test[: settings.eval_examples]
-    held_out = splits.dev[: settings.eval_examples] if chooses(settings) and splits.dev else test
+    test = held_out = _shortened(splits.test[: settings.eval_examples], settings, tokenizer)
+    if chooses(settings) and splits.dev:
+        held_out = _shortened(splits.dev[: settings.eval_examples], settings, tokenizer)
     return TrainingExamples(
         splits.train, held_out, test, settings.metric or task.metric, task.invocation
     )
+
+
+def _shortened(examples: Sequence[Example], settings: TrainConfig, tokenizer: Any) -> list[Example]:
+    """A task's examples within max_length."""
+    assert settings.task is not None
+    if settings.max_length is None:
+        return list(examples)
+    middle = encode_invocation(tasks.get(settings.task).invocation, tokenizer)
+    return [shortened(example, tokenizer, middle, settings.max_length) for example in examples]
 
 
 def _of_own_data(
@@ -173,7 +190,7 @@ def load_test(
         ValueError: see `load_examples`.
     """
     if settings.task is not None:
-        return tasks.get(settings.task).load(Path(data)).test
+        return _shortened(tasks.get(settings.task).load(Path(data)).test, settings, tokenizer)
     template = None if settings.template is None else Template.of(settings.template)
     found = own_examples(
         data,
@@ -210,16 +227,3 @@ def _held_out(examples: list[Example], count: int) -> tuple[list[Example], list[
         [example for i, example in enumerate(examples) if i not in chosen],
         [examples[i] for i in sorted(chosen)],
     )
-
-
-def short_enough(examples: Sequence[Example], tokenizer: Any, limit: int | None) -> list[Example]:
-    """Return the examples whose prompts have at most ``limit`` tokens; all for None."""
-    if limit is None:
-        return list(examples)
-    texts = [e.prompt for e in examples if isinstance(e.prompt, str)]
-    lengths = iter(tokenizer(texts)["input_ids"] if texts else [])
-    return [
-        e
-        for e in examples
-        if len(next(lengths) if isinstance(e.prompt, str) else e.prompt) <= limit
-    ]

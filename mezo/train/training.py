@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,6 @@ from mezo._inputs import one_line, require
 from mezo.checkpoint.atomic import check_output
 from mezo.checkpoint.peft import ADAPTER_FILES
 from mezo.config import MeZOConfig, TrainConfig
-from mezo.data.batch import EncodedBatch
-from mezo.data.encode import encode, encode_invocation
-from mezo.data.example import Example, batch_of
 from mezo.data.sampling import batches
 from mezo.engines import ENGINES
 from mezo.results import EvalResult
@@ -24,6 +20,7 @@ from mezo.run import Run, attach
 from mezo.tasks import assets
 from mezo.train.best import Best
 from mezo.train.checkpoints import Checkpoints
+from mezo.train.encoded import EncodedExamples, batches_of, checked, streamed
 from mezo.train.evaluate import evaluate
 from mezo.train.examples import TrainingExamples, chooses, load_examples
 from mezo.train.metrics import metrics_of
@@ -99,19 +96,16 @@ def train(
     for sentence in examples.sentences:
         print(sentence, flush=True)
     config = dataclasses.replace(config, invocation=examples.invocation)
-    # Before there is an engine: a large file takes seconds.
-    encoded = None
-    if isinstance(examples.train, Sequence):
-        encoded = _tokenised(examples.train, tokenizer, config)
+    rows = EncodedExamples.of(examples, tokenizer, config)
     log = TrainingLog(settings, config, model, can_plot=has_plots)
     more = [*callbacks, *([reporting] if reporting else [])]
     metrics = metrics_of(examples.metric, examples.held_out, compute_metrics)
     with (
-        _engine(chosen, engine, model, settings, config) as handle,
+        _engine(chosen, engine, model, settings, config, rows) as handle,
         closing((run := attach(handle, config, tokenizer=tokenizer)).close),
     ):
-        trainer = _trainer(settings, run, examples, encoded, log, more, metrics)
-        record = _train(settings, trainer, log, examples, model)
+        trainer = _trainer(settings, run, examples, rows, log, more, metrics)
+        record = _train(settings, trainer, log, examples, rows, model)
     print(closing_words(record, settings.output, has_plot=log.has_plot))
     if upload is not None:
         upload(settings.output / "adapter")
@@ -141,7 +135,12 @@ def load_tokenizer(model: str, settings: TrainConfig) -> Any:
 
 
 def _engine(
-    chosen: Any, engine: Any, model: str, settings: TrainConfig, config: MeZOConfig
+    chosen: Any,
+    engine: Any,
+    model: str,
+    settings: TrainConfig,
+    config: MeZOConfig,
+    rows: EncodedExamples,
 ) -> AbstractContextManager[Any]:
     """The caller's engine, or one that is started."""
     if engine is not None:
@@ -152,6 +151,9 @@ def _engine(
         "dtype": settings.dtype,
         "trust_remote_code": settings.trust_remote_code or None,
         "max_tokens_per_forward": settings.max_tokens_per_forward,
+        "arguments": settings.engine_args,
+        # Keys and values of an activated adapter's prompts are the same in every step.
+        "cache_tokens": rows.prompt_tokens() if config.prefix == "activated" else None,
     }
     given = {name: value for name, value in options.items() if value is not None}
     handle: AbstractContextManager[Any] = chosen.launch(
@@ -164,7 +166,7 @@ def _trainer(
     settings: TrainConfig,
     run: Run,
     examples: TrainingExamples,
-    encoded: EncodedBatch | None,
+    rows: EncodedExamples,
     log: TrainingLog,
     callbacks: Sequence[Any],
     metrics: Callable[[EvalResult], dict[str, float]] | None,
@@ -174,14 +176,14 @@ def _trainer(
     stream: Iterable[Any]
     per_epoch = None
     if isinstance(train, Sequence):
-        assert encoded is not None
-        encoded = _checked(run, encoded, train)
+        assert rows.train is not None
+        encoded = checked(run, rows.train, train)
         check_rows(run, encoded)
         per_epoch = len(train) // per_step
         order = batches(range(len(train)), per_step, run.config.seed, shuffle=settings.shuffle)
         stream = map(encoded.select, order)
     else:
-        stream = _streamed(run, train, per_step)
+        stream = streamed(run, train, per_step)
     num_steps = settings.steps(len(train) if isinstance(train, Sequence) else None)
     every = per_epoch if settings.eval_strategy == "epoch" else settings.eval_every
     save_every = per_epoch if settings.save_strategy == "epoch" else settings.save_every
@@ -201,7 +203,7 @@ def _trainer(
         stream,
         num_steps=num_steps,
         schedule=settings.schedule,
-        held_out=encoded_batches(run, examples.held_out, settings.eval_batch_size),
+        held_out=batches_of(run, examples.held_out, settings.eval_batch_size, rows.held_out),
         eval_every=every,
         callbacks=[log, Watch(run), *callbacks],
         warmup_steps=settings.warmup_steps or int(settings.warmup_ratio * num_steps),
@@ -217,12 +219,13 @@ def _train(
     trainer: MeZOTrainer,
     log: TrainingLog,
     examples: TrainingExamples,
+    rows: EncodedExamples,
     model: str,
 ) -> dict[str, Any]:
     """Train and leave the files, whatever happens; the adapter comes first."""
     run, test = trainer.run, None
     if examples.test is not examples.held_out:
-        test = encoded_batches(run, examples.test, settings.eval_batch_size)
+        test = batches_of(run, examples.test, settings.eval_batch_size, rows.test)
     scores: dict[str, EvalResult] = {}
 
     def finish() -> None:
@@ -249,64 +252,3 @@ def _train(
             leave()
         raise
     return leave()
-
-
-def encode_all(run: Run, examples: Sequence[Example]) -> EncodedBatch:
-    """Tokenise examples as one batch, to be cut with `EncodedBatch.select`.
-
-    Raises:
-        ValueError: an example that the engine cannot score; the sentence says where it is from.
-    """
-    return _located(lambda some: run.encode(batch_of(some)), examples)
-
-
-def _located(
-    encoded: Callable[[Sequence[Example]], EncodedBatch], examples: Sequence[Example]
-) -> EncodedBatch:
-    """Encode examples; the one that cannot be is named by where it is from."""
-    try:
-        return encoded(examples)
-    except ValueError:
-        for example in examples:
-            try:
-                encoded([example])
-            except ValueError as error:
-                origin = example.where or f"the text begins {str(example.prompt)[:40]!r}"
-                raise ValueError(
-                    f"train: every example must fit the engine, got {error} ({origin}); set "
-                    "max_length or max_prompt_tokens."
-                ) from error
-        raise
-
-
-def _tokenised(examples: Sequence[Example], tokenizer: Any, config: MeZOConfig) -> EncodedBatch:
-    """Tokenise examples without knowing an engine's limits; see `encode_all` for what it raises."""
-    middle = encode_invocation(config.invocation, tokenizer, prefix_mode=config.prefix)
-    return _located(lambda some: encode(batch_of(some), tokenizer, invocation=middle), examples)
-
-
-def _checked(run: Run, encoded: EncodedBatch, examples: Sequence[Example]) -> EncodedBatch:
-    """Rows that were tokenised before there was a run, as the run's own."""
-    try:
-        run.encode(encoded)
-    except ValueError:
-        return encode_all(run, examples)  # which says where a row is from that does not fit
-    run.note(encoded)
-    return encoded
-
-
-def encoded_batches(run: Run, examples: Sequence[Example], size: int) -> list[EncodedBatch]:
-    """Tokenise examples as batches of at most ``size``."""
-    if not examples:
-        return []
-    whole = encode_all(run, examples)
-    return [
-        whole.select(range(i, min(i + size, len(examples)))) for i in range(0, len(examples), size)
-    ]
-
-
-def _streamed(run: Run, examples: Iterable[Example], size: int) -> Iterator[EncodedBatch]:
-    """Batches of examples as they come."""
-    stream = iter(examples)
-    while len(chunk := list(islice(stream, size))) == size:
-        yield encode_all(run, chunk)

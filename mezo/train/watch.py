@@ -114,7 +114,7 @@ def check_rows(run: Run, batch: EncodedBatch, say: Callable[[str], None] | None 
         say: what to do with a sentence; None: a warning in the log.
     """
     say = say or logger.warning
-    rows, sizes = batch.rows, batch.targets.num_options
+    sizes = batch.targets.num_options
     if sizes and (shared := _shared_beginnings(batch)):
         say(
             f"run {run.name!r}: options of {shared} of {len(sizes)} examples begin with the same "
@@ -124,15 +124,12 @@ def check_rows(run: Run, batch: EncodedBatch, say: Callable[[str], None] | None 
     capacity = getattr(run.session, "cache_tokens", None)
     if run.config.prefix != "activated" or capacity is None:
         return
-    prompts = {
-        tokens[:size] for tokens, size in zip(rows.tokens, rows.prefix_lens, strict=True) if size
-    }
-    needed = sum(map(len, prompts))
+    needed = sum(map(len, batch.prompts()))
     if needed > capacity():
         say(
             f"run {run.name!r}: the prompts of one epoch have {needed} tokens and the engine's "
             f"cache has room for {capacity()}, so that prompts are computed again in each epoch; "
-            "start the engine with a larger max_total_tokens, or train on fewer examples "
+            "give the engine a larger max_total_tokens (engine_args), or train on fewer examples "
             "(max_train_samples)"
         )
 

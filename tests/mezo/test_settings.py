@@ -141,7 +141,30 @@ def test_texts_become_values(name, text, value):
         ({"template": "x"}, "template must be a block of names and texts, got 'x'"),
         (
             {"task": "rotten_tomatoes", "columns": "text=a"},
-            "a task must come without template and columns",
+            "a task must come without columns, got task 'rotten_tomatoes'",
+        ),
+        *(
+            ({"task": "rotten_tomatoes", name: value}, f"a task must come without {name}, got")
+            for name, value in {
+                "template": {"prompt": "{text}"},
+                "eval_data": "x.csv",
+                "train_split": "a",
+                "test_split": "a",
+                "streaming": True,
+                "on_bad_row": "skip",
+                "dataset_config": "a",
+                "dataset_revision": "a",
+                "completion_only_loss": True,
+                "assistant_only_loss": True,
+                "chat_template_path": "a",
+            }.items()
+        ),
+        ({"engine_args": ["a"]}, r"engine_args must be names and values .* got \['a'\]"),
+        ({"engine_args": "tp_size"}, "engine_args must be name=value, got 'tp_size'; .* tp_size=2"),
+        ({"engine_args": {"dtype": "half"}}, "leave dtype to the setting dtype, got 'half'"),
+        (
+            {"engine_args": "max_prefill_tokens=9"},
+            "leave max_prefill_tokens to the setting max_tokens_per_forward, got 9",
         ),
         ({"lr_scheduler_type": "sqrt"}, "schedule must be one of: .* got 'sqrt'"),
     ],

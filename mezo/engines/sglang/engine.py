@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import TYPE_CHECKING, Any
@@ -33,14 +33,17 @@ class SglangEngine:
         *,
         threads: int | None = None,
         max_tokens_per_forward: int | None = None,
+        cache_tokens: int = 0,
+        arguments: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Iterator[Any]:
         """Start an engine with `mezo.launch_engine`."""
+        options |= arguments or {}
         if max_tokens_per_forward is not None:
             options["max_prefill_tokens"] = max_tokens_per_forward
         from mezo.engines.sglang.launch import launch_engine
 
-        engine = launch_engine(model, config, threads=threads, **options)
+        engine = launch_engine(model, config, threads=threads, cache_tokens=cache_tokens, **options)
         with closing(engine.shutdown):
             yield engine
 

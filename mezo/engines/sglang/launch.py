@@ -67,6 +67,7 @@ def launch_engine(
     *,
     threads: int | None = None,
     step_tokens: int | Sequence[int] | None = None,
+    cache_tokens: int = 0,
     **server_args: Any,
 ) -> Engine:
     """Start an `sglang.Engine` in which ``config`` can be attached, on a GPU or a CPU host.
@@ -83,6 +84,8 @@ def launch_engine(
         step_tokens: NVIDIA GPUs: tokens of a step's batch (of a `StepResult` its ``tokens`` without
             its ``prompt_tokens``), or the least and the most of them. Graphs are captured for
             these. Default: for 16 to 512 tokens; larger steps then run without.
+        cache_tokens: CPU hosts: tokens of prompts to keep in the cache beside a step's batch, as
+            far as memory goes. On a GPU the cache has what SGLang leaves it.
         server_args: any argument of `sglang.Engine`; they override what is chosen here.
 
     Returns:
@@ -103,6 +106,9 @@ def launch_engine(
         expected, remedy = "an integer >= 1", "use 1, or leave it out"
         threads = checked_integer("launch_engine: threads", threads, 1, None, expected, remedy)
     step_tokens = checked_step_tokens(step_tokens)
+    cache_tokens = checked_integer(
+        "launch_engine: cache_tokens", cache_tokens, 0, None, "an integer >= 0", "leave it out"
+    )
     if reason := why_not():
         raise ImportError(f"launch_engine: {reason}")
     checkpoint = read_checkpoint(model_path, server_args.get("revision"))
@@ -130,7 +136,7 @@ def launch_engine(
     )
     if is_cpu_host():
         check_cpu_args(args, checkpoint)
-        args |= cpu_sizes(config, checkpoint, args, free_memory())
+        args |= cpu_sizes(config, checkpoint, args, free_memory(), cache_tokens)
     engine_class = _engine_class()
     check_args(args)
     variables = _cpu_environment(args, threads) if is_cpu_host() else {}

@@ -122,7 +122,11 @@ def check_one_row(
 
 
 def cpu_sizes(
-    config: MeZOConfig, checkpoint: Checkpoint | None, args: Mapping[str, Any], free: int
+    config: MeZOConfig,
+    checkpoint: Checkpoint | None,
+    args: Mapping[str, Any],
+    free: int,
+    cache_tokens: int = 0,
 ) -> dict[str, float]:
     """Choose a CPU engine's limits on requests, tokens and memory.
 
@@ -131,6 +135,7 @@ def cpu_sizes(
         checkpoint: the model's sizes, or None where they are not known.
         args: the engine's arguments so far; what they fix stays as it is.
         free: bytes that may still be allocated on this host.
+        cache_tokens: tokens to keep in the cache beside a batch, where memory allows.
 
     Returns:
         Arguments to add to ``args``.
@@ -143,7 +148,7 @@ def cpu_sizes(
     longest = _ROW_TOKENS
     if checkpoint is not None:
         longest = min(longest, checkpoint.max_row_tokens or longest)
-    tokens = max(MIN_TOKENS, copies * longest)
+    tokens = max(MIN_TOKENS, copies * longest) + cache_tokens
     sizes: dict[str, float] = {"max_running_requests": requests, "max_total_tokens": tokens}
     if copies * longest > PREFILL_TOKENS:
         sizes["max_prefill_tokens"] = copies * longest

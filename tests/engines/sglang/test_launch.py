@@ -118,6 +118,10 @@ def test_memory_follows_from_the_checkpoint_and_bounds_the_cache(tmp_path):
     assert roomy["mem_fraction_static"] > 282.6 / 400
     tight = cpu_sizes(config, checkpoint, {"dtype": "float32"}, 270 * GIB)
     assert 2 * 512 <= tight["max_total_tokens"] < 32768 * 7.5 / 20
+    # Prompts to keep have room beside a batch, as far as the memory goes.
+    for free, expected in ((400, 32768 + 5000), (270, tight["max_total_tokens"])):
+        sizes = cpu_sizes(config, checkpoint, {"dtype": "float32"}, free * GIB, cache_tokens=5000)
+        assert sizes["max_total_tokens"] == expected
     # What a user fixes stays, and is counted.
     fixed = {"dtype": "float32", "max_total_tokens": 4096, "max_running_requests": 5}
     sizes = cpu_sizes(config, checkpoint, fixed, 270 * GIB)

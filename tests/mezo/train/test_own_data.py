@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import mezo
 from mezo.cli import app
+from mezo.engines import ENGINES
 from mezo.optim.schedule import learning_rate
 from mezo.train.trainer import MeZOTrainer
 from tests.support.files import logged, saved_weights, valid_json
@@ -384,3 +385,26 @@ def test_a_dtype_and_a_bound_reach_the_engine(trained):
     _, single, _ = trained()
     _, half, _ = trained(dtype="bfloat16", eps=0.1)
     assert [s.loss for s in half] != [s.loss for s in single]
+
+
+def test_the_engine_gets_its_own_arguments_and_room_for_the_prompts(trained, rows, monkeypatch):
+    launch, seen = ENGINES["transformers"].launch, []
+
+    def noted(model, config, **given):
+        seen.append(given)
+        return launch(model, config, **given)
+
+    monkeypatch.setattr(ENGINES["transformers"], "launch", noted)
+    trained(engine_args="attn_implementation=eager")
+    assert seen[0]["arguments"] == {"attn_implementation": "eager"}
+    assert "cache_tokens" not in seen[0]  # an ordinary adapter's prompts change with every step
+    trained(prefix="activated")
+    texts = {row["text"] for row in rows}
+    assert seen[1]["cache_tokens"] == sum(len(text.split()) for text in texts)
+
+
+def test_an_argument_that_the_engine_does_not_have(options):
+    model, data = options.pop("model_name_or_path"), options.pop("dataset_name")
+    message = "engine_args must be arguments of from_pretrained, got .* 'no_such_argument'"
+    with pytest.raises(ValueError, match=message):
+        mezo.finetune(model, data, **options, engine_args={"no_such_argument": 1})

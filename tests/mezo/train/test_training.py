@@ -76,6 +76,14 @@ def test_an_example_that_is_too_long_is_refused_before_the_first_step(arguments,
     assert "held out" not in result.output
 
 
+def test_a_task_s_long_prompts_lose_their_beginning(arguments, tmp_path):
+    data = write_reviews(tmp_path / "long.csv", long_text=" ".join(["w7"] * 280))
+    result = CliRunner().invoke(app, arguments("--max_length", 9, data=data))
+    assert result.exit_code == 0, result.output
+    cut = [record.tokens for record in logged(tmp_path / "out")]
+    assert max(cut) <= 2 * 4 * (9 + 2)  # both signs of four rows, with their second option
+
+
 def test_a_full_disk_ends_the_log_and_the_plot_and_not_the_training(arguments, tmp_path):
     output = tmp_path / "out"
     output.mkdir()
