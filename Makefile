@@ -5,6 +5,7 @@
 #   make test     lint and tests, no GPU needed; PYTEST_ARGS='-k report' narrows the tests
 #   make proof    the longer proofs, which make test leaves out; PYTEST_ARGS as above
 #   make bench    the pytest-benchmark files; BENCH_ARGS adds to the command
+#   make docs     the docs site, in build/docs; a broken link or a missing docstring fails
 #   make tables   README's and docs' tables and figures, written from bench/results
 #   make lint     ruff and mypy
 #   make clean    build outputs and caches; .venv, runs and the model stay
@@ -36,7 +37,7 @@ BUILD_REQUIRES := 'setuptools>=77' 'pybind11>=2.13' ninja 'cmake>=3.24'
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test proof bench tables lint clean
+.PHONY: setup demo test proof bench docs tables lint clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMPS)/installed
@@ -57,6 +58,11 @@ proof: setup
 
 bench: setup
 	$(BIN)/python -m pytest tests/bench --benchmark-enable --benchmark-only $(BENCH_ARGS)
+
+# -E: pages that have not changed are read too, since their warnings would not come again.
+docs: $(STAMPS)/installed
+	@$(BIN)/python -m sphinx -W --keep-going -E -q docs build/docs
+	@echo "docs: build/docs/index.html"
 
 tables: $(STAMPS)/installed
 	@$(BIN)/python -m bench.tables
@@ -93,11 +99,11 @@ $(STAMPS)/installed: $(NATIVE_SOURCES) pyproject.toml Makefile | $(STAMPS)/venv
 	  $(PIP) --no-build-isolation --no-deps -e .; \
 	elif $(has_gpu); then \
 	  echo "setup: installing packages for a host with an NVIDIA GPU (takes minutes)"; \
-	  $(PIP) -e '.[sglang,plots,trackers,dev]' $(BUILD_REQUIRES); \
+	  $(PIP) -e '.[sglang,plots,trackers,docs,dev]' $(BUILD_REQUIRES); \
 	else \
 	  echo "setup: installing packages for a host without an NVIDIA GPU (takes minutes)"; \
 	  $(PIP) $(CPU_TORCH) $(BUILD_REQUIRES); \
-	  $(PIP) --no-build-isolation -e '.[sglang-cpu,plots,trackers,dev]'; \
+	  $(PIP) --no-build-isolation -e '.[sglang-cpu,plots,trackers,docs,dev]'; \
 	  $(PIP) --no-deps $(CPU_NO_DEPS); \
 	fi
 	@touch $@

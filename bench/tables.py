@@ -17,7 +17,13 @@ from typing import Any
 from bench import bbc_news, records, runner, training
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "RECORDS.md", ROOT / "docs" / "training.md")
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "RECORDS.md",
+    ROOT / "docs" / "first_run.md",
+    ROOT / "docs" / "results.md",
+    ROOT / "docs" / "training.md",
+)
 # The question behind a results file, by its name or what the name begins with.
 MODULES = {
     "directions": "bench.directions",

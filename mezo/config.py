@@ -50,7 +50,7 @@ class MeZOConfig:
         alpha: LoRA alpha; the adapter's output is scaled by ``alpha / rank``.
         target_modules: module names as PEFT writes them (`q_proj` ... `down_proj`).
         lr: learning rate; the update of one direction is ``-lr * projected_grad * z``. It may be
-            overridden step by step (`mezo.step(run, batch, lr=...)`).
+            overridden step by step (``mezo.step(run, batch, lr=...)``).
         eps: perturbation scale, > 0.
         seed: 64-bit seed of every z and of lora_A's initial values.
         num_directions: directions per step (n of n-SPSA); each needs two adapter slots.

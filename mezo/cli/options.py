@@ -84,6 +84,6 @@ def _metavar(field: dataclasses.Field[Any]) -> str:
 
 def _shown(default: Any) -> str:
     """A default in the help; nothing where the help text says it, or for a flag."""
-    if default in (None, dataclasses.MISSING, (), False):
+    if default is False or default in (None, dataclasses.MISSING, ()):  # 0 is shown
         return ""
     return f" Default {','.join(default) if isinstance(default, tuple) else default}."

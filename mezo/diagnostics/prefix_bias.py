@@ -20,9 +20,9 @@ class PrefixBias:
     """Detached projected gradients d against exact ones e, same directions, same batches.
 
     Args:
-        cosine: d . e / (|d| |e|).
+        cosine: ``d . e / (|d| |e|)``.
         correlation: Pearson's; NaN for fewer than two or for equal values.
-        relative_error: |d - e| / |e|.
+        relative_error: ``|d - e| / |e|``.
         detached: d, one value per direction.
         exact: e, likewise.
     """

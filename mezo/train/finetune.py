@@ -45,8 +45,8 @@ def finetune(
             dicts; or an iterable of `mezo.Batch`, one per step.
         config: the adapter and the estimator, in place of single options for them.
         tokenizer: the model's; None: loaded by the model's name.
-        callbacks: functions of a `mezo.train.callbacks.Progress`, or
-            `transformers.TrainerCallback`s.
+        callbacks: functions of a `mezo.train.callbacks.Progress`, or objects of
+            `transformers.TrainerCallback`.
         compute_metrics: as in `transformers.Trainer`, see `mezo.train.training.train`.
         options: settings of `MeZOConfig` and `TrainConfig`, by their names there or by Hugging
             Face's: ``output_dir`` (needed, but for batches), ``learning_rate``, ``max_steps``, ...

@@ -42,7 +42,7 @@ class MeZOTrainer:
         held_out: batches to evaluate on, before, after and every ``eval_every`` steps.
         eval_every: steps between evaluations, or None for before and after only.
         callbacks: called with a `Progress` after each step and evaluation; functions, a
-            `Listener`, or `transformers.TrainerCallback`s.
+            `Listener`, or objects of `transformers.TrainerCallback`.
         warmup_steps: steps in which the learning rate rises.
         steps_per_epoch: steps of a pass through the data; None where nobody knows.
         best: keeps the best adapter and may stop the training; None for neither.

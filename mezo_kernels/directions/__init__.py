@@ -71,8 +71,8 @@ def sample(
         ValueError: an unknown backend name.
         RuntimeError: the requested backend is not usable here, with the reason.
 
-    Numerics: |z| <= 6.77, within 4 ulp of float64 Box-Muller. Deterministic; the same bits on every
-    backend. Graph-safe: no, it allocates. Cost: one write of z.
+    Numerics: abs(z) <= 6.77, within 4 ulp of float64 Box-Muller. Deterministic; the same bits on
+    every backend. Graph-safe: no, it allocates. Cost: one write of z.
     Source: Salmon et al. 2011 for Philox; Box and Muller 1958.
 
     Example:

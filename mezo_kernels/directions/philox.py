@@ -180,7 +180,7 @@ class TensorSpec:
 
     @cached_property
     def uid(self) -> int:
-        """First 4 bytes (little endian) of blake2s of the name: the counter's second word."""
+        """The counter's second word, the first 4 bytes (little endian) of blake2s of the name."""
         return int.from_bytes(hashlib.blake2s(self.name.encode()).digest()[:4], "little")
 
 

@@ -25,8 +25,9 @@ def test_a_changed_figure_is_seen():
     assert tables.rendered(text.replace("4.8x", "5.8x")) == text
 
 
-def test_no_figure_in_the_readme_is_from_elsewhere():
-    text = tables.outside_blocks((tables.ROOT / "README.md").read_text())
+def test_no_figure_in_readme_and_results_is_from_elsewhere():
+    pages = ("README.md", "docs/first_run.md", "docs/results.md")
+    text = tables.outside_blocks("".join((tables.ROOT / page).read_text() for page in pages))
     # Ratios, shares, times and fractions. Versions (0.5.17) are none.
     figure = (
         r"\d(?:\.\d+)?x\b|\d ?%|\d ?(?:ns|us|ms|GB/s)\b|(?<![\d.])0?\.\d\d+(?![\d.])|\d minutes"
