@@ -183,8 +183,9 @@ def test_a_bad_row_is_named(tmp_path):
     (tmp_path / "train.tsv").write_text("sentence\tlabel\nfine\t2\n")
     with pytest.raises(ValueError, match=r"train.tsv:2: label must be one of .* got '2'"):
         tasks.get("sst2").load(tmp_path)
-    (tmp_path / "train.jsonl").write_text("[1]\n")
-    with pytest.raises(ValueError, match=r"train.jsonl:1 must be a JSON object"):
+    good = '{"premise": "a", "hypothesis": "b", "label": "entailment"}\n'
+    (tmp_path / "train.jsonl").write_text(good + "[1]\n")
+    with pytest.raises(ValueError, match=r"train.jsonl:2 must be an object as .* got \[1\]"):
         tasks.get("rte").load(tmp_path)
     (tmp_path / "train.jsonl").write_text('{"premise": "", "hypothesis": "b", "label": 0}\n')
     with pytest.raises(ValueError, match=r"train.jsonl:1: premise must be a text, got ''"):
