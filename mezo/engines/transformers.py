@@ -343,7 +343,7 @@ class TransformersEngine:
     ) -> Iterator[Any]:
         """Load a model onto the GPU in bf16, or without one into memory in fp32.
 
-        ``threads`` are torch's own: the model runs in this process.
+        ``threads`` are torch's, in this process, until the engine ends.
         """
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
@@ -356,13 +356,13 @@ class TransformersEngine:
         )
         if max_tokens_per_forward is not None:
             _max_tokens[loaded] = max_tokens_per_forward
-        yield loaded.to(device)
-
-    def tokenizer(self, model: str) -> Any:
-        """Load the model's tokenizer."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(model)
+        before = torch.get_num_threads()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            yield loaded.to(device)
+        finally:
+            torch.set_num_threads(before)
 
     def open(self, handle: Any, config: MeZOConfig, tokenizer: Any) -> TransformersSession | None:
         """Attach an adapter to a Hugging Face causal language model."""
