@@ -18,7 +18,7 @@ from mezo.data.render import LABEL_INVOCATION, Rendering, is_whole, label_names_
 
 _ADDED = 8  # tokens that a tokenizer may put around texts
 
-__all__ = ["OwnData", "default_invocation", "has_split", "own_examples"]
+__all__ = ["OwnData", "default_invocation", "has_split", "own_examples", "shortened"]
 
 
 class Wording(Protocol):
@@ -242,7 +242,10 @@ class _Worder:
     def __call__(self, rows: Iterable[Record]) -> Iterator[Example]:
         for record in rows:
             try:
-                made = [self._short(example) for example in self.render(record)]
+                made = [
+                    shortened(example, self.max_length, self.tokenizer, self.invocation)
+                    for example in self.render(record)
+                ]
             except ValueError as error:
                 reason = str(error)
                 if self.on_bad_row == "stop":
@@ -255,30 +258,42 @@ class _Worder:
                 continue
             yield from made
 
-    def _short(self, example: Example) -> Example:
-        """An example of at most ``max_length`` tokens: the prompt loses its beginning."""
-        limit = self.max_length
-        if limit is None or _is_short(example, limit - len(self.invocation.tokens)):
-            return example
-        # As token ids, where they are split is where the whole text is split.
-        made = encode(batch_of([example]), self.tokenizer, invocation=self.invocation).rows
-        size = len(self.invocation.tokens)
-        before = made.tokens[0][: made.prompt_lens[0] - size]
-        ends = [row[length:] for row, length in zip(made.tokens, made.prompt_lens, strict=True)]
-        tail = size + max(map(len, ends))
-        over = len(before) + tail - limit
-        if over <= 0:
-            return example
-        lead = 1 if before[:1] == (self.tokenizer.bos_token_id,) else 0
-        require(
-            len(before) - over > lead,
-            f"a row must leave room for its prompt in max_length {limit}, got {tail} tokens behind "
-            "it",
-        )
-        prompt = before[:lead] + before[lead + over :]
-        if example.options is None:
-            return replace(example, prompt=prompt, completion=ends[0])
-        return replace(example, prompt=prompt, options=tuple(ends))
+
+def shortened(
+    example: Example, max_length: int | None, tokenizer: Any, invocation: Invocation
+) -> Example:
+    """Return an example of at most ``max_length`` tokens: its prompt loses its beginning.
+
+    Args:
+        example: with its prompt as text or token ids.
+        max_length: tokens of its longest row, the invocation included; None for no bound.
+        tokenizer: the model's.
+        invocation: the run's.
+
+    Raises:
+        ValueError: completion or options leave no room for a prompt.
+    """
+    size = len(invocation.tokens)
+    if max_length is None or _is_short(example, max_length - size):
+        return example
+    # As token ids, where they are split is where the whole text is split.
+    made = encode(batch_of([example]), tokenizer, invocation=invocation).rows
+    before = made.tokens[0][: made.prompt_lens[0] - size]
+    ends = [row[length:] for row, length in zip(made.tokens, made.prompt_lens, strict=True)]
+    tail = size + max(map(len, ends))
+    over = len(before) + tail - max_length
+    if over <= 0:
+        return example
+    lead = 1 if before[:1] == (tokenizer.bos_token_id,) else 0
+    require(
+        len(before) - over > lead,
+        f"a row must leave room for its prompt in max_length {max_length}, got {tail} tokens "
+        "behind it",
+    )
+    prompt = before[:lead] + before[lead + over :]
+    if example.options is None:
+        return replace(example, prompt=prompt, completion=ends[0])
+    return replace(example, prompt=prompt, options=tuple(ends))
 
 
 def _is_short(example: Example, limit: int) -> bool:

@@ -12,9 +12,10 @@ from typing import Any
 from mezo import tasks
 from mezo._inputs import require
 from mezo.config import MeZOConfig, TrainConfig
+from mezo.data.encode import encode_invocation
 from mezo.data.example import Example
 from mezo.data.load import load_records
-from mezo.data.own import default_invocation, has_split, own_examples
+from mezo.data.own import default_invocation, has_split, own_examples, shortened
 from mezo.settings import FROM_DATA
 from mezo.tasks.sampling import k_shot
 from mezo.tasks.template import Template
@@ -63,7 +64,7 @@ def load_examples(
         OSError, AssetError: the data cannot be read or fetched.
     """
     if settings.task is not None:
-        found = _of_task(settings)
+        found = _of_task(settings, config, tokenizer)
     else:
         found = _of_own_data(settings, config, tokenizer, data)
     train = found.train
@@ -86,15 +87,22 @@ def chooses(settings: TrainConfig) -> bool:
     return settings.load_best or settings.patience is not None or settings.save_strategy == "best"
 
 
-def _of_task(settings: TrainConfig) -> TrainingExamples:
+def _of_task(settings: TrainConfig, config: MeZOConfig, tokenizer: Any) -> TrainingExamples:
     """A task's examples; what chooses by evaluations gets the dev split for them."""
     assert settings.task is not None
     task = tasks.get(settings.task)
     splits = task.load(None if settings.data is None else Path(settings.data))
-    test = splits.test[: settings.eval_examples]
-    held_out = splits.dev[: settings.eval_examples] if chooses(settings) and splits.dev else test
+    invocation = config.invocation or task.invocation
+    inserted = encode_invocation(invocation, tokenizer)
+
+    def cut(examples: Sequence[Example]) -> list[Example]:
+        return [shortened(e, settings.max_length, tokenizer, inserted) for e in examples]
+
+    test = cut(splits.test[: settings.eval_examples])
+    has_dev = chooses(settings) and splits.dev
+    held_out = cut(splits.dev[: settings.eval_examples]) if has_dev else test
     return TrainingExamples(
-        splits.train, held_out, test, settings.metric or task.metric, task.invocation
+        cut(splits.train), held_out, test, settings.metric or task.metric, invocation
     )
 
 
@@ -173,7 +181,9 @@ def load_test(
         ValueError: see `load_examples`.
     """
     if settings.task is not None:
-        return tasks.get(settings.task).load(Path(data)).test
+        test = tasks.get(settings.task).load(Path(data)).test
+        inserted = encode_invocation(config.invocation, tokenizer)
+        return [shortened(e, settings.max_length, tokenizer, inserted) for e in test]
     template = None if settings.template is None else Template.of(settings.template)
     found = own_examples(
         data,

@@ -140,8 +140,13 @@ def test_texts_become_values(name, text, value):
         ({"columns": {"prompt": 5}}, "columns must be pairs as prompt=question"),
         ({"template": "x"}, "template must be a block of names and texts, got 'x'"),
         (
-            {"task": "rotten_tomatoes", "columns": "text=a"},
-            "a task must come without template and columns",
+            {"task": "rotten_tomatoes", "columns": "text=a", "streaming": True},
+            "a task must come without streaming, columns, got task 'rotten_tomatoes'",
+        ),
+        ({"streaming": True, "k_shot": 16}, "streaming must come without k_shot, got both"),
+        (
+            {"streaming": True, "max_train_samples": 9, "eval_strategy": "epoch"},
+            "streaming must come without train_examples, eval_strategy 'epoch', got both",
         ),
         ({"lr_scheduler_type": "sqrt"}, "schedule must be one of: .* got 'sqrt'"),
     ],
