@@ -151,6 +151,14 @@ def test_a_task_words_its_public_files(tmp_path, name):
     assert str(tmp_path / test) in first.where
 
 
+def test_record_s_options_have_the_entities_names(tmp_path):
+    (tmp_path / "val.jsonl").write_text(lines(RECORD))
+    task = tasks.get("record")
+    (example,) = task.load._examples(tmp_path, task.load.test, "")
+    assert (example.names, example.answers) == (("Ann", "Bob"), ("Bob",))
+    assert example.options == (" It was Ann.", " It was Bob.")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_without_files_a_task_says_which_to_pass(tmp_path, name):
     with pytest.raises(
