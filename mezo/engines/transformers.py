@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from mezo._host import fp32_products, warn_of_products
+from mezo._inputs import one_line
 from mezo._logging import show_warnings
 from mezo.config import MeZOConfig
 from mezo.core.messages import Check, ProgressReply, StepReply, StepRequest
@@ -21,6 +22,7 @@ from mezo.core.rows import THETA, Rows, Scores, run_slots
 from mezo.core.state import AdapterSlot, AdapterState
 from mezo.core.step import run_step
 from mezo.data.encode import encode_invocation
+from mezo.engines import EngineError
 from mezo.engines.lora_layers import partners_of, wrap
 from mezo.engines.selftest import engine_checks
 from mezo.engines.sequences import TokenSequence, sequences_of
@@ -351,9 +353,18 @@ class TransformersEngine:
         logging.disable_progress_bar()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         chosen = dtype or ("bfloat16" if device == "cuda" else "float32")
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            model, dtype=chosen, revision=revision, trust_remote_code=trust_remote_code
-        )
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                model, dtype=chosen, revision=revision, trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            words = one_line(error)
+            is_own_code = "trust_remote_code" in words
+            raise EngineError(
+                f"launch: model must be one that transformers can load, got {model!r} "
+                f"({words[:300]}); "
+                + ("pass trust_remote_code if you trust it." if is_own_code else "check the name.")
+            ) from error
         if max_tokens_per_forward is not None:
             _max_tokens[loaded] = max_tokens_per_forward
         before = torch.get_num_threads()
