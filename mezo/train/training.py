@@ -229,11 +229,15 @@ def encode_all(run: Run, examples: Sequence[Example]) -> EncodedBatch:
     Raises:
         ValueError: an example that the engine cannot score; the sentence says where it is from.
     """
-    return _located(lambda some: run.encode(batch_of(some)), examples)
+    fits = "fit the engine", "set max_length or max_prompt_tokens"
+    return _located(lambda some: run.encode(batch_of(some)), examples, *fits)
 
 
 def _located(
-    encoded: Callable[[Sequence[Example]], EncodedBatch], examples: Sequence[Example]
+    encoded: Callable[[Sequence[Example]], EncodedBatch],
+    examples: Sequence[Example],
+    expected: str,
+    remedy: str,
 ) -> EncodedBatch:
     """Encode examples; the one that cannot be is named by where it is from."""
     try:
@@ -245,8 +249,7 @@ def _located(
             except ValueError as error:
                 origin = example.where or f"the text begins {str(example.prompt)[:40]!r}"
                 raise ValueError(
-                    f"train: every example must fit the engine, got {error} ({origin}); set "
-                    "max_length or max_prompt_tokens."
+                    f"train: every example must {expected}, got {error} ({origin}); {remedy}."
                 ) from error
         raise
 
@@ -254,7 +257,10 @@ def _located(
 def _tokenised(examples: Sequence[Example], tokenizer: Any, config: MeZOConfig) -> EncodedBatch:
     """Tokenise examples without knowing an engine's limits; see `encode_all` for what it raises."""
     middle = encode_invocation(config.invocation, tokenizer, prefix_mode=config.prefix)
-    return _located(lambda some: encode(batch_of(some), tokenizer, invocation=middle), examples)
+    words = "be made of tokens", "change the row, or its wording"
+    return _located(
+        lambda some: encode(batch_of(some), tokenizer, invocation=middle), examples, *words
+    )
 
 
 def _checked(run: Run, encoded: EncodedBatch, examples: Sequence[Example]) -> EncodedBatch:

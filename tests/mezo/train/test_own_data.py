@@ -297,6 +297,17 @@ def test_bad_rows_are_counted_and_skipped(trained, rows, tmp_path):
     assert "data: 1 rows were left out, the first one" in trained.output
 
 
+def test_a_row_that_cannot_be_tokenised_is_named_before_the_engine_starts(options, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\nw5 w6,zero\nw7,one\n")  # both options are unknown words
+    words = [w for k, v in {**options, "dataset_name": path}.items() for w in (f"--{k}", str(v))]
+    result = CliRunner().invoke(app, ["train", *words, "--batch_size", "1"])
+    assert result.exit_code == 2
+    assert "every example must be made of tokens, got Batch: options of prompt 0" in result.output
+    assert f"({path}:2); change the row, or its wording." in result.output
+    assert "Starting the" not in result.output
+
+
 def test_a_dtype_reaches_the_engine(trained):
     _, single, _ = trained(eps=0.1)
     _, half, _ = trained(dtype="bfloat16", eps=0.1)
