@@ -136,6 +136,8 @@ def _of_own_data(
         records, split=settings.train_split, streaming=settings.streaming, **shared
     )
     sentences = [train.sentence, *train.bad_sentences()]
+    if settings.streaming and settings.shuffle:
+        sentences.append("data: rows that are streamed come in their own order, not shuffled")
     shared["label_names"] = train.label_names
     metric = settings.metric or (template.metric if template else None)
     held_out: list[Example] = []

@@ -284,8 +284,12 @@ def test_the_file_s_own_order_and_a_stream_are_one(trained, data, rows, tmp_path
     _, listed, _ = trained(**more)
     _, streamed, _ = trained(**more, streaming=True)
     assert [s.loss for s in listed] == [s.loss for s in streamed]
-    _, shuffled, _ = trained(**{**more, "shuffle_dataset": True})
+    assert "not shuffled" not in trained.output
+    more["shuffle_dataset"] = True
+    _, shuffled, _ = trained(**more)
     assert [s.loss for s in shuffled] != [s.loss for s in listed]
+    trained(**more, streaming=True)
+    assert "streamed come in their own order, not shuffled" in trained.output
 
 
 def test_bad_rows_are_counted_and_skipped(trained, rows, tmp_path):
