@@ -169,27 +169,35 @@ def check_train(config: TrainConfig) -> dict[str, Any]:
         f"train: template must be a block of names and texts, got {shown(config.template)}; see "
         "docs/data.md.",
     )
-    if config.task is not None:
-        _check_of_task(config)
+    _check_data(config)
     return found
 
 
-# What says how own data is read and worded; a task does so itself.
-_OF_OWN_DATA = (
-    *("template", "columns", "eval_data", "train_split", "test_split", "streaming", "on_bad_row"),
-    *("dataset_config", "dataset_revision", "completion_only_loss", "assistant_only_loss"),
+# What a task says itself, and what a stream, whose length nobody knows, does not have.
+_NOT_OF_TASKS = (
+    *("dataset_config", "dataset_revision", "train_split", "test_split", "eval_data", "streaming"),
+    *("columns", "template", "on_bad_row", "completion_only_loss", "assistant_only_loss"),
     "chat_template_path",
 )
+_NOT_OF_STREAMS = ("k_shot", "train_examples", "max_prompt_tokens")
 
 
-def _check_of_task(config: TrainConfig) -> None:
-    """Raise where a task comes with what would have no effect on it."""
+def _check_data(config: TrainConfig) -> None:
+    """Raise for settings that the data leaves without an effect."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    given = [name for name in _OF_OWN_DATA if getattr(config, name) != defaults[name]]
+    given = [name for name in _NOT_OF_TASKS if getattr(config, name) != defaults[name]]
     require(
-        not given,
-        f"train: a task must come without {', '.join(given)}, got task {config.task!r}, which "
-        "reads and words its data itself; leave the task out.",
+        config.task is None or not given,
+        f"train: a task must come without {', '.join(given)}, got task {config.task!r}, which has "
+        "data and a wording of its own; leave one of them out.",
+    )
+    given = [name for name in _NOT_OF_STREAMS if getattr(config, name) is not None]
+    strategies = ("eval_strategy", "save_strategy")
+    given += [f"{name} 'epoch'" for name in strategies if getattr(config, name) == "epoch"]
+    require(
+        not config.streaming or not given,
+        f"train: streaming must come without {', '.join(given)}, got both, and nobody knows the "
+        "whole of a stream; leave streaming out, or the others.",
     )
 
 

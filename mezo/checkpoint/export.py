@@ -13,7 +13,7 @@ from mezo.checkpoint.atomic import check_output, replace_file
 from mezo.checkpoint.gguf_lora import write_gguf_lora
 from mezo.checkpoint.peft import ADAPTER_FILES, read_peft
 from mezo.checkpoint.peft_fields import check_fields, is_activated, scaling_of
-from mezo.checkpoint.run_directory import adapter_directory, base_model_of
+from mezo.checkpoint.run_directory import adapter_directory, base_model_of, loading_of
 
 FORMATS = ("peft", "merged", "gguf-lora")
 
@@ -59,9 +59,10 @@ def export_run(
             replace_file(target / name, (source / name).read_bytes())
         return target
     base = base_model_of(fields, model)
+    loading = loading_of(run_dir, has_own_model=model is not None)
     if format == "gguf-lora":
-        return write_gguf_lora(fields, weights, base, target)
-    return _write_merged(fields, weights, base, target)
+        return write_gguf_lora(fields, weights, base, target, loading)
+    return _write_merged(fields, weights, base, target, loading)
 
 
 def pairs_of(
@@ -84,7 +85,11 @@ def pairs_of(
 
 
 def _write_merged(
-    fields: Mapping[str, Any], weights: Mapping[str, torch.Tensor], base: str, target: Path
+    fields: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    base: str,
+    target: Path,
+    loading: Mapping[str, Any],
 ) -> Path:
     """Write the base model with the adapter in its weights, and the tokenizer."""
     require(
@@ -101,8 +106,8 @@ def _write_merged(
     check_output(target, ("config.json", "model.safetensors"))
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(base, **loading)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", **loading)
     merge_(model, fields, weights)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

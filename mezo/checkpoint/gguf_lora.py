@@ -23,7 +23,11 @@ ARCHITECTURES = {
 
 
 def write_gguf_lora(
-    fields: Mapping[str, Any], weights: Mapping[str, torch.Tensor], base: str, output: Path
+    fields: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    base: str,
+    output: Path,
+    loading: Mapping[str, Any],
 ) -> Path:
     """Write an adapter file of llama.cpp, in fp32; `llama-server --lora` loads it.
 
@@ -32,6 +36,7 @@ def write_gguf_lora(
         weights: {canonical name: tensor}, lora_A and lora_B of each layer.
         base: directory or hub name of the base model, of which the config is read only.
         output: a file that ends with .gguf, or a directory, where adapter.gguf is written.
+        loading: more arguments of ``from_pretrained``.
 
     Returns:
         The file.
@@ -58,7 +63,7 @@ def write_gguf_lora(
         ) from error
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(base)
+    config = AutoConfig.from_pretrained(base, **loading)
     arch, is_permuted = _architecture_of(config)
     key = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(key, config.num_hidden_layers)

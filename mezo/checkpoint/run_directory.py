@@ -72,3 +72,18 @@ def base_model_of(fields: Mapping[str, Any], model: str | Path | None) -> str:
         f"{', ' + found if is_gone else ''}; say where it is with model (--model).",
     )
     return name
+
+
+def loading_of(run: str | Path, *, has_own_model: bool) -> dict[str, Any]:
+    """Return how a run's base model was loaded, by the names of transformers' from_pretrained.
+
+    Args:
+        run: the output directory of a training; of an adapter only nothing is known.
+        has_own_model: whether the user has named another model, which has no such revision.
+
+    Raises:
+        ValueError: a summary.json that cannot be read.
+    """
+    summary = read_summary(run) if (Path(run) / "summary.json").is_file() else {}
+    found = {"trust_remote_code": bool(summary.get("trust_remote_code"))}
+    return found if has_own_model else {**found, "revision": summary.get("model_revision")}

@@ -9,6 +9,7 @@ import typer
 
 from mezo.cli._calls import ENGINE, MODEL, THREADS, said_as_exit_codes
 from mezo.train.evaluation import evaluate_run, table_of
+from mezo.train.metrics import METRICS
 
 
 def evaluate(
@@ -22,9 +23,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Split; default the training's test.")] = None,
     metric: Annotated[
         str | None,
-        typer.Option(
-            help="accuracy, f1, exact_match, token_f1 or by_question; default as trained."
-        ),
+        typer.Option(help=f"{', '.join(METRICS)}; default as trained."),
     ] = None,
     max_examples: Annotated[
         int | None, typer.Option("--max_eval_samples", "--max-examples", help="Default all.")

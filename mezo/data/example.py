@@ -20,6 +20,7 @@ class Example:
         options: what to choose from; None where there is a completion.
         label: index of the right option; None where there is a completion.
         answers: all right answers in the data's own words, for metrics of generated text.
+        names: what each option stands for in the data's own words, for metrics of them; or none.
         group: names the question that several examples belong to, for metrics that need it.
         where: the file and the row it comes from, for error sentences.
     """
@@ -29,6 +30,7 @@ class Example:
     options: tuple[Text, ...] | None = None
     label: int | None = None
     answers: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     group: str = ""
     where: str = field(default="", compare=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,22 +195,30 @@ def _of_files(paths: Sequence[Path], *, streaming: bool) -> Records:
     """The rows of files, one after the other."""
     tables = []
     for path in paths:
-        try:
+        with _readable(path):
             tables.append(formats.read(path, streaming=streaming))
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"data: {path} must be text in UTF-8, got {error}; save it as UTF-8."
-            ) from error
-        except OSError as error:
-            raise ValueError(
-                f"data: {path} must be a file that can be read, got {error}; look at its rights."
-            ) from error
     columns = dict.fromkeys(name for table in tables for name in table.columns)
 
     def rows() -> Iterator[Record]:
-        for table in tables:
-            yield from table.records
+        for path, table in zip(paths, tables, strict=True):
+            with _readable(path):
+                yield from table.records
 
     return Records(
         tuple(columns), Restarting(rows) if streaming else list(rows()), tables[0].label_names
     )
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say in one sentence what keeps a file from being read; of a stream that comes late."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"data: {path} must be text in UTF-8, got {error}; save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"data: {path} must be a file that can be read, got {error}; look at its rights."
+        ) from error

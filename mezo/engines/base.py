@@ -58,10 +58,6 @@ class Engine(Protocol):
         """
         ...
 
-    def tokenizer(self, model: str) -> Any:
-        """Return the tokenizer to open a launched engine with; None where it has its own."""
-        ...
-
     def open(self, handle: Any, config: MeZOConfig, tokenizer: Any) -> Session | None:
         """Attach an adapter to a handle; None if the handle is not of this kind."""
         ...

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from mezo._host import fp32_products, warn_of_products
+from mezo._inputs import one_line
 from mezo._logging import show_warnings
 from mezo.config import MeZOConfig
 from mezo.core.messages import Check, ProgressReply, StepReply, StepRequest
@@ -21,6 +22,7 @@ from mezo.core.rows import THETA, Rows, Scores, run_slots
 from mezo.core.state import AdapterSlot, AdapterState
 from mezo.core.step import run_step
 from mezo.data.encode import encode_invocation
+from mezo.engines import EngineError
 from mezo.engines.lora_layers import partners_of, wrap
 from mezo.engines.selftest import engine_checks
 from mezo.engines.sequences import TokenSequence, sequences_of
@@ -345,7 +347,7 @@ class TransformersEngine:
     ) -> Iterator[Any]:
         """Load a model onto the GPU in bf16, or without one into memory in fp32.
 
-        ``threads`` are torch's own: the model runs in this process. There is no cache across
+        ``threads`` are torch's, in this process, until the engine ends. There is no cache across
         batches. ``arguments`` are those of ``from_pretrained``.
         """
         from transformers import AutoModelForCausalLM
@@ -369,15 +371,23 @@ class TransformersEngine:
                 f"train: engine_args must be arguments of from_pretrained, got {error}; leave it "
                 "out."
             ) from error
+        except (OSError, ValueError) as error:
+            words = one_line(error)
+            is_own_code = "trust_remote_code" in words
+            raise EngineError(
+                f"launch: model must be one that transformers can load, got {model!r} "
+                f"({words[:300]}); "
+                + ("pass trust_remote_code if you trust it." if is_own_code else "check the name.")
+            ) from error
         if max_tokens_per_forward is not None:
             _max_tokens[loaded] = max_tokens_per_forward
-        yield loaded.to(device)
-
-    def tokenizer(self, model: str) -> Any:
-        """Load the model's tokenizer."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(model)
+        before = torch.get_num_threads()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            yield loaded.to(device)
+        finally:
+            torch.set_num_threads(before)
 
     def open(self, handle: Any, config: MeZOConfig, tokenizer: Any) -> TransformersSession | None:
         """Attach an adapter to a Hugging Face causal language model."""

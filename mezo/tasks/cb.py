@@ -32,4 +32,5 @@ TASK = Task(
         source="SuperGLUE's CB",
     ),
     invocation=" Yes, No, or Maybe?\n",
+    metric="f1",
 )

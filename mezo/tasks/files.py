@@ -13,6 +13,7 @@ from typing import Any
 from mezo._inputs import require, shown
 from mezo.data.example import Example
 from mezo.data.formats import Record
+from mezo.data.load import load_records
 from mezo.tasks.base import Splits
 
 _NUM_DEV = 500
@@ -101,24 +102,12 @@ def held_out(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]
 
 
 def jsonl(path: Path) -> Iterator[Record]:
-    """Yield the objects of a file with one JSON object per line.
+    """Yield the objects of a file with one JSON object per line, as they are needed.
 
     Raises:
         ValueError: a line is none.
     """
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            require(
-                isinstance(row, dict),
-                f"{path}:{number} must be a JSON object, got {shown(line)}; fix the row.",
-            )
-            yield Record(f"{path}:{number}", row)
+    yield from load_records(path, streaming=True).rows
 
 
 def json_file(path: Path) -> dict[str, object]:

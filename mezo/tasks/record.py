@@ -40,6 +40,7 @@ def word(record: Record) -> list[Example]:
                     options=options,
                     label=labels[0],
                     answers=right,
+                    names=tuple(names),
                     where=query.where,
                 )
             )
@@ -57,4 +58,5 @@ TASK = Task(
         source="SuperGLUE's ReCoRD",
     ),
     invocation="-",
+    metric="answer_f1",
 )

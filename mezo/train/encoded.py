@@ -43,7 +43,12 @@ class EncodedExamples:
         def tokenised(some: Iterable[Example]) -> EncodedBatch | None:
             if not isinstance(some, Sequence) or not some:
                 return None
-            return _located(lambda few: encode(batch_of(few), tokenizer, invocation=middle), some)
+            return _located(
+                lambda few: encode(batch_of(few), tokenizer, invocation=middle),
+                some,
+                "be made of tokens",
+                "change the row, or its wording",
+            )
 
         is_apart = examples.test is not examples.held_out
         return cls(
@@ -78,7 +83,8 @@ def encode_all(run: Run, examples: Sequence[Example]) -> EncodedBatch:
     Raises:
         ValueError: an example that the engine cannot score; the sentence says where it is from.
     """
-    return _located(lambda some: run.encode(batch_of(some)), examples)
+    fits = "fit the engine", "set max_length or max_prompt_tokens"
+    return _located(lambda some: run.encode(batch_of(some)), examples, *fits)
 
 
 def batches_of(
@@ -111,7 +117,10 @@ def streamed(run: Run, examples: Iterable[Example], size: int) -> Iterator[Encod
 
 
 def _located(
-    encoded: Callable[[Sequence[Example]], EncodedBatch], examples: Sequence[Example]
+    encoded: Callable[[Sequence[Example]], EncodedBatch],
+    examples: Sequence[Example],
+    expected: str,
+    remedy: str,
 ) -> EncodedBatch:
     """Encode examples; the one that cannot be is named by where it is from."""
     try:
@@ -123,7 +132,6 @@ def _located(
             except ValueError as error:
                 origin = example.where or f"the text begins {str(example.prompt)[:40]!r}"
                 raise ValueError(
-                    f"train: every example must fit the engine, got {error} ({origin}); set "
-                    "max_length or max_prompt_tokens."
+                    f"train: every example must {expected}, got {error} ({origin}); {remedy}."
                 ) from error
         raise

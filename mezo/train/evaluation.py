@@ -12,12 +12,11 @@ from mezo.checkpoint.records import write_json
 from mezo.checkpoint.run_directory import read_summary
 from mezo.data.example import Example
 from mezo.run import Run
-from mezo.settings import read_yaml, settings_of
 from mezo.train.encoded import batches_of
 from mezo.train.evaluate import evaluate
 from mezo.train.examples import load_examples, load_test
 from mezo.train.metrics import METRICS, metrics_of
-from mezo.train.saved_run import open_run
+from mezo.train.saved_run import open_run, settings_in
 
 _GENERATED = 50  # prompts that are generated for at once
 
@@ -69,12 +68,12 @@ def evaluate_run(
         EngineError: the engine cannot start.
     """
     summary = read_summary(run_dir)
-    settings, config = settings_of(**read_yaml(Path(run_dir) / "run.yaml"))
+    settings = settings_in(run_dir)
     with open_run(run_dir, engine=engine, model=model, threads=threads) as run:
-        tokenizer = run.session.tokenizer
+        config, tokenizer = run.config, run.session.tokenizer
         if data is None:
             require(
-                settings.task is not None or settings.data != "in memory",
+                settings.task is not None or settings.data not in (None, "in memory"),
                 "eval: data must be given, got none, and the training's was in memory; pass data.",
             )
             examples = load_examples(settings, config, tokenizer).test

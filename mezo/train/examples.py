@@ -65,7 +65,7 @@ def load_examples(
         OSError, AssetError: the data cannot be read or fetched.
     """
     if settings.task is not None:
-        found = _of_task(settings, tokenizer)
+        found = _of_task(settings, config, tokenizer)
     else:
         found = _of_own_data(settings, config, tokenizer, data)
     train = found.train
@@ -80,8 +80,6 @@ def load_examples(
         f"train: there must be a batch of {needed} training examples, got {len(train)}; lower "
         "batch_size, or raise train_examples or max_prompt_tokens.",
     )
-    if settings.task is not None:
-        train = _shortened(train, settings, tokenizer)
     return dataclasses.replace(found, train=train)
 
 
@@ -90,29 +88,23 @@ def chooses(settings: TrainConfig) -> bool:
     return settings.load_best or settings.patience is not None or settings.save_strategy == "best"
 
 
-def _of_task(settings: TrainConfig, tokenizer: Any) -> TrainingExamples:
-    """A task's examples; what chooses by evaluations gets the dev split for them.
-
-    Those to train on have their whole length: not all of them are used.
-    """
+def _of_task(settings: TrainConfig, config: MeZOConfig, tokenizer: Any) -> TrainingExamples:
+    """A task's examples; what chooses by evaluations gets the dev split for them."""
     assert settings.task is not None
     task = tasks.get(settings.task)
     splits = task.load(None if settings.data is None else Path(settings.data))
-    test = held_out = _shortened(splits.test[: settings.eval_examples], settings, tokenizer)
-    if chooses(settings) and splits.dev:
-        held_out = _shortened(splits.dev[: settings.eval_examples], settings, tokenizer)
+    invocation = config.invocation or task.invocation
+    inserted = encode_invocation(invocation, tokenizer)
+
+    def cut(examples: Sequence[Example]) -> list[Example]:
+        return [shortened(e, tokenizer, inserted, settings.max_length) for e in examples]
+
+    test = cut(splits.test[: settings.eval_examples])
+    has_dev = chooses(settings) and splits.dev
+    held_out = cut(splits.dev[: settings.eval_examples]) if has_dev else test
     return TrainingExamples(
-        splits.train, held_out, test, settings.metric or task.metric, task.invocation
+        cut(splits.train), held_out, test, settings.metric or task.metric, invocation
     )
-
-
-def _shortened(examples: Sequence[Example], settings: TrainConfig, tokenizer: Any) -> list[Example]:
-    """A task's examples within max_length."""
-    assert settings.task is not None
-    if settings.max_length is None:
-        return list(examples)
-    middle = encode_invocation(tasks.get(settings.task).invocation, tokenizer)
-    return [shortened(example, tokenizer, middle, settings.max_length) for example in examples]
 
 
 def _of_own_data(
@@ -145,6 +137,8 @@ def _of_own_data(
         records, split=settings.train_split, streaming=settings.streaming, **shared
     )
     sentences = [train.sentence, *train.bad_sentences()]
+    if settings.streaming and settings.shuffle:
+        sentences.append("data: rows that are streamed come in their own order, not shuffled")
     shared["label_names"] = train.label_names
     metric = settings.metric or (template.metric if template else None)
     held_out: list[Example] = []
@@ -190,7 +184,9 @@ def load_test(
         ValueError: see `load_examples`.
     """
     if settings.task is not None:
-        return _shortened(tasks.get(settings.task).load(Path(data)).test, settings, tokenizer)
+        test = tasks.get(settings.task).load(Path(data)).test
+        inserted = encode_invocation(config.invocation, tokenizer)
+        return [shortened(e, tokenizer, inserted, settings.max_length) for e in test]
     template = None if settings.template is None else Template.of(settings.template)
     found = own_examples(
         data,

@@ -1,7 +1,9 @@
 """What is computed from predictions beside the loss: accuracy, F1, exact match. Add a row for more.
 
 Source: F1 and exact match of texts are normalised as in SQuAD's evaluation (Rajpurkar et al. 2016);
-F1 over all options and exact match per question as in MultiRC (Khashabi et al. 2018).
+F1 over all options and exact match per question as in MultiRC (Khashabi et al. 2018); the mean of
+F1 over classes as for CB, the best F1 over a query's answers as for ReCoRD (SuperGLUE, Wang et al.
+2019).
 """
 
 from __future__ import annotations
@@ -83,6 +85,18 @@ def token_f1(predictions: Sequence[str | None], examples: Sequence[Example]) -> 
     return {"f1": math.fsum(scores) / len(scores), **exact_match(predictions, examples)}
 
 
+def answer_f1(predictions: Sequence[int | None], examples: Sequence[Example]) -> dict[str, float]:
+    """Return `token_f1` of what the chosen options stand for (`Example.names`)."""
+    for example in examples:
+        require(
+            bool(example.names),
+            "eval: metric answer_f1 must come with options that have names, got others; it is "
+            "record's, use accuracy or f1.",
+        )
+    texts = [None if p is None else e.names[p] for p, e in zip(predictions, examples, strict=True)]
+    return token_f1(texts, examples)
+
+
 def normalised(text: str) -> str:
     """Return a text in lower case without punctuation, articles and doubled blanks."""
     text = "".join(c for c in text.lower() if c not in set(string.punctuation))
@@ -104,6 +118,7 @@ METRICS: Registry[Metric] = Registry(
         "accuracy": Metric(accuracy),
         "f1": Metric(f1),
         "by_question": Metric(by_question),
+        "answer_f1": Metric(answer_f1),
         "exact_match": Metric(exact_match, is_of_text=True),
         "token_f1": Metric(token_f1, is_of_text=True),
     },

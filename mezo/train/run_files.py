@@ -195,6 +195,7 @@ def record_of(
         "metric": examples.metric,
         "model": Path(model).name,
         "model_path": model,
+        "model_revision": settings.model_revision,
         "num_steps": summary.num_steps,
         "problems": [*summary.problems, *log.problems],
         "schedule": settings.schedule,
@@ -209,6 +210,7 @@ def record_of(
         "prompt_tokens_reused": summary.reused_tokens,
         "tokens_per_second": summary.tokens / summary.seconds if summary.seconds else None,
         "train_examples": len(train) if isinstance(train, Sequence) else None,
+        "trust_remote_code": settings.trust_remote_code,
         "versions": {"mezo-sglang": __version__, **trainer.run.session.versions},
     }
 

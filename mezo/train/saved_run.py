@@ -11,12 +11,13 @@ from mezo._closing import closing
 from mezo._inputs import require
 from mezo.checkpoint.peft import read_peft
 from mezo.checkpoint.run_directory import adapter_directory, base_model_of, read_summary
-from mezo.config import MeZOConfig
+from mezo.config import MeZOConfig, TrainConfig
 from mezo.data.chats import Chats
 from mezo.data.checks import Text
 from mezo.engines import ENGINES
 from mezo.run import Run, attach
-from mezo.settings import read_yaml
+from mezo.settings import read_yaml, settings_of
+from mezo.train.base_model import launch_options, load_tokenizer
 
 
 @contextmanager
@@ -30,7 +31,8 @@ def open_run(
     """Start an engine with a run's base model and put the run's saved adapter into it.
 
     Args:
-        run_dir: the output directory of a training: adapter/ and summary.json.
+        run_dir: the output directory of a training: adapter/, summary.json and, if it is there,
+            run.yaml, which says in what revision and dtype the model was loaded.
         engine: name of the engine; None: the one it was trained in.
         model: directory or hub name of the base model; None: the one it was trained on.
         threads: CPU hosts: threads of the engine; None: see `mezo.launch_engine`.
@@ -48,11 +50,14 @@ def open_run(
     """
     summary = read_summary(run_dir)
     fields, weights = read_peft(adapter_directory(run_dir))
-    config = _config_of(summary["config"], run_dir)
+    config, settings = _config_of(summary["config"], run_dir), settings_in(run_dir)
+    if model is not None:
+        settings = dataclasses.replace(settings, model_revision=None)
     name = ENGINES.check(engine or summary.get("engine"), "run: ")
     base = base_model_of(fields, model)
-    with ENGINES[name].launch(base, config, threads=threads) as handle:
-        run = attach(handle, config, tokenizer=ENGINES[name].tokenizer(base))
+    tokenizer, options = load_tokenizer(base, settings), launch_options(settings)
+    with ENGINES[name].launch(base, config, threads=threads, **options) as handle:
+        run = attach(handle, config, tokenizer=tokenizer)
         with closing(run.close):
             # `save_peft` adds zeros for these.
             added = {n for n in run.session.partners if n in weights and not weights[n].any()}
@@ -74,8 +79,7 @@ def worded(run_dir: str | Path, run: Run, prompts: Sequence[str]) -> list[Text]:
     asks = read_summary(run_dir).get("asks", "text")
     if asks != "chat":
         return [f"{prompt.strip()}\n" if asks == "line" else prompt for prompt in prompts]
-    settings = Path(run_dir) / "run.yaml"
-    template = read_yaml(settings).get("chat_template_path") if settings.is_file() else None
+    template = settings_in(run_dir).chat_template_path
     chats, header = Chats(run.session.tokenizer, template), run.invocation.tokens
     found: list[Text] = []
     for prompt in prompts:
@@ -104,6 +108,18 @@ def read_prompts(path: str | Path) -> list[str]:
         f"prompts: {path} must have a prompt on a line, got none; write one prompt per line.",
     )
     return prompts
+
+
+def settings_in(run_dir: str | Path) -> TrainConfig:
+    """Return the settings of a run: those in its run.yaml, or the defaults without one.
+
+    The adapter's are in summary.json, with those that are the default.
+
+    Raises:
+        ValueError: a run.yaml that holds something else.
+    """
+    path = Path(run_dir) / "run.yaml"
+    return settings_of(**read_yaml(path))[0] if path.is_file() else TrainConfig(Path(run_dir))
 
 
 def _config_of(settings: dict[str, object], run_dir: str | Path) -> MeZOConfig:

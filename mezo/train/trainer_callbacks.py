@@ -110,6 +110,7 @@ def trackers(
 
     Raises:
         ImportError: one is not installed.
+        ValueError: nobody is logged in to one that needs it.
     """
     if not names:
         return None
@@ -123,12 +124,34 @@ def trackers(
             f"train: report_to must name trackers that are installed, got {list(names)} ({words}); "
             f"run pip install {' '.join(names)}."
         ) from error
+    if "wandb" in names:
+        _log_in()
     return TrainerCallbacks(made, output=output, settings=settings, config=config)
+
+
+def _log_in() -> None:
+    """Log in to Weights & Biases now; its callback would do so when the model is there."""
+    import wandb
+
+    try:
+        wandb.login()  # does nothing where WANDB_MODE is offline or disabled
+    except Exception as error:
+        raise ValueError(
+            f"train: report_to wandb must have a login, got {type(error).__name__}: "
+            f"{one_line(error)}; run wandb login, or set WANDB_MODE=offline."
+        ) from error
 
 
 def is_trainer_callback(callback: Any) -> bool:
     """Whether it is one of Hugging Face's."""
     return hasattr(callback, "on_step_end") and hasattr(callback, "on_train_begin")
+
+
+def _scheduler(schedule: str) -> str:
+    """Hugging Face's name of a schedule; "constant" for one of the user's own."""
+    from transformers import SchedulerType
+
+    return schedule if schedule in {kind.value for kind in SchedulerType} else "constant"
 
 
 def _arguments(output: Path | None, settings: TrainConfig | None, config: MeZOConfig | None) -> Any:
@@ -149,6 +172,8 @@ def _arguments(output: Path | None, settings: TrainConfig | None, config: MeZOCo
             "per_device_eval_batch_size": settings.eval_batch_size,
             "gradient_accumulation_steps": settings.accumulation,
             "learning_rate": config.lr,
+            "lr_scheduler_type": _scheduler(settings.schedule),
+            "warmup_steps": settings.warmup_steps,
             "max_steps": settings.num_steps or -1,
             "num_train_epochs": settings.num_epochs or 1.0,
             "logging_steps": settings.logging_steps,

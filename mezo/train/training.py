@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mezo._closing import closing
-from mezo._inputs import one_line, require
+from mezo._inputs import require
 from mezo.checkpoint.atomic import check_output
 from mezo.checkpoint.peft import ADAPTER_FILES
 from mezo.config import MeZOConfig, TrainConfig
@@ -18,6 +18,7 @@ from mezo.engines import ENGINES
 from mezo.results import EvalResult
 from mezo.run import Run, attach
 from mezo.tasks import assets
+from mezo.train.base_model import launch_options, load_tokenizer
 from mezo.train.best import Best
 from mezo.train.checkpoints import Checkpoints
 from mezo.train.encoded import EncodedExamples, batches_of, checked, streamed
@@ -112,28 +113,6 @@ def train(
     return trainer.summary, record
 
 
-def load_tokenizer(model: str, settings: TrainConfig) -> Any:
-    """Load a model's tokenizer.
-
-    Raises:
-        ValueError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(
-            model,
-            revision=settings.model_revision,
-            trust_remote_code=settings.trust_remote_code,
-        )
-    except (OSError, ValueError) as error:
-        words = one_line(error)
-        raise ValueError(
-            f"train: model must be a directory or hub name with a tokenizer, got {model!r} "
-            f"({words[:200]}); check the name, or pass a directory."
-        ) from error
-
-
 def _engine(
     chosen: Any,
     engine: Any,
@@ -146,18 +125,11 @@ def _engine(
     if engine is not None:
         return nullcontext(engine)
     print(f"Starting the {settings.engine} engine with {Path(model).name} ...", flush=True)
-    options = {
-        "revision": settings.model_revision,
-        "dtype": settings.dtype,
-        "trust_remote_code": settings.trust_remote_code or None,
-        "max_tokens_per_forward": settings.max_tokens_per_forward,
-        "arguments": settings.engine_args,
-        # Keys and values of an activated adapter's prompts are the same in every step.
-        "cache_tokens": rows.prompt_tokens() if config.prefix == "activated" else None,
-    }
-    given = {name: value for name, value in options.items() if value is not None}
+    options = launch_options(settings)
+    if config.prefix == "activated":  # its prompts' keys and values are the same in every step
+        options["cache_tokens"] = rows.prompt_tokens()
     handle: AbstractContextManager[Any] = chosen.launch(
-        model, config, threads=settings.threads, **given
+        model, config, threads=settings.threads, **options
     )
     return handle
 

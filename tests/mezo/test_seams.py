@@ -26,7 +26,7 @@ from mezo.optim import ESTIMATORS, OPTIMIZERS
 from mezo.optim.schedule import SCHEDULES
 from mezo.settings import settings_of
 from tests.support.files import logged, valid_json
-from tests.support.tiny import LINEARS, load_model, make_tokenizer, random_batch
+from tests.support.tiny import LINEARS, load_model, random_batch
 
 REGISTRIES = {
     "objectives": OBJECTIVES,
@@ -209,9 +209,6 @@ class WrappedEngine:
     @contextmanager
     def launch(self, model, config, *, threads=None):
         yield Wrapped(load_model(model))
-
-    def tokenizer(self, model):
-        return make_tokenizer()
 
     def open(self, handle, config, tokenizer):
         if not isinstance(handle, Wrapped):

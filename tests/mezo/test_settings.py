@@ -166,6 +166,15 @@ def test_texts_become_values(name, text, value):
             {"engine_args": "max_prefill_tokens=9"},
             "leave max_prefill_tokens to the setting max_tokens_per_forward, got 9",
         ),
+        (
+            {"task": "rotten_tomatoes", "columns": "text=a", "streaming": True},
+            "a task must come without streaming, columns, got task 'rotten_tomatoes'",
+        ),
+        ({"streaming": True, "k_shot": 16}, "streaming must come without k_shot, got both"),
+        (
+            {"streaming": True, "max_train_samples": 9, "eval_strategy": "epoch"},
+            "streaming must come without train_examples, eval_strategy 'epoch', got both",
+        ),
         ({"lr_scheduler_type": "sqrt"}, "schedule must be one of: .* got 'sqrt'"),
     ],
 )

@@ -47,9 +47,6 @@ class SglangEngine:
         with closing(engine.shutdown):
             yield engine
 
-    def tokenizer(self, model: str) -> None:
-        """Return None: the engine has its own."""
-
     def open(self, handle: Any, config: MeZOConfig, tokenizer: Any) -> Session | None:
         """Attach an adapter to an ``sglang.Engine``."""
         if not (hasattr(handle, "collective_rpc") and hasattr(handle, "server_args")):

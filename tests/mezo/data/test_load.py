@@ -132,6 +132,10 @@ def test_a_text_of_another_encoding_is_said(tmp_path):
     path.write_bytes("text,label\nfa\xe7ade,1\n".encode("latin-1"))
     with pytest.raises(ValueError, match="must be text in UTF-8"):
         load_records(path)
+    path.write_bytes(b"text\n" + b"a\n" * 10_000 + b"\xe7\n")
+    rows = load_records(path, streaming=True).rows
+    with pytest.raises(ValueError, match=r"rows.csv must be text in UTF-8, got .* save it as"):
+        list(rows)
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])

@@ -151,6 +151,14 @@ def test_a_task_words_its_public_files(tmp_path, name):
     assert str(tmp_path / test) in first.where
 
 
+def test_record_s_options_have_the_entities_names(tmp_path):
+    (tmp_path / "val.jsonl").write_text(lines(RECORD))
+    task = tasks.get("record")
+    (example,) = task.load._examples(tmp_path, task.load.test, "")
+    assert (example.names, example.answers) == (("Ann", "Bob"), ("Bob",))
+    assert example.options == (" It was Ann.", " It was Bob.")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_without_files_a_task_says_which_to_pass(tmp_path, name):
     with pytest.raises(
@@ -183,8 +191,9 @@ def test_a_bad_row_is_named(tmp_path):
     (tmp_path / "train.tsv").write_text("sentence\tlabel\nfine\t2\n")
     with pytest.raises(ValueError, match=r"train.tsv:2: label must be one of .* got '2'"):
         tasks.get("sst2").load(tmp_path)
-    (tmp_path / "train.jsonl").write_text("[1]\n")
-    with pytest.raises(ValueError, match=r"train.jsonl:1 must be a JSON object"):
+    good = '{"premise": "a", "hypothesis": "b", "label": "entailment"}\n'
+    (tmp_path / "train.jsonl").write_text(good + "[1]\n")
+    with pytest.raises(ValueError, match=r"train.jsonl:2 must be an object as .* got \[1\]"):
         tasks.get("rte").load(tmp_path)
     (tmp_path / "train.jsonl").write_text('{"premise": "", "hypothesis": "b", "label": 0}\n')
     with pytest.raises(ValueError, match=r"train.jsonl:1: premise must be a text, got ''"):

@@ -10,6 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from mezo import tasks
 from mezo.data.example import Example
 from mezo.results import EvalResult
 from mezo.train.metrics import METRICS, metrics_of, normalised
@@ -58,6 +59,39 @@ def test_questions_are_right_as_a_whole():
     found = METRICS["by_question"].compute([1, 0, 1, 0], examples)
     assert found["exact_match"] == 0.5
     assert found["f1"] == pytest.approx(2 * 2 / (2 + 3))
+
+
+def test_cb_is_scored_by_the_mean_of_f1_over_its_three_classes():
+    """Computed by hand: precision and recall of each class."""
+    task = tasks.get("cb")
+    labels, predictions = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 0, 1]
+    examples = [Example("p", options=("Yes", "No", "Maybe"), label=x) for x in labels]
+    first = 2 * (2 / 3) * (2 / 3) / (2 / 3 + 2 / 3)
+    second = 2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2)
+    found = METRICS[task.metric].compute(predictions, examples)
+    assert found["f1"] == pytest.approx((first + second + 0.0) / 3)
+
+
+def test_record_is_scored_by_the_words_of_the_entity_that_was_chosen():
+    """Computed by hand: the best of the answers, SQuAD's normalisation, the mean over queries."""
+    rows = [
+        # One of the 2 words is the answer "ann": 2 * 1 / (2 + 1). The other answer gives 2 / 5.
+        (("Ann Lee", "Bob"), ("Ann", "The Ann of Rome"), 0, 2 / 3, 0.0),
+        (("the Alps", "Rome"), ("Alps",), 0, 1.0, 1.0),
+        (("Oslo", "Rome"), ("Rome",), 0, 0.0, 0.0),
+        (("Oslo", "Rome"), ("Rome",), None, 0.0, 0.0),
+    ]
+    examples = [
+        Example("p", options=("x", "y"), label=1, names=names, answers=answers)
+        for names, answers, *_ in rows
+    ]
+    metric = METRICS[tasks.get("record").metric]
+    assert metric.compute([row[2] for row in rows], examples) == {
+        "f1": pytest.approx(sum(row[3] for row in rows) / 4),
+        "exact_match": sum(row[4] for row in rows) / 4,
+    }
+    with pytest.raises(ValueError, match="answer_f1 must come with options that have names"):
+        metric.compute([0], [Example("p", options=("x", "y"), label=1)])
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import random
 
 import pytest
 import torch
@@ -17,64 +15,7 @@ from mezo.cli import app
 from mezo.engines import ENGINES
 from mezo.optim.schedule import learning_rate
 from mezo.train.trainer import MeZOTrainer
-from tests.support.files import logged, saved_weights, valid_json
-from tests.support.tiny import VOCAB
-
-ROWS = 40
-
-
-@pytest.fixture(scope="module")
-def rows():
-    rng = random.Random(0)
-    return [
-        {
-            "text": " ".join(f"w{rng.randrange(5, VOCAB)}" for _ in range(rng.randint(3, 8))),
-            "label": ("bad", "good")[i % 2],
-        }
-        for i in range(ROWS)
-    ]
-
-
-@pytest.fixture
-def data(rows, tmp_path):
-    path = tmp_path / "own.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["text", "label"])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-@pytest.fixture
-def options(tiny_model_dir, data, tmp_path):
-    """Options of a short training on own data, in Python."""
-    return {
-        "model_name_or_path": tiny_model_dir("llama"),
-        "dataset_name": str(data),
-        "engine": "transformers",
-        "output_dir": str(tmp_path / "out"),
-        "max_steps": 6,
-        "per_device_train_batch_size": 4,
-        "lora_r": 2,
-        "learning_rate": 1e-3,
-        "seed": 3,
-    }
-
-
-@pytest.fixture
-def trained(options, tmp_path):
-    """Train with further options; returns (summary.json, the steps' log, output)."""
-
-    def run(**more):
-        values = {**options, **more}
-        words = [w for k, v in values.items() if v is not None for w in (f"--{k}", str(v))]
-        result = CliRunner().invoke(app, ["train", *words])
-        assert result.exit_code == 0, result.output
-        output = tmp_path / "out"
-        run.output = result.output
-        return valid_json((output / "summary.json").read_text()), logged(output), output
-
-    return run
+from tests.support.files import saved_weights, valid_json
 
 
 def test_own_rows_leave_a_whole_run_directory(trained):
@@ -296,30 +237,6 @@ def test_compute_metrics_as_in_trainer(options):
     assert summary.after.metrics == {"hits": summary.after.accuracy}
 
 
-def test_tensorboard_gets_steps_and_evaluations(trained, monkeypatch, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    folder = tmp_path / "board"
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(folder))
-    summary, steps, _ = trained(report_to="tensorboard", logging_steps=2, eval_steps=3)
-    (events,) = folder.rglob("events.*")
-    board = EventAccumulator(str(events))
-    board.Reload()
-    tags = board.Tags()["scalars"]
-    assert {"train/loss", "train/projected_grad", "eval/loss", "eval/accuracy"} <= set(tags)
-    found = [(e.step, e.value) for e in board.Scalars("train/loss")]
-    expected = [(s, steps[s - 1].loss) for s in (2, 4, 6)]
-    assert found == [(s, pytest.approx(x)) for s, x in expected]
-    assert len(board.Scalars("eval/loss")) == len(summary["evaluations"])
-
-
-def test_a_tracker_that_is_not_installed_is_one_sentence(options, monkeypatch):
-    words = [w for k, v in options.items() for w in (f"--{k}", str(v))]
-    result = CliRunner().invoke(app, ["train", *words, "--report_to", "wandb"])
-    assert result.exit_code == 2
-    assert "report_to must name trackers that are installed, got ['wandb']" in result.output
-
-
 def test_an_upload_needs_a_login_and_a_network(options, monkeypatch):
     words = [w for k, v in options.items() for w in (f"--{k}", str(v))]
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
@@ -368,8 +285,12 @@ def test_the_file_s_own_order_and_a_stream_are_one(trained, data, rows, tmp_path
     _, listed, _ = trained(**more)
     _, streamed, _ = trained(**more, streaming=True)
     assert [s.loss for s in listed] == [s.loss for s in streamed]
-    _, shuffled, _ = trained(**{**more, "shuffle_dataset": True})
+    assert "not shuffled" not in trained.output
+    more["shuffle_dataset"] = True
+    _, shuffled, _ = trained(**more)
     assert [s.loss for s in shuffled] != [s.loss for s in listed]
+    trained(**more, streaming=True)
+    assert "streamed come in their own order, not shuffled" in trained.output
 
 
 def test_bad_rows_are_counted_and_skipped(trained, rows, tmp_path):
@@ -381,10 +302,22 @@ def test_bad_rows_are_counted_and_skipped(trained, rows, tmp_path):
     assert "data: 1 rows were left out, the first one" in trained.output
 
 
-def test_a_dtype_and_a_bound_reach_the_engine(trained):
-    _, single, _ = trained()
+def test_a_row_that_cannot_be_tokenised_is_named_before_the_engine_starts(options, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\nw5 w6,zero\nw7,one\n")  # both options are unknown words
+    words = [w for k, v in {**options, "dataset_name": path}.items() for w in (f"--{k}", str(v))]
+    result = CliRunner().invoke(app, ["train", *words, "--batch_size", "1"])
+    assert result.exit_code == 2
+    assert "every example must be made of tokens, got Batch: options of prompt 0" in result.output
+    assert f"({path}:2); change the row, or its wording." in result.output
+    assert "Starting the" not in result.output
+
+
+def test_a_dtype_reaches_the_engine(trained):
+    _, single, _ = trained(eps=0.1)
     _, half, _ = trained(dtype="bfloat16", eps=0.1)
     assert [s.loss for s in half] != [s.loss for s in single]
+    assert [s.loss for s in half] == pytest.approx([s.loss for s in single], rel=0.05)
 
 
 def test_the_engine_gets_its_own_arguments_and_room_for_the_prompts(trained, rows, monkeypatch):
