@@ -138,7 +138,7 @@ def _log_in() -> None:
     except Exception as error:
         raise ValueError(
             f"train: report_to wandb must have a login, got {type(error).__name__}: "
-            f"{one_line(error)}; run wandb login, or set WANDB_MODE=offline."
+            f"{one_line(error).rstrip('.')}; run wandb login, or set WANDB_MODE=offline."
         ) from error
 
 

@@ -19,21 +19,28 @@ def adapter_config(output):
     return json.loads((output / "adapter" / "adapter_config.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def trained_before():
+    return []
+
+
 @pytest.fixture
-def both(trained):
-    """Train as usual and with an option; returns what each has left: config, weights, steps."""
+def both(trained, trained_before):
+    """Train as usual, once, and with an option; returns what each has left."""
+
+    def left(**option):
+        summary, steps, output = trained(**option)
+        return SimpleNamespace(
+            summary=summary,
+            steps=steps,
+            weights=saved_weights(output / "adapter"),
+            config=adapter_config(output),
+        )
 
     def run(**option):
-        found = []
-        for more in ({}, option):
-            summary, steps, output = trained(**more)
-            weights = saved_weights(output / "adapter")
-            found.append(
-                SimpleNamespace(
-                    summary=summary, steps=steps, weights=weights, config=adapter_config(output)
-                )
-            )
-        return found
+        if not trained_before:
+            trained_before.append(left())
+        return trained_before[0], left(**option)
 
     return run
 

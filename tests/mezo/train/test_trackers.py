@@ -74,7 +74,7 @@ def test_wandb_without_a_login_is_one_sentence(options, monkeypatch):
         lambda names: [transformers.TrainerCallback],
     )
     said = refused(options, "wandb")
-    assert "report_to wandb must have a login, got RuntimeError: No API key configured." in said
+    assert "report_to wandb must have a login, got RuntimeError: No API key configured; run" in said
     assert "run wandb login, or set WANDB_MODE=offline." in said
 
 
