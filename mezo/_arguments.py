@@ -9,6 +9,7 @@ from typing import Any
 
 from mezo._inputs import as_list, checked_integer, checked_number, number, require, shown
 from mezo.config import MeZOConfig
+from mezo.core.state import is_safe
 from mezo.data.batch import Batch, EncodedBatch
 
 
@@ -101,9 +102,19 @@ def checked_coefficients(coefficients: Any, num_directions: int) -> list[float]:
     )
     remedy = "pass StepResult.coefficients, or an empty list for a skipped step"
     return [
-        checked_number(f"apply_update: coefficients[{k}]", x, lambda _: True, _FINITE, remedy)
+        checked_number(f"apply_update: coefficients[{k}]", x, is_safe, _SAFE, remedy)
         for k, x in enumerate(values or ())
     ]
 
 
-_FINITE = "finite in fp32"
+def checked_updates(updates: Any, num_directions: int) -> list[list[float]]:
+    """Known steps' coefficients, see `checked_coefficients`."""
+    require(
+        isinstance(updates, Iterable) and not isinstance(updates, (str, Mapping)),
+        f"apply_updates: coefficients must be a list for each step, got {shown(updates)}; pass "
+        "StepResult.coefficients of each.",
+    )
+    return [checked_coefficients(values, num_directions) for values in updates]
+
+
+_SAFE = "between -2^100 and 2^100"

@@ -96,6 +96,7 @@ _AT_LEAST_1 = (
     *("threads", "max_tokens_per_forward", "k_shot", "train_examples", "max_prompt_tokens"),
     *("max_length", "num_steps", "batch_size", "accumulation", "eval_examples", "eval_batch_size"),
     *("eval_every", "save_every", "save_total_limit", "patience", "logging_steps"),
+    "max_skipped_steps",
 )
 _CHOICES = {
     "on_bad_row": ("stop", "skip"),
@@ -170,6 +171,18 @@ def check_train(config: TrainConfig) -> dict[str, Any]:
         "docs/data.md.",
     )
     _check_data(config)
+    if config.at is not None:
+        found["at"] = checked_integer("train: at", config.at, 0, None, "an integer >= 0", "use 0")
+    require(
+        config.at is None or config.resume_from_checkpoint not in (None, "auto"),
+        f"train: at must come with resume_from_checkpoint, a run's directory, got "
+        f"{shown(config.resume_from_checkpoint)}; name the run to go on from.",
+    )
+    require(
+        config.resume_from_checkpoint is None or not config.overwrite_output_dir,
+        "train: overwrite_output_dir must come without resume_from_checkpoint, got both; to begin "
+        "anew, leave resume_from_checkpoint out.",
+    )
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -30,6 +30,37 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
         if caught:
             previous(*caught[-1])
+
+
+@contextmanager
+def finishing(say: Callable[[str], None]) -> Iterator[None]:
+    """Put off the first SIGINT until the block has ended; a second one stops it at once.
+
+    Args:
+        say: told what is going on, when the first one comes.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    previous = signal.getsignal(signal.SIGINT) if is_main else None
+    if not callable(previous):
+        yield
+        return
+    caught: list[tuple[int, FrameType | None]] = []
+
+    def put_off(number: int, frame: FrameType | None) -> None:
+        caught.append((number, frame))
+        if len(caught) > 1:
+            signal.signal(signal.SIGINT, previous)
+            previous(number, frame)
+        else:
+            say("finishing the step; a second signal stops at once")
+
+    signal.signal(signal.SIGINT, put_off)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if len(caught) == 1:
+            previous(*caught[0])
 
 
 def leave_interrupts_to_the_parent() -> None:

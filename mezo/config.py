@@ -246,6 +246,18 @@ class TrainConfig:
     patience: int | None = _option(
         None, "Stop after so many evaluations without a better one.", "early_stopping_patience"
     )
+    # Going on after a stop.
+    resume_from_checkpoint: str | None = _option(
+        None, "auto, or a run's directory: go on behind its last step, with its settings."
+    )
+    at: int | None = _option(None, "Go on behind so many steps, into another output directory.")
+    allow_change: bool = _option(
+        False, "Go on although settings that the steps depend on have changed, as lr."
+    )
+    overwrite_output_dir: bool = _option(False, "Begin anew in a directory that has a training.")
+    max_skipped_steps: int | None = _option(
+        None, "Stop after so many steps in a row whose losses are not finite."
+    )
     # Reporting.
     logging_steps: int = _option(20, "Steps between lines of progress and trackers' records.")
     report_to: tuple[str, ...] = _option(

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mezo._arguments import (
-    checked_coefficients,
     checked_config,
     checked_eps,
     checked_lr,
     checked_offset,
     checked_path,
     checked_tokenizer,
+    checked_updates,
 )
 from mezo._inputs import require, shown
 from mezo.checkpoint.peft import save_peft
@@ -127,8 +127,7 @@ class Run:
         engine is asked, and `steps` counts it then. It is not taken again.
 
         Returns:
-            The result of the interrupted step if it was taken, else None; None also where it was
-            `apply_update`, or where nothing was interrupted.
+            The result of the interrupted step if it was taken, else (and for updates) None.
         """
         with self.session.lock:
             self._check_open()
@@ -164,7 +163,7 @@ class Run:
     def measure(
         self, batch: Batch | EncodedBatch, *, eps: float | None = None, offset: int = 0
     ) -> StepResult:
-        """`pair_losses` along the directions of the step ``offset`` behind the next one."""
+        """`pair_losses` of the step ``offset`` behind the next one."""
         started = time.perf_counter()
         scale = self.config.eps if eps is None else checked_eps(eps)
         encoded = self.encode(batch)
@@ -186,12 +185,15 @@ class Run:
     def apply_update(self, coefficients: Sequence[float]) -> None:
         """Take a step whose coefficients are known already, as replay does.
 
-        Args:
-            coefficients: one per direction; an empty list is a skipped step.
+        ``coefficients``: one per direction; an empty list is a skipped step.
         """
-        numbers = checked_coefficients(coefficients, self.config.num_directions)
-        with self._ready(), self._numbered():
-            self.session.apply_update(self.steps, numbers)
+        self.apply_updates([coefficients])
+
+    def apply_updates(self, coefficients: Sequence[Sequence[float]]) -> None:
+        """`apply_update` for several steps, in one pass over the weights."""
+        numbers = checked_updates(coefficients, self.config.num_directions)
+        with self._ready(), self._numbered(len(numbers)):
+            self.session.apply_updates(self.steps, numbers)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the current adapter, {canonical name: fp32 tensor on the CPU}."""
@@ -231,7 +233,7 @@ class Run:
             return how.texts(self.session, rows, slot)
 
     def save(self, directory: str | Path) -> Path:
-        """Write the current adapter as a PEFT adapter; see `mezo.checkpoint.peft.save_peft`."""
+        """Write the current adapter as PEFT's; see `mezo.checkpoint.peft.save_peft`."""
         return save_peft(
             self.weights(),
             self.config,
@@ -245,8 +247,7 @@ class Run:
         """Take the adapter out of the engine. Unsaved weights are gone; closing twice is fine.
 
         Raises:
-            RuntimeError: requests for the run are running in this thread's event loop, which cannot
-                end while this waits. The run is still open then.
+            RuntimeError: requests for the run are in this thread's event loop; it is still open.
         """
         with self.session.lock:
             if self._is_closed:
@@ -294,11 +295,11 @@ class Run:
             yield
 
     @contextmanager
-    def _numbered(self) -> Iterator[None]:
-        """Count a step; one that raises may have been taken, which `sync` finds out."""
+    def _numbered(self, count: int = 1) -> Iterator[None]:
+        """Count steps; those that raise may have been taken, which `sync` finds out."""
         self._is_unsure = True
         yield
-        self.steps += 1
+        self.steps += count
         self._is_unsure = False
 
     def _check_open(self) -> None:

@@ -17,6 +17,8 @@ import yaml
 
 from mezo import tasks
 from mezo._inputs import nearest, one_line, require, shown
+from mezo.checkpoint.run_directory import TRAJECTORY
+from mezo.checkpoint.trajectory import read
 from mezo.config import MeZOConfig, TrainConfig
 from mezo.engines.linears import all_linear
 
@@ -34,6 +36,9 @@ _ELSEWHERE = {
     "warmup": "warmup_steps or warmup_ratio",
 }
 
+
+# These belong to the command that was given, not to the run.
+OF_THE_COMMAND = ("output", "resume_from_checkpoint", "at", "allow_change", "overwrite_output_dir")
 
 # The invocation of an activated adapter until the data has said what stands before its completions.
 FROM_DATA = "<as the data has it>"
@@ -63,6 +68,9 @@ def settings_of(**given: Any) -> tuple[TrainConfig, MeZOConfig]:
             data to train on, or what the two classes refuse.
     """
     values = _by_field(given)
+    source = values.get("resume_from_checkpoint")
+    if source not in (None, "auto"):
+        values = {"output": Path(source), **_by_field(saved_settings(source)), **values}
     require("output" in values, "train: output_dir must be given, got none; name a directory.")
     task = values.get("task")
     require(
@@ -180,6 +188,31 @@ def as_yaml(settings: TrainConfig, config: MeZOConfig) -> str:
             if value != field.default:
                 values[field.name] = _yaml_value(value)
     return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def saved_settings(source: str | Path) -> dict[str, Any]:
+    """Return the settings of a run, without what belongs to a command.
+
+    Args:
+        source: its directory, or the trajectory in it. They are those of its run.yaml, or where
+            there is none those with which the trajectory began.
+
+    Raises:
+        ValueError: there is neither, or it cannot be read.
+    """
+    directory = Path(source)
+    directory = directory.parent if directory.name == TRAJECTORY else directory
+    path = directory / "run.yaml"
+    if path.is_file():
+        values = read_yaml(path)
+    else:
+        require(
+            (directory / TRAJECTORY).is_file(),
+            f"train: resume_from_checkpoint must be auto or a run's directory with {TRAJECTORY}, "
+            f"got {source}; pass the output of the training that was stopped.",
+        )
+        values = dict(read(directory / TRAJECTORY).header.settings)
+    return {name: value for name, value in values.items() if name not in OF_THE_COMMAND}
 
 
 def _yaml_value(value: Any) -> Any:

@@ -11,7 +11,10 @@ from mezo._inputs import require
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Put a whole new file in a file's place, or leave the old one."""
+    """Put a whole new file in a file's place, or leave the old one.
+
+    Afterwards it is on the disk, and so is its name. Who has mapped the old one keeps that.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -22,6 +25,16 @@ def replace_file(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable: a rename alone may be lost with the power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_file(path: Path, content: bytes) -> Path:

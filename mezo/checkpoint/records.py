@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -49,18 +49,51 @@ def plain(value: Any) -> Any:
     return value
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file; None where there is no such file, or something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a log, without lines that were not written to their end.
+
+    Raises:
+        OSError: it cannot be read; a file that is not there has no records.
+    """
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_bytes().split(b"\n"):
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict):
+                found.append(record)
+    return found
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(plain(record), allow_nan=False) + "\n"
+
+
 class JsonLines:
     """A log with one JSON object per line; each line is on its way to the disk when it is written.
 
     Args:
-        path: the file; one that exists is emptied.
+        path: the file.
+        kept: records that it begins with; whatever else a file there holds is dropped.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened or written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file: TextIO | None = path.open("w", encoding="utf-8")
+    def __init__(self, path: Path, kept: Sequence[Mapping[str, Any]] = ()) -> None:
+        if kept:
+            replace_file(path, "".join(map(_line, kept)).encode())
+        self._file: TextIO | None = path.open("a" if kept else "w", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add a line. The first line that fails closes the log; later ones are dropped.
@@ -71,7 +104,7 @@ class JsonLines:
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps(plain(record), allow_nan=False) + "\n")
+            self._file.write(_line(record))
             self._file.flush()
         except OSError:
             self.close()

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mezo._inputs import require
+from mezo.checkpoint.peft import ADAPTER_FILES
+from mezo.checkpoint.trajectory import Trajectory, read
+
+TRAJECTORY, EVALUATIONS = "trajectory.mezo", "evaluations.jsonl"
 
 
 def adapter_directory(run: str | Path) -> Path:
@@ -18,13 +22,33 @@ def adapter_directory(run: str | Path) -> Path:
     """
     path = Path(run)
     for directory in (path / "adapter", path):
-        if (directory / "adapter_config.json").is_file():
+        if (directory / ADAPTER_FILES[0]).is_file():
             return directory
     found = "no such directory" if not path.is_dir() else "a directory without an adapter"
     raise ValueError(
         f"run: {path} must be the output directory of a training, with adapter/ in it, got "
         f"{found}; pass what `mezo train` got as output."
     )
+
+
+def trajectory_of(run: str | Path) -> Trajectory:
+    """Read the trajectory of a run's directory, or the file itself.
+
+    Raises:
+        ValueError: there is none, or see `mezo.checkpoint.trajectory.read`.
+    """
+    path = Path(run)
+    path = path / TRAJECTORY if path.is_dir() else path
+    require(
+        path.is_file(),
+        f"run: {path} must be a file, got none; pass the output directory of a training.",
+    )
+    return read(path)
+
+
+def has_adapter(directory: Path) -> bool:
+    """Whether both of PEFT's files are there."""
+    return all((directory / name).is_file() for name in ADAPTER_FILES)
 
 
 def read_summary(run: str | Path) -> dict[str, Any]:

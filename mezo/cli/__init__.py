@@ -10,7 +10,9 @@ from mezo.cli.export import export
 from mezo.cli.generate import generate
 from mezo.cli.options import SettingsCommand
 from mezo.cli.plot import plot
+from mezo.cli.replay import replay
 from mezo.cli.train import train
+from mezo.cli.verify import verify
 
 app = typer.Typer(
     add_completion=False,
@@ -23,4 +25,6 @@ app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(export)
 app.command()(plot)
+app.command()(replay)
+app.command()(verify)
 app.command()(doctor)

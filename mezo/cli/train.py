@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +53,9 @@ def _run(settings: TrainConfig, config: MeZOConfig) -> None:
         code = _exit_code(error, has_trained=partial is not None)
         if code is not None or partial is not None:
             _say(error, partial)
+            if partial is not None:
+                output = shlex.quote(str(settings.output))
+                typer.echo(f"go on with: mezo train --resume_from_checkpoint {output}", err=True)
         if code is None:
             raise
         raise typer.Exit(143 if terminated and code == 130 else code) from error

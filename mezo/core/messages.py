@@ -15,7 +15,7 @@ from mezo_kernels import TensorSpec
 
 # The version of all messages. Raise it when a type or a field on this page, in `core.rows` or in
 # `objectives.Targets` changes; each side refuses messages of another version.
-VERSION = 4
+VERSION = 5
 # The name under which SGLang's RPC channel carries our messages.
 METHOD = "mezo"
 
@@ -55,7 +55,7 @@ class StepReply:
         projected_grads: (clipped) estimates; empty when eps is 0.
         coefficients: c of each direction's update; empty when nothing was updated.
         signal_to_noise: abs(L+ - L-) of each direction over its standard error, or None.
-        is_finite: whether losses and coefficients are finite in fp32; if not, nothing was updated.
+        is_finite: whether losses are finite, and coefficients safe; if not, nothing was updated.
         tokens: tokens the engine computed, prompts included.
         forwards: forward batches it ran.
         prompt_tokens: of ``tokens``, those of shared prompts.
@@ -270,14 +270,20 @@ class Selftest(Request[SelftestReply]):
 
 
 @dataclass(frozen=True)
-class ApplyUpdate(Request[Done]):
-    """Take a step whose coefficients are known; none is a skipped step."""
+class ApplyUpdates(Request[Done]):
+    """Take steps whose coefficients are known; none is a skipped step.
 
-    operation = "apply_update"
+    Args:
+        run: the run.
+        step: number of the first of them.
+        coefficients: of each step.
+    """
+
+    operation = "apply_updates"
     reply = Done
     run: str
     step: int
-    coefficients: tuple[float, ...]
+    coefficients: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -345,7 +351,7 @@ REQUESTS: dict[str, type[Request[Any]]] = {
         Profile,
         Score,
         Selftest,
-        ApplyUpdate,
+        ApplyUpdates,
         Progress,
         Export,
         SetWeights,

@@ -34,9 +34,13 @@ class AdapterSlot:
 _NO_ADAPTER = AdapterSlot(BASE, None, ())
 
 
-def is_fp32(value: float) -> bool:
-    """Whether a number is finite once it is rounded to fp32."""
-    return abs(value) <= torch.finfo(torch.float32).max  # False for NaN
+# Above it a sum of updates could leave fp32: z is below 7, and a run has less than 2^24 steps.
+MAX_COEFFICIENT = 2.0**100
+
+
+def is_safe(coefficient: float) -> bool:
+    """Whether an update leaves theta finite, however often it is repeated."""
+    return abs(coefficient) <= MAX_COEFFICIENT  # False for NaN
 
 
 class AdapterState:
@@ -179,29 +183,61 @@ class AdapterState:
             self.steps = step + 1
             self.last_reply = reply
 
+    def take_steps(self, step: int, coefficients: Sequence[Sequence[float]]) -> None:
+        """Take steps whose coefficients are known, all in one pass over the masters.
+
+        Args:
+            step: number of the next step, the first of them.
+            coefficients: of each step's directions, or empty: a skipped step.
+
+        Raises:
+            ValueError: see `take_step`; nothing has changed then.
+        """
+        self.check_next(step)
+        for values in coefficients:
+            self._check_coefficients(values)
+        self.flush()
+        directions: list[Direction] = []
+        factors: list[float] = []
+        for number, values in enumerate(coefficients, start=step):
+            directions += self.directions(number)[: len(values)]
+            factors += values
+        with uninterrupted():
+            if factors:
+                add_directions_(self._plan, directions=directions, coefficients=factors)
+                self._is_theta_current = False
+                self._rounding.moved(factors)
+                self.version += 1
+            self.steps = step + len(coefficients)
+            self.last_reply = None
+
     def defer_update(self, step: int, coefficients: Sequence[float]) -> None:
         """Take theta <- fma(c, z, theta) over the directions of ``step``, to be applied later.
 
         Raises:
-            ValueError: more coefficients than directions, or one that is not finite in fp32;
-                nothing has changed then.
+            ValueError: more coefficients than directions, or one above 2^100; nothing has changed
+                then.
         """
+        self._check_coefficients(coefficients)
+        self.flush()
+        self._pending = (self.directions(step)[: len(coefficients)], list(coefficients))
+        self._is_theta_current = False
+        self._rounding.moved(coefficients)
+        self.version += 1
+
+    def _check_coefficients(self, coefficients: Sequence[float]) -> None:
+        """Raise ValueError for more of them than directions, or one above 2^100."""
         if len(coefficients) > self.num_directions:
             raise ValueError(
                 f"defer_update: coefficients must be at most one per direction, "
                 f"{self.num_directions}, got {len(coefficients)}; pass those of one step."
             )
         for c in coefficients:
-            if not is_fp32(c):
+            if not is_safe(c):
                 raise ValueError(
-                    f"defer_update: coefficients must be finite in fp32, got {c!r}; lower lr or "
-                    "raise eps."
+                    f"defer_update: coefficients must be between -2^100 and 2^100, got {c!r}; "
+                    "lower lr or raise eps."
                 )
-        self.flush()
-        self._pending = (self.directions(step)[: len(coefficients)], list(coefficients))
-        self._is_theta_current = False
-        self._rounding.moved(coefficients)
-        self.version += 1
 
     def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Put other values in the place of theta; the number of the next step stays.

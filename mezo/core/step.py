@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from mezo import objectives
 from mezo.core.messages import StepReply, StepRequest
 from mezo.core.rows import Rows, Scores, pair_slots
-from mezo.core.state import AdapterState, is_fp32
+from mezo.core.state import AdapterState, is_safe
 from mezo.objectives.base import Objective, Targets, signal_to_noise
 from mezo.optim import ESTIMATORS, OPTIMIZERS, Estimate
 from mezo.optim.estimate import clip_projected_grad
@@ -58,7 +58,7 @@ def run_step(state: AdapterState, score: ScoreFn, request: StepRequest) -> StepR
         grads = _projected_grads(request, plus, minus)
     if grads and request.lr is not None:
         coefficients = _coefficients(request, request.lr, grads)
-        is_finite = all(map(is_fp32, coefficients))
+        is_finite = all(map(is_safe, coefficients))
         if not is_finite:
             coefficients = ()
     reply = StepReply(

@@ -99,8 +99,11 @@ class Session(Protocol):
         """Score rows under a slot: `THETA`, a perturbed one, or `BASE` for the base model."""
         ...
 
-    def apply_update(self, step: int, coefficients: Sequence[float]) -> None:
-        """Take ``step``: theta <- fma(c, z, theta) over its directions; no c is a skipped step."""
+    def apply_updates(self, step: int, coefficients: Sequence[Sequence[float]]) -> None:
+        """Take steps from ``step`` on, whose coefficients are known.
+
+        theta <- fma(c, z, theta) over the directions of each; no c is a skipped step.
+        """
         ...
 
     def progress(self) -> ProgressReply:

@@ -105,9 +105,9 @@ class TransformersSession:
         """See `Session.score`."""
         return self._score(rows, [slot])
 
-    def apply_update(self, step: int, coefficients: Sequence[float]) -> None:
-        """See `Session.apply_update`."""
-        self.state.take_step(step, coefficients)
+    def apply_updates(self, step: int, coefficients: Sequence[Sequence[float]]) -> None:
+        """See `Session.apply_updates`."""
+        self.state.take_steps(step, coefficients)
 
     def progress(self) -> ProgressReply:
         """See `Session.progress`."""
@@ -367,10 +367,8 @@ class TransformersEngine:
         except TypeError as error:
             if not arguments:
                 raise
-            raise ValueError(
-                f"train: engine_args must be arguments of from_pretrained, got {error}; leave it "
-                "out."
-            ) from error
+            words = f"train: engine_args must be arguments of from_pretrained, got {error}"
+            raise ValueError(f"{words}; leave it out.") from error
         except (OSError, ValueError) as error:
             words = one_line(error)
             is_own_code = "trust_remote_code" in words

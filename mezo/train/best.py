@@ -50,6 +50,13 @@ class Best:
         Raises:
             ValueError: it does not have the metric.
         """
+        is_better = self.judge(step, evaluation)
+        if is_better:
+            self.weights = run.weights()
+        return is_better
+
+    def judge(self, step: int, evaluation: EvalResult) -> bool:
+        """`note` without the weights: of a training that goes on they are replayed."""
         value = value_of(evaluation, self.metric)
         sign = 1.0 if self.greater_is_better else -1.0
         is_better = math.isfinite(value) and (
@@ -58,7 +65,6 @@ class Best:
         self._waited = 0 if is_better else self._waited + 1
         if is_better:
             self.step, self.value, self.evaluation = step, value, evaluation
-            self.weights = run.weights()
         return is_better
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from mezo.checkpoint.identity import rows_identity
 from mezo.config import MeZOConfig
 from mezo.data.batch import EncodedBatch
 from mezo.data.encode import encode, encode_invocation
@@ -56,6 +57,14 @@ class EncodedExamples:
             tokenised(examples.held_out),
             tokenised(examples.test) if is_apart else None,
         )
+
+    def identity(self) -> dict[str, str]:
+        """What tells the training examples from others; nothing where they are streamed."""
+        if self.train is None:
+            return {}
+        rows, targets = self.train.rows, self.train.targets
+        parts = (rows.tokens, rows.prefix_lens, rows.prompt_lens, targets.labels or ())
+        return {"rows_sha256": rows_identity(part for some in parts for part in some)}
 
     def prompt_tokens(self) -> int:
         """Tokens of all prompts that differ, which come again in each epoch and evaluation."""

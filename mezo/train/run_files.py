@@ -18,13 +18,18 @@ from mezo.results import EvalResult
 from mezo.settings import as_yaml
 from mezo.train.callbacks import Listener, Progress
 from mezo.train.examples import TrainingExamples
+from mezo.train.logged import fields_of
 from mezo.train.model_card import model_card, write_results
 from mezo.train.plots import EvalPoint, StepPoint, plot_losses
 from mezo.train.progress import ProgressBar
+from mezo.train.resume import Past
 from mezo.train.trainer import MeZOTrainer
 
 # All files of a training beside the adapter.
-FILES = ("summary.json", "steps.jsonl", "loss.png", "all_results.json", "run.yaml", "README.md")
+FILES = (
+    *("summary.json", "steps.jsonl", "loss.png", "all_results.json", "run.yaml", "README.md"),
+    *("trajectory.mezo", "evaluations.jsonl"),
+)
 
 
 def can_plot() -> bool:
@@ -45,20 +50,29 @@ class TrainingLog(Listener):
         config: of the run.
         model: directory or name of the model.
         can_plot: whether to draw loss.png.
+        past: what was done before a training that goes on; None: nothing.
     """
 
     def __init__(
-        self, settings: TrainConfig, config: MeZOConfig, model: str, *, can_plot: bool
+        self,
+        settings: TrainConfig,
+        config: MeZOConfig,
+        model: str,
+        *,
+        can_plot: bool,
+        past: Past | None = None,
     ) -> None:
         self._settings = settings
         self._can_plot = can_plot
         self.has_plot = False
         self._bar: ProgressBar | None = None
         self._num_steps = 0
+        self._seconds_before = 0.0
         self._lines: JsonLines | None = None
         self._steps: list[StepPoint] = []
         self.evaluations: list[EvalPoint] = []
         self.problems: list[str] = []
+        self._past = past
         self._label = (
             f"{Path(model).name} on {data_name(settings)}, engine {settings.engine}, "
             f"prefix {config.prefix}, seed {config.seed}"
@@ -67,9 +81,27 @@ class TrainingLog(Listener):
     def begin(self, num_steps: int) -> None:
         """See `Listener.begin`."""
         self._num_steps = num_steps
-        self._lines = JsonLines(self._settings.output / "steps.jsonl")
-        self._bar = ProgressBar(num_steps, every=self._settings.logging_steps)
+        kept = [] if self._past is None else self._past.step_records
+        self._lines = JsonLines(self._settings.output / "steps.jsonl", kept)
+        start = 0 if self._past is None else self._recall(self._past)
+        self._bar = ProgressBar(
+            num_steps, start=min(start, num_steps), every=self._settings.logging_steps
+        )
         self._bar.__enter__()
+
+    def _recall(self, past: Past) -> int:
+        """Take over the points of the steps that were taken before; returns their number."""
+        at, seconds = {0: 0.0}, 0.0
+        for result, _ in past.steps:
+            seconds += result.timings["total"]
+            at[result.step + 1] = seconds
+            grads = result.projected_grads or (float("nan"),)
+            grad = sum(grads) / len(grads)
+            self._steps.append(StepPoint(result.step + 1, seconds, result.loss, grad))
+        for step, scores in sorted(past.evaluations.items()):
+            self.evaluations.append(EvalPoint(step, at[step], scores.loss, scores.accuracy))
+        self._seconds_before = seconds
+        return past.num_steps
 
     def end(self) -> None:
         """See `Listener.end`."""
@@ -94,14 +126,12 @@ class TrainingLog(Listener):
             self._steps.append(StepPoint(progress.step, progress.seconds, result.loss, grad))
             self._bar.update(
                 step=progress.step,
-                seconds=progress.seconds,
+                seconds=progress.seconds - self._seconds_before,
                 loss=result.loss,
                 projected_grad=grad,
                 tokens_per_s=result.tokens / result.timings["total"],
             )
-            self._write(
-                {**dataclasses.asdict(result), "status": result.status.name, "lr": progress.lr}
-            )
+            self._write(fields_of(result, progress.lr))
 
     def _write(self, record: dict[str, Any]) -> None:
         """Add a line to steps.jsonl; a disk that is full ends the log, not the training."""

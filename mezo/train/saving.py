@@ -41,6 +41,7 @@ def train_and_save(
     directory: str | Path | None,
     *,
     finish: Callable[[], None] | None = None,
+    rebuild: Callable[[Path], Path] | None = None,
 ) -> TrainSummary:
     """Train and write the adapter; keep what was trained if anything comes in between.
 
@@ -48,6 +49,7 @@ def train_and_save(
         trainer: has not begun.
         directory: where to, or None to save nothing.
         finish: called between training and saving.
+        rebuild: writes the adapter without the engine, where that no longer gives the weights.
 
     Returns:
         The summary.
@@ -66,7 +68,7 @@ def train_and_save(
             trainer.run.save(directory)
     except BaseException as error:
         if trainer.summary.steps:
-            _attach(error, _keep(trainer, directory, error))
+            _attach(error, _keep(trainer, directory, error, rebuild))
         raise
     return summary
 
@@ -83,7 +85,10 @@ def partial_training_of(error: BaseException) -> PartialTraining | None:
 
 
 def _keep(
-    trainer: MeZOTrainer, directory: str | Path | None, error: BaseException
+    trainer: MeZOTrainer,
+    directory: str | Path | None,
+    error: BaseException,
+    rebuild: Callable[[Path], Path] | None,
 ) -> PartialTraining:
     """Save what was trained, or copy it from the engine."""
     run = trainer.run
@@ -100,7 +105,11 @@ def _keep(
         with suppress(Exception):
             weights = run.weights()
             place = f"in error.partial_training.weights, as saving failed ({_words(second)})"
-        if weights is None:
+        if weights is None and directory is not None and rebuild is not None:
+            with suppress(Exception):
+                adapter = rebuild(Path(directory))
+                place = f"in {adapter}, replayed, as the engine no longer gives them"
+        if weights is None and adapter is None:
             place += f" ({_words(second)})"
     summary = trainer.summary  # after saving, by which a run learns whether its last step was taken
     return PartialTraining(

@@ -11,6 +11,7 @@ from typing import Any
 
 from mezo._arguments import check_trainer
 from mezo._inputs import require
+from mezo._signals import finishing
 from mezo.config import TrainConfig
 from mezo.data.batch import Batch, EncodedBatch
 from mezo.optim.schedule import SCHEDULES, learning_rate
@@ -20,6 +21,7 @@ from mezo.train.best import Best
 from mezo.train.callbacks import Callback, Listener, Progress
 from mezo.train.checkpoints import Checkpoints
 from mezo.train.evaluate import evaluate
+from mezo.train.resume import Past
 from mezo.train.summary import Tally, TrainSummary
 from mezo.train.trainer_callbacks import TrainerCallbacks, is_trainer_callback
 
@@ -49,6 +51,8 @@ class MeZOTrainer:
         checkpoints: writes snapshots; None for none.
         metrics: (EvalResult of all held-out batches) -> {name: value}: what is computed besides;
             None for nothing.
+        past: what was done before this training goes on; the run has taken its steps, and
+            ``batches`` begin behind them. None: nothing.
 
     Raises:
         ValueError: ``num_steps`` < 1, an unknown schedule, ``eval_every`` < 1, fewer batches than
@@ -71,6 +75,7 @@ class MeZOTrainer:
         best: Best | None = None,
         checkpoints: Checkpoints | None = None,
         metrics: Callable[[EvalResult], dict[str, float]] | None = None,
+        past: Past | None = None,
     ) -> None:
         checked_run("MeZOTrainer", run)
         check_loop(batches, num_steps, schedule, eval_every, held_out, callbacks)
@@ -85,7 +90,8 @@ class MeZOTrainer:
         self.callbacks = _listeners(callbacks)
         self.warmup_steps, self.steps_per_epoch = warmup_steps, steps_per_epoch
         self.best, self.checkpoints, self.metrics = best, checkpoints, metrics
-        self._tally = Tally(num_steps, run.steps)
+        self.past = past
+        self._tally = self._begun()
 
     @property
     def summary(self) -> TrainSummary:
@@ -124,7 +130,7 @@ class MeZOTrainer:
 
     def run_loop(self) -> TrainSummary:
         """`train`, for callers that save the adapter themselves when something is raised."""
-        self._tally = Tally(self.num_steps, self.run.steps)
+        self._tally = self._begun()
         for callback in self.callbacks:
             callback.begin(self.num_steps)
         try:
@@ -140,6 +146,20 @@ class MeZOTrainer:
             logger.warning("run %r: %s", self.run.name, problem)
         return self.summary
 
+    def _begun(self) -> Tally:
+        """The sums of a training that begins, or of one that goes on."""
+        if self.past is None:
+            return Tally(self.num_steps, self.run.steps)
+        tally = Tally(self.num_steps, self.run.steps - self.past.num_steps)
+        for result, _ in self.past.steps:
+            tally.add(result, result.timings["total"])
+        scored = self.past.evaluations
+        tally.before = scored.get(0)
+        if scored:
+            tally.evaluated_at = max(scored)
+            tally.after = scored[tally.evaluated_at] if tally.evaluated_at else None
+        return tally
+
     def _note_last(self) -> None:
         """Note a step that was taken, but interrupted before it was noted."""
         with suppress(Exception):  # the engine may be gone
@@ -152,14 +172,16 @@ class MeZOTrainer:
                 self._call(Progress(done, self.num_steps, tally.seconds, result=last))
 
     def _take_steps(self) -> None:
-        tally = self._tally
-        tally.before = self.evaluate(0, 0.0)
+        tally, first = self._tally, self._tally.num_results
+        if first == 0 and tally.before is None:
+            tally.before = self.evaluate(0, 0.0)
+        is_over = first > 0 and self._look_around(first)
         stream = iter(self.batches)
-        for number in range(self.num_steps):
+        for number in range(first, self.num_steps if not is_over else first):
             batch: Any = next(stream, _END)
             if batch is _END:
                 require(
-                    number > 0,
+                    number > first,
                     f"MeZOTrainer: batches must hold at least {self.num_steps} batches, got none; "
                     "a generator can be used once only: make a new one.",
                 )
@@ -171,23 +193,24 @@ class MeZOTrainer:
                 self.schedule,
                 warmup_steps=self.warmup_steps,
             )
-            started = time.perf_counter()
-            result = self.run.step(batch, lr=lr)
-            tally.add(result, time.perf_counter() - started)
             done = number + 1
-            self._call(
-                Progress(
-                    done,
-                    self.num_steps,
-                    tally.seconds,
-                    result=result,
-                    lr=lr,
-                    epoch=self._epoch(done),
+            with finishing(self._say):
+                started = time.perf_counter()
+                result = self.run.step(batch, lr=lr)
+                tally.add(result, time.perf_counter() - started)
+                self._call(
+                    Progress(
+                        done,
+                        self.num_steps,
+                        tally.seconds,
+                        result=result,
+                        lr=lr,
+                        epoch=self._epoch(done),
+                    )
                 )
-            )
-            if self._look_around(done) and done < self.num_steps:
-                tally.is_stopped_early = True
+            if is_over := self._look_around(done):
                 break
+        tally.is_stopped_early = is_over and tally.num_results < self.num_steps
         tally.has_ended = True
         if tally.evaluated_at != tally.num_results:
             tally.after = self.evaluate(tally.num_results, tally.seconds)
@@ -197,7 +220,8 @@ class MeZOTrainer:
         """Evaluate and save where that is due behind a step; whether the training should stop."""
         tally, is_last = self._tally, done == self.num_steps
         is_due = self.eval_every is not None and done % self.eval_every == 0
-        if is_last or is_due or self._asked("should_evaluate"):
+        is_asked = self._asked("should_evaluate")
+        if (is_last or is_due or is_asked) and tally.evaluated_at != done:
             tally.after = self.evaluate(done, tally.seconds)
         if self.checkpoints is not None and (
             self.checkpoints.is_due(done) or self._asked("should_save")
@@ -219,6 +243,9 @@ class MeZOTrainer:
         path = self.checkpoints.save(self.run, done, best=self.best.step if self.best else None)
         for callback in self.callbacks:
             callback.saved(done, path)
+
+    def _say(self, sentence: str) -> None:
+        logger.warning("run %r: %s", self.run.name, sentence)
 
     def _epoch(self, done: int) -> float | None:
         """Passes through the data in ``done`` steps."""

@@ -5,18 +5,26 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from mezo._closing import closing
 from mezo._inputs import require
 from mezo.checkpoint.atomic import check_output
+from mezo.checkpoint.identity import model_identity
 from mezo.checkpoint.peft import ADAPTER_FILES
+from mezo.checkpoint.replayed import write_adapter
+from mezo.checkpoint.run_directory import TRAJECTORY
+from mezo.checkpoint.trajectory import read
 from mezo.config import MeZOConfig, TrainConfig
 from mezo.data.sampling import batches
 from mezo.engines import ENGINES
 from mezo.results import EvalResult
 from mezo.run import Run, attach
+from mezo.settings import as_yaml
 from mezo.tasks import assets
 from mezo.train.base_model import launch_options, load_tokenizer
 from mezo.train.best import Best
@@ -25,6 +33,8 @@ from mezo.train.encoded import EncodedExamples, batches_of, checked, streamed
 from mezo.train.evaluate import evaluate
 from mezo.train.examples import TrainingExamples, chooses, load_examples
 from mezo.train.metrics import metrics_of
+from mezo.train.recorder import Recorder, recording
+from mezo.train.resume import Past, check_continues, past_of, recall_best
 from mezo.train.run_files import (
     FILES,
     TrainingLog,
@@ -80,6 +90,7 @@ def train(
     chosen = ENGINES[ENGINES.check(settings.engine, "train: ")]
     check_output(settings.output, FILES)
     check_output(settings.output / "adapter", ADAPTER_FILES)
+    past = past_of(settings)
     upload = Upload.of(settings)
     reporting = trackers(
         settings.report_to, output=settings.output, settings=settings, config=config
@@ -98,14 +109,20 @@ def train(
         print(sentence, flush=True)
     config = dataclasses.replace(config, invocation=examples.invocation)
     rows = EncodedExamples.of(examples, tokenizer, config)
-    log = TrainingLog(settings, config, model, can_plot=has_plots)
+    identity, data_hash = model_identity(model), rows.identity()
+    if past is not None:
+        now = yaml.safe_load(as_yaml(settings, config))
+        check_continues(past, settings, now, model=identity, data=data_hash)
+        print(f"Going on with {past.source} behind step {past.num_steps}.", flush=True)
+    log = TrainingLog(settings, config, model, can_plot=has_plots, past=past)
     more = [*callbacks, *([reporting] if reporting else [])]
     metrics = metrics_of(examples.metric, examples.held_out, compute_metrics)
     with (
         _engine(chosen, engine, model, settings, config, rows) as handle,
         closing((run := attach(handle, config, tokenizer=tokenizer)).close),
+        recording(run, settings, past, model=identity, data=data_hash) as recorder,
     ):
-        trainer = _trainer(settings, run, examples, rows, log, more, metrics)
+        trainer = _trainer(settings, run, examples, rows, past, recorder, [log, *more], metrics)
         record = _train(settings, trainer, log, examples, rows, model)
     print(closing_words(record, settings.output, has_plot=log.has_plot))
     if upload is not None:
@@ -139,23 +156,26 @@ def _trainer(
     run: Run,
     examples: TrainingExamples,
     rows: EncodedExamples,
-    log: TrainingLog,
+    past: Past | None,
+    recorder: Recorder,
     callbacks: Sequence[Any],
     metrics: Callable[[EvalResult], dict[str, float]] | None,
 ) -> MeZOTrainer:
     """The loop, on examples that are tokenised once."""
     train, per_step = examples.train, settings.examples_per_step
     stream: Iterable[Any]
-    per_epoch = None
+    per_epoch, begin = None, 0 if past is None else past.num_steps
     if isinstance(train, Sequence):
         assert rows.train is not None
         encoded = checked(run, rows.train, train)
         check_rows(run, encoded)
         per_epoch = len(train) // per_step
-        order = batches(range(len(train)), per_step, run.config.seed, shuffle=settings.shuffle)
+        order = batches(
+            range(len(train)), per_step, run.config.seed, shuffle=settings.shuffle, start=begin
+        )
         stream = map(encoded.select, order)
     else:
-        stream = streamed(run, train, per_step)
+        stream = streamed(run, islice(train, begin * per_step, None), per_step)
     num_steps = settings.steps(len(train) if isinstance(train, Sequence) else None)
     every = per_epoch if settings.eval_strategy == "epoch" else settings.eval_every
     save_every = per_epoch if settings.save_strategy == "epoch" else settings.save_every
@@ -164,12 +184,16 @@ def _trainer(
         every=save_every,
         limit=settings.save_total_limit,
         keeps_best=settings.save_strategy == "best",
+        before=recorder.sync,
+        num_steps=begin,
     )
     best = Best(
         settings.best_metric,
         greater_is_better=settings.greater_is_better,
         patience=settings.patience,
     )
+    if past is not None and chooses(settings):
+        recall_best(best, past)
     return MeZOTrainer(
         run,
         stream,
@@ -177,12 +201,13 @@ def _trainer(
         schedule=settings.schedule,
         held_out=batches_of(run, examples.held_out, settings.eval_batch_size, rows.held_out),
         eval_every=every,
-        callbacks=[log, Watch(run), *callbacks],
+        callbacks=[recorder, *callbacks, Watch(run)],
         warmup_steps=settings.warmup_steps or int(settings.warmup_ratio * num_steps),
         steps_per_epoch=per_epoch,
         best=best if chooses(settings) else None,
         checkpoints=checkpoints,
         metrics=metrics,
+        past=past,
     )
 
 
@@ -210,6 +235,9 @@ def _train(
         if test is not None:
             scores["after"] = evaluate(run, test)
 
+    def rebuild(directory: Path) -> Path:
+        return write_adapter(read(settings.output / TRAJECTORY), directory)
+
     def leave() -> dict[str, Any]:
         record = record_of(settings, trainer, log, examples, scores, model=model)
         leave_files(settings, run.config, record, log)
@@ -217,8 +245,9 @@ def _train(
 
     try:
         if test is not None:
-            scores["before"] = evaluate(run, test)
-        train_and_save(trainer, settings.output / "adapter", finish=finish)
+            # theta_0 adds nothing to the base model, and a training that goes on is behind it.
+            scores["before"] = evaluate(run, test, base=trainer.past is not None)
+        train_and_save(trainer, settings.output / "adapter", finish=finish, rebuild=rebuild)
     except BaseException:
         if trainer.summary.steps:
             leave()

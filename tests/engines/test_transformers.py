@@ -71,12 +71,15 @@ def test_replay_is_bitwise_whatever_is_read_in_between(run, tmp_path):
 def test_replay_by_a_second_run(run, model_dir):
     rng = random.Random(2)
     results = [run.step(random_batch(rng)) for _ in range(5)]
+    batch = random_batch(rng)
     with mezo.attach(load_model(model_dir), CONFIG) as late:
-        for result in results:
-            late.apply_update(result.coefficients)
+        late.apply_update(results[0].coefficients)
+        late.apply_updates([result.coefficients for result in results[1:]])  # in one pass
         assert late.steps == run.steps
         ours, theirs = late.weights(), run.weights()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert late.evaluate(batch).loss == run.evaluate(batch).loss
+        assert late.step(batch).loss == run.step(batch).loss
         with pytest.raises(ValueError, match="one entry for each of the 1 directions, got 2"):
             late.apply_update([0.1, 0.2])
 
@@ -198,7 +201,7 @@ def test_an_update_beyond_fp32_skips_the_step(model_dir):
         result = run.step(random_batch(random.Random(10)))
         assert result.status is mezo.StepStatus.NONFINITE_LOSS
         assert math.isfinite(result.loss)
-        with pytest.raises(ValueError, match="must be finite in fp32, got inf"):
+        with pytest.raises(ValueError, match=r"must be between .* got inf"):
             run.apply_update([float("inf")])
         after = run.weights()
         assert all(torch.equal(before[name], after[name]) for name in before)

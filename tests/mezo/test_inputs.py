@@ -208,6 +208,8 @@ BAD_CALLS = {
     "apply_update: number": (lambda run: run.apply_update(0.1), "coefficients must .* got 0.1"),
     "apply_update: NaN": (lambda run: run.apply_update([NAN]), r"coefficients\[0\] must be .* nan"),
     "apply_update: texts": (lambda run: run.apply_update(["1"]), r"coefficients\[0\] .* got '1'"),
+    "apply_updates: number": (lambda run: run.apply_updates(1), "must be a list .* step, got 1"),
+    "apply_updates: flat": (lambda run: run.apply_updates([0.1]), "coefficients must .* got 0.1"),
     "set_weights: none": (lambda run: run.set_weights({}), "weights must be those of the .* got 0"),
     "generate: tokens": (
         lambda run: run.generate([[1, 5]], max_new_tokens=0),

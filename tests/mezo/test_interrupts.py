@@ -107,7 +107,7 @@ def test_a_number_is_taken_once(model_dir):
         with pytest.raises(ValueError, match="must be that of the next step, 1, got 0"):
             run.session.step(run.request(batch, step=0, lr=1e-3))
         with pytest.raises(ValueError, match="must be that of the next step, 1, got 2"):
-            run.session.apply_update(2, [1e-3])
+            run.session.apply_updates(2, [[1e-3]])
         run.apply_update([])  # a skipped step has a number, too
         assert run.session.progress() == ProgressReply(steps=2, last=None)
         assert run.step(batch).step == 2

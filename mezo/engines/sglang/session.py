@@ -97,9 +97,9 @@ class SglangSession:
         """See `Session.score`."""
         return self.call(messages.Score(self._name, rows, slot))
 
-    def apply_update(self, step: int, coefficients: Sequence[float]) -> None:
-        """See `Session.apply_update`."""
-        self.call(messages.ApplyUpdate(self._name, step, tuple(coefficients)))
+    def apply_updates(self, step: int, coefficients: Sequence[Sequence[float]]) -> None:
+        """See `Session.apply_updates`."""
+        self.call(messages.ApplyUpdates(self._name, step, tuple(map(tuple, coefficients))))
 
     def progress(self) -> ProgressReply:
         """See `Session.progress`."""

@@ -144,9 +144,9 @@ def _selftest(rank: Rank, request: messages.Selftest, agree: Agreement) -> messa
     return messages.SelftestReply(selftest.merged(gathered(found, rank.tp_group.cpu_group)))
 
 
-def _apply_update(rank: Rank, request: messages.ApplyUpdate, agree: Agreement) -> messages.Done:
-    """Take a step whose coefficients are known."""
-    trained.get(request.run).state.take_step(request.step, request.coefficients)
+def _apply_updates(rank: Rank, request: messages.ApplyUpdates, agree: Agreement) -> messages.Done:
+    """Take steps whose coefficients are known."""
+    trained.get(request.run).state.take_steps(request.step, request.coefficients)
     return messages.Done()
 
 
@@ -216,7 +216,7 @@ _HANDLERS: dict[type[messages.Request[Any]], Callable[[Rank, Any, Agreement], An
     messages.Profile: _profile,
     messages.Score: _score,
     messages.Selftest: _selftest,
-    messages.ApplyUpdate: _apply_update,
+    messages.ApplyUpdates: _apply_updates,
     messages.Progress: _progress,
     messages.Export: _export,
     messages.SetWeights: _set_weights,

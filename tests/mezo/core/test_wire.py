@@ -147,7 +147,7 @@ def test_messages_of_callers_without_versions_are_refused():
 
 def test_an_unknown_operation_is_named():
     message = dataclasses.replace(Message.of(Hello()), operation="breakdown")
-    with pytest.raises(WireError, match=r"one of \['apply_update', .*\], got 'breakdown'"):
+    with pytest.raises(WireError, match=r"one of \['apply_updates', .*\], got 'breakdown'"):
         message.request()
 
 

@@ -50,6 +50,7 @@ def options(tiny_model_dir, data, tmp_path):
         "lora_r": 2,
         "learning_rate": 1e-3,
         "seed": 3,
+        "overwrite_output_dir": True,
     }
 
 
