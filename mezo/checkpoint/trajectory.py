@@ -1,4 +1,4 @@
-"""trajectory.mezo, the checkpoint of a run: a header, and one record per step. Reading it.
+"""Reads trajectory.mezo, the checkpoint of a run: a header, and one record per step.
 
 A run is a function of its seed and of the coefficients of its steps, so that these are all that a
 checkpoint needs. docs/trajectory.md has the file byte by byte; `mezo.checkpoint.trajectory_writer`

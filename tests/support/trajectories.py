@@ -5,12 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mezo.checkpoint.trajectory import Header, StepRecord
+from mezo.checkpoint.trajectory import (
+    Header,
+    StepRecord,
+    encode_header,
+    encode_record,
+    header_crc,
+    read,
+)
 from mezo.checkpoint.trajectory_writer import TrajectoryWriter
 
 STATUSES = ("OK", "EQUAL_LOSSES", "LOST_PERTURBATION")
@@ -58,9 +68,40 @@ def write(path: Path, count: int, num_directions: int = 1, **changes: Any) -> Pa
     return path
 
 
+def file_of(count: int, num_directions: int = 1, **changes: Any) -> bytes:
+    """The bytes of a file, without a disk."""
+    head = encode_header(header(num_directions, **changes))
+    crc = header_crc(head)
+    records = [encode_record(record(i, num_directions), num_directions, crc) for i in range(count)]
+    return b"".join([head, *records])
+
+
 def same(first: StepRecord, second: StepRecord) -> bool:
     """Whether two records are equal, where NaN is NaN."""
     return repr(dataclasses.astuple(first)) == repr(dataclasses.astuple(second))
+
+
+def check(path: Path, count: int) -> None:
+    """See that a file has ``count`` records, the right ones."""
+    found = read(path)
+    assert len(found.records) == count
+    assert all(same(one, record(i)) for i, one in enumerate(found.records))
+
+
+def forked(body: Callable[[], None]) -> int:
+    """Run a function in a forked child, which exits with 0 unless it raises; returns its id."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: other threads
+        child = os.fork()
+    if child == 0:
+        try:
+            body()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    return child
 
 
 class FaultySystem:
