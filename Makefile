@@ -73,7 +73,7 @@ lint: $(STAMPS)/installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks $(STAMPS)/installed
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis $(STAMPS)/installed
 	rm -f mezo_kernels/_C*.so
 	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 

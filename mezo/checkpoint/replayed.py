@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from mezo._inputs import require
@@ -14,7 +13,6 @@ from mezo.checkpoint.replay import replay
 from mezo.checkpoint.trajectory import Trajectory, theta_0_hash
 from mezo.config import MeZOConfig
 from mezo.core.init import initial_values
-from mezo_kernels import TensorSpec
 
 
 def weights_at(
@@ -46,10 +44,10 @@ def weights_at(
         f"replay: at must be between 0 and the {count} steps of the trajectory, got {at}; choose "
         "one of them.",
     )
-    specs = [TensorSpec(name, shape) for name, shape in header.tensors]
+    specs = header.specs
     start = [initial_values(spec, header.seed) for spec in specs]
     require(
-        theta_0_hash(start) == header.theta_0,
+        theta_0_hash({s.name: t for s, t in zip(specs, start, strict=True)}) == header.theta_0,
         "replay: theta_0 must have the hash that the trajectory has, got another one; use the "
         "mezo-sglang that began the training.",
     )
@@ -59,7 +57,7 @@ def weights_at(
         distribution=header.distribution,
         num_directions=header.num_directions,
         coefficients=trajectory.coefficients,
-        is_skipped=np.array([not record.coefficients for record in trajectory.records], dtype=bool),
+        is_skipped=trajectory.is_skipped,
         at=at,
         start=start,
         backend=backend,

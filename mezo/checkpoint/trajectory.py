@@ -1,6 +1,8 @@
-"""`trajectory.mezo`: a run as its seed and its coefficients, one record of fixed size a step.
+"""Reads trajectory.mezo, the checkpoint of a run: a header, and one record per step.
 
-The file is only ever appended to. docs/trajectory.md has it byte by byte.
+A run is a function of its seed and of the coefficients of its steps, so that these are all that a
+checkpoint needs. docs/trajectory.md has the file byte by byte; `mezo.checkpoint.trajectory_writer`
+writes it.
 """
 
 from __future__ import annotations
@@ -8,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -18,36 +21,40 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from mezo._inputs import require
+from mezo._inputs import one_line, require, shown
+from mezo_kernels import Direction, TensorSpec
 
 FORMAT_VERSION = 1
 MAGIC = b"MEZOTRAJ"
-_FIXED = struct.Struct("<8sII")  # magic, version, bytes of the compressed JSON
+# The number of a status in the file is its place here: names are added at the end only.
+STATUSES = ("OK", "NONFINITE_LOSS", "EQUAL_LOSSES", "LOST_PERTURBATION")
+_UPDATED = 0x80  # bit of the status byte
+_PREFIX = struct.Struct("<8sII")  # magic, version, bytes of the compressed JSON
+_RECORD = struct.Struct("<IBQf")  # step, status, cursor, decay
 _CRC = struct.Struct("<I")
-_LARGEST_HEADER = 1 << 26
-# What a status is in a record; the order is the format's. 128 is added where there was an update.
-_STATUSES = ("OK", "NONFINITE_LOSS", "EQUAL_LOSSES", "LOST_PERTURBATION")
-_HAS_UPDATE = 128
 
 
 @dataclass(frozen=True)
 class Header:
-    """All that a replay and a training that goes on need beside the records.
+    """What a run was started with: all that a replay and a resume need beside the records.
 
     Args:
-        seed: of the directions and of theta_0.
-        distribution: of the directions.
-        num_directions: of each step.
-        tensors: canonical names and global shapes, by name.
+        seed: the run's seed, 0 .. 2**64 - 1.
+        distribution: of the directions, see `mezo_kernels.Direction`.
+        num_directions: directions per step.
+        tensors: (canonical name, shape of the whole tensor) of each adapter tensor, by name.
         theta_0: `theta_0_hash` of the initial values.
-        model: what identifies the base model, see `mezo.checkpoint.identity`.
-        data: what identifies the training examples.
+        model: hashes of the base model's files, as far as they are there.
+        data: hashes of the training examples, where they are known.
         adapter: what PEFT's files need: base_model, alora_invocation_tokens, partners.
-        config: all fields of the run's `MeZOConfig`.
-        settings: what run.yaml had when the run began.
-        versions: {package: version}.
-        created: when, ISO 8601.
-        branch: {"of", "at"}: whose first steps these are; None for a run of its own.
+        config: the configuration that a resumed run must have, as JSON holds it.
+        settings: the other settings of the training, as JSON holds them.
+        versions: {package: version} of what wrote the file.
+        created: date and time, ISO 8601.
+        branch: which run and step this one was branched from; None: a run of its own.
+
+    Raises:
+        ValueError: a value out of range, tensors that are not sorted by name, or no hash.
     """
 
     seed: int
@@ -60,29 +67,47 @@ class Header:
     adapter: dict[str, Any]
     config: dict[str, Any]
     settings: dict[str, Any]
-    versions: dict[str, str]
+    versions: dict[str, Any]
     created: str
-    branch: dict[str, Any] | None
+    branch: dict[str, Any] | None = None
 
-    def encoded(self) -> bytes:
-        """The beginning of a file."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
-        packed = zlib.compress(text, 9)
-        whole = _FIXED.pack(MAGIC, FORMAT_VERSION, len(packed)) + packed
-        return whole + _CRC.pack(zlib.crc32(whole))
+    def __post_init__(self) -> None:
+        Direction(self.seed, 0, self.num_directions - 1, self.distribution)  # checks the three
+        names = [spec.name for spec in self.specs]
+        require(
+            bool(names) and names == sorted(set(names)),
+            "trajectory: tensors must be sorted by name, each name once, got "
+            f"{shown(names)}; pass tuple(sorted(tensors)).",
+        )
+        require(
+            re.fullmatch("[0-9a-f]{64}", self.theta_0) is not None,
+            f"trajectory: theta_0 must be a sha256 of 64 hex digits, got {shown(self.theta_0)}; "
+            "use theta_0_hash(tensors).",
+        )
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """The adapter's whole tensors, in the order of ``tensors``."""
+        return tuple(TensorSpec(name, shape) for name, shape in self.tensors)
+
+    @property
+    def record_size(self) -> int:
+        """Bytes of each record."""
+        return _RECORD.size + 12 * self.num_directions + _CRC.size
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step.
+    """One step, as the file keeps it.
 
     Args:
         step: its number, from 0.
-        coefficients: of its directions, as fp32 has them; empty for a skipped step.
-        losses: (plus, minus) of each direction, nats, rounded to fp32.
-        status: name of its `StepStatus`.
-        cursor: training examples used up when it had been taken.
-        decay: share of theta taken off before the update; 0 in this version.
+        coefficients: of each direction, theta <- fma(c, z, theta), finite, fp32; () for a step
+            that was skipped, which is not the same as coefficients of 0: those may turn -0 to 0.
+        losses: (plus, minus) of each direction, nats, fp32; any of them may be NaN or infinite.
+        status: a name of `STATUSES`, which are those of `mezo.StepStatus`.
+        cursor: training examples used up when the step has been taken.
+        decay: weight decay of the step, finite, fp32.
     """
 
     step: int
@@ -93,174 +118,267 @@ class StepRecord:
     decay: float = 0.0
 
 
-class _Records(Sequence[StepRecord]):
-    """The records of a file's bytes, decoded when they are looked at."""
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """What was read of a file.
 
-    def __init__(self, data: bytes, count: int, num_directions: int) -> None:
-        self._data, self._count, self._form = data, count, Form(num_directions)
+    Args:
+        header: what the run was started with.
+        records: the good ones, N of them; number i is step i. They are decoded when asked for.
+        cut: one sentence on what stands behind the last good record; None: nothing.
+        num_good_bytes: bytes of the file up to the end of the last good record.
+    """
+
+    header: Header
+    records: Records
+    cut: str | None
+    num_good_bytes: int
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Numbers of the steps, `[N]` int64: 0 .. N - 1."""
+        return np.asarray(self.records.array["step"], np.int64)
+
+    @property
+    def coefficients(self) -> np.ndarray:
+        """Coefficients `[N, num_directions]` float32; 0 where ``is_skipped``."""
+        found = self.records.array["directions"]["coefficient"]
+        return np.ascontiguousarray(found, dtype=np.float32)
+
+    @property
+    def is_skipped(self) -> np.ndarray:
+        """Which steps left the weights as they were, `[N]` bool."""
+        return np.asarray(self.records.array["status"] & _UPDATED == 0)
+
+
+class Records(Sequence[StepRecord]):
+    """Records over the bytes of a file.
+
+    Args:
+        array: `[N]`, of `record_dtype`.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.array)
 
     @overload
     def __getitem__(self, index: int) -> StepRecord: ...
     @overload
-    def __getitem__(self, index: slice) -> list[StepRecord]: ...
-    def __getitem__(self, index: int | slice) -> StepRecord | list[StepRecord]:
+    def __getitem__(self, index: slice) -> Records: ...
+    def __getitem__(self, index: int | slice) -> StepRecord | Records:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._count))]
-        if index < 0:
-            index += self._count
-        if not 0 <= index < self._count:
-            raise IndexError(f"record {index} of {self._count}")
-        size = self._form.size
-        return self._form.decoded(self._data[index * size : (index + 1) * size])
-
-    def __iter__(self) -> Iterator[StepRecord]:
-        return (self[i] for i in range(self._count))
-
-
-class Form:
-    """How a record lies in its bytes: `<IBQf`, three floats for each direction, a CRC."""
-
-    def __init__(self, num_directions: int) -> None:
-        self.num_directions = num_directions
-        self.body = struct.Struct(f"<IBQf{3 * num_directions}f")
-        self.size = self.body.size + _CRC.size
-        self.dtype = np.dtype(
-            {
-                "names": ["step", "status", "values"],
-                "formats": ["<u4", "u1", ("<f4", (num_directions, 3))],
-                "offsets": [0, 4, 17],
-                "itemsize": self.size,
-            }
+            return Records(self.array[index])
+        step, status, cursor, decay, *_ = self.array[index].item()
+        directions = self.array["directions"][index].tolist()
+        return StepRecord(
+            step=step,
+            coefficients=tuple(c for *_, c in directions) if status & _UPDATED else (),
+            losses=tuple((plus, minus) for plus, minus, _ in directions),
+            status=STATUSES[status & (_UPDATED - 1)],
+            cursor=cursor,
+            decay=decay,
         )
 
-    def encoded(self, record: StepRecord, salt: int) -> bytes:
-        """The bytes of a record; ``salt`` is the header's CRC, so that it fits this file only."""
-        status = _STATUSES.index(record.status)
-        coefficients: Sequence[float] = record.coefficients
-        if coefficients:
-            status += _HAS_UPDATE
-        else:
-            coefficients = [0.0] * self.num_directions
-        pairs = zip(record.losses, coefficients, strict=True)
-        # Rounded first: struct refuses what overflows, where a loss becomes inf.
-        with np.errstate(over="ignore"):
-            values = np.array([[*pair, c] for pair, c in pairs], dtype=np.float32).ravel()
-        whole = self.body.pack(record.step, status, record.cursor, record.decay, *values.tolist())
-        return whole + _CRC.pack(zlib.crc32(whole, salt))
 
-    def is_good(self, data: bytes, number: int, salt: int) -> bool:
-        """Whether bytes are the record of a step of this file."""
-        whole, crc = data[: self.body.size], data[self.body.size :]
-        return (
-            len(data) == self.size
-            and _CRC.unpack(crc)[0] == zlib.crc32(whole, salt)
-            and self.body.unpack(whole)[0] == number
-        )
-
-    def decoded(self, data: bytes) -> StepRecord:
-        """The record in good bytes."""
-        step, status, cursor, decay, *values = self.body.unpack(data[: self.body.size])
-        pairs = list(zip(values[::3], values[1::3], strict=True))
-        coefficients = tuple(values[2::3]) if status & _HAS_UPDATE else ()
-        name = _STATUSES[status & ~_HAS_UPDATE]
-        return StepRecord(step, coefficients, tuple(pairs), name, cursor, decay)
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """What is read of a file.
+def theta_0_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the sha256 of initial values: their fp32 bytes, little-endian, sorted by name.
 
     Args:
-        header: its header.
-        records: its good records, in order.
-        coefficients: `[N, q]` fp32; zeros for a skipped step.
-        is_skipped: `[N]` bool: whether a step was skipped.
-        cut: a sentence on what the end of the file lacks; None where it is whole.
-        num_good_bytes: where the last good record ends.
-        salt: the header's CRC, with which those of the records begin.
+        tensors: {canonical name: whole fp32 tensor, on any device}.
+
+    Raises:
+        ValueError: a tensor of another dtype.
     """
-
-    header: Header
-    records: Sequence[StepRecord]
-    coefficients: np.ndarray[Any, np.dtype[np.float32]]
-    is_skipped: np.ndarray[Any, np.dtype[np.bool_]]
-    cut: str | None
-    num_good_bytes: int
-    salt: int = dataclasses.field(repr=False)
-
-
-def theta_0_hash(tensors: Iterable[torch.Tensor]) -> str:
-    """Return the SHA-256 of tensors' fp32 values, little-endian, one after the other."""
     digest = hashlib.sha256()
-    for tensor in tensors:
-        values = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
-        digest.update(values.astype("<f4", copy=False).tobytes())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        require(
+            tensor.dtype == torch.float32,
+            f"trajectory: initial values must be float32, got {tensor.dtype} for {name}; pass the "
+            "master's.",
+        )
+        digest.update(tensor.numpy().astype("<f4", copy=False).tobytes())
     return digest.hexdigest()
 
 
 def read(path: str | Path) -> Trajectory:
-    """Read a trajectory; nothing is written or locked, so this works beside a training.
+    """Read a file. It is not written and not locked: a writer may be at work on it.
 
     Raises:
-        ValueError: no trajectory, one of a newer format, or a corrupt one: what and where.
-        OSError: it cannot be read.
+        ValueError: no trajectory, one of another format version, a header that is not whole, or a
+            wrong record with a good one behind it.
+        OSError: the file cannot be read.
     """
-    data = Path(path).read_bytes()
-    header, begin = _header_of(data, path)
-    form, salt = Form(header.num_directions), _CRC.unpack(data[begin - _CRC.size : begin])[0]
-    body = data[begin:]
-    size = form.size
-    count = 0
-    while form.is_good(body[count * size : (count + 1) * size], count, salt):
-        count += 1
-    good = begin + count * size
-    for number in range(count + 1, len(body) // size):
-        require(
-            not form.is_good(body[number * size : (number + 1) * size], number, salt),
-            f"trajectory: {path} must have a good record of each step, got a corrupt one of step "
-            f"{count}, at byte {good}, and good ones behind it; restore the file from a copy, or "
-            f"replay the first {count} steps.",
-        )
-    rest = len(data) - good
-    cut = None
-    if rest:
-        cut = (
-            f"trajectory: {path} ends in {rest} bytes that are no whole record, behind step "
-            f"{count}; the step of which they are is not in it."
-        )
-    records = np.frombuffer(body, dtype=form.dtype, count=count)
-    skipped = (records["status"] & _HAS_UPDATE) == 0
-    coefficients = np.ascontiguousarray(records["values"][:, :, 2])
-    found = _Records(body, count, header.num_directions)
-    return Trajectory(header, found, coefficients, skipped, cut, good, salt)
-
-
-def _header_of(data: bytes, path: str | Path) -> tuple[Header, int]:
-    """The header of a file's bytes, and where it ends."""
+    path = Path(path)
     require(
-        data[: len(MAGIC)] == MAGIC and len(data) >= _FIXED.size,
-        f"trajectory: {path} must begin with {MAGIC.decode()}, got {data[:8]!r}; pass a "
-        "trajectory.mezo that mezo has written.",
+        path.is_file(),
+        f"trajectory: {path} must be a file, got {'a directory' if path.is_dir() else 'none'}; "
+        "pass a trajectory.mezo from a training's output directory.",
     )
-    _, version, length = _FIXED.unpack_from(data)
+    return decode(path.read_bytes(), path)
+
+
+def decode(raw: bytes, path: Path) -> Trajectory:
+    """Return what a file's bytes hold; ``path`` is for error sentences. Raises as `read` does."""
+    header, start, crc = _decode_header(raw, path)
+    size = header.record_size
+    count = 0
+    while _is_good(raw, start + count * size, size, crc, count):
+        count += 1
+    end = start + count * size
+    good = _good_behind(raw, end, size, crc, count)
+    require(
+        good is None,
+        f"trajectory: {path} must have wrong bytes at its end only, got a wrong record {count} at "
+        f"byte {end} with a good one behind it at byte {good}; restore the file from a copy, or "
+        f"cut it to {end} bytes to go on from step {count}.",
+    )
+    records = Records(np.frombuffer(raw, record_dtype(header.num_directions), count, start))
+    status = int((records.array["status"] & (_UPDATED - 1)).max(initial=0))
+    require(
+        status < len(STATUSES),
+        f"trajectory: {path} must have statuses below {len(STATUSES)}, got {status}; use the "
+        "version of mezo that wrote it.",
+    )
+    cut = None
+    if end < len(raw):
+        cut = (
+            f"trajectory: {path} holds {count} records; the {len(raw) - end} bytes behind them, "
+            f"from byte {end} on, are no whole record"
+        )
+    return Trajectory(header, records, cut, end)
+
+
+def record_dtype(num_directions: int) -> np.dtype[np.void]:
+    """NumPy's dtype of a record, without padding."""
+    direction = np.dtype([("plus", "<f4"), ("minus", "<f4"), ("coefficient", "<f4")])
+    return np.dtype(
+        [
+            ("step", "<u4"),
+            ("status", "u1"),
+            ("cursor", "<u8"),
+            ("decay", "<f4"),
+            ("directions", direction, (num_directions,)),
+            ("crc", "<u4"),
+        ]
+    )
+
+
+def encode_header(header: Header) -> bytes:
+    """Return a header's bytes, its CRC at the end.
+
+    Raises:
+        ValueError: a value that JSON cannot hold, numbers that are not finite among them.
+    """
+    try:
+        text = json.dumps(dataclasses.asdict(header), sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"trajectory: the header must hold what JSON can hold, got {one_line(error)}; pass "
+            "dicts of texts, numbers, lists and None."
+        ) from error
+    packed = zlib.compress(text.encode(), 9)
+    head = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(packed)) + packed
+    return head + _CRC.pack(zlib.crc32(head))
+
+
+def encode_record(record: StepRecord, num_directions: int, crc: int) -> bytes:
+    """Return a record's bytes.
+
+    Args:
+        record: floats are rounded to fp32.
+        num_directions: of the file.
+        crc: of the file's header.
+
+    Raises:
+        ValueError: coefficients or losses of another number of directions, coefficients or decay
+            that are not finite in fp32, an unknown status, step or cursor out of range.
+    """
+    what = f"trajectory: record {record.step}"
+    given = (len(record.coefficients), len(record.losses))
+    require(
+        given[0] in (0, num_directions) and given[1] == num_directions,
+        f"{what} must have {num_directions} coefficients, or none, and {num_directions} pairs of "
+        f"losses, got {given[0]} and {given[1]}; pass one of each direction.",
+    )
+    require(
+        record.status in STATUSES and 0 <= record.step < 2**32 and 0 <= record.cursor < 2**64,
+        f"{what} must have a status of {STATUSES}, a step in [0, 2**32) and a cursor in "
+        f"[0, 2**64), got {shown(record.status)}, {record.step} and {record.cursor}; pass a "
+        "StepStatus's name and counts from 0.",
+    )
+    values = np.zeros((num_directions, 3), "<f4")
+    with np.errstate(over="ignore"):  # a loss beyond fp32 is infinite
+        values[:, :2] = record.losses
+        values[:, 2] = record.coefficients or 0.0
+        decay = float(np.float32(record.decay))
+    require(
+        bool(np.isfinite(values[:, 2]).all()) and np.isfinite(decay).item(),
+        f"{what} must have finite coefficients and a finite decay, got "
+        f"{shown(record.coefficients)} and {record.decay}; pass () for a step that is skipped.",
+    )
+    status = STATUSES.index(record.status) | (_UPDATED if record.coefficients else 0)
+    body = _RECORD.pack(record.step, status, record.cursor, decay) + values.tobytes()
+    return body + _CRC.pack(zlib.crc32(body, crc))
+
+
+def header_crc(raw: bytes) -> int:
+    """Return the CRC at the end of a header's bytes, with which that of each record begins."""
+    return int(_CRC.unpack(raw[-_CRC.size :])[0])
+
+
+def _decode_header(raw: bytes, path: Path) -> tuple[Header, int, int]:
+    """Header, its size in the file, its CRC."""
+    require(
+        len(raw) >= _PREFIX.size and raw.startswith(MAGIC),
+        f"trajectory: {path} must begin with {MAGIC.decode()}, got {shown(raw[:8])}; pass a "
+        "trajectory.mezo from a training's output directory.",
+    )
+    _, version, size = _PREFIX.unpack_from(raw)
     require(
         version == FORMAT_VERSION,
-        f"trajectory: {path} must be of format {FORMAT_VERSION}, got {version}; use the "
-        "mezo-sglang that has written it.",
+        f"trajectory: {path} must be of format version {FORMAT_VERSION}, got {version}; use the "
+        "version of mezo that wrote it.",
     )
-    end = _FIXED.size + length
-    is_whole = length <= _LARGEST_HEADER and len(data) >= end + _CRC.size
-    crc = _CRC.unpack_from(data, end)[0] if is_whole else -1
+    end = _PREFIX.size + size + _CRC.size
+    head = raw[: end - _CRC.size]
     require(
-        crc == zlib.crc32(data[:end]),
-        f"trajectory: the header of {path} must have the CRC that stands behind it, got another "
-        "one; restore the file from a copy.",
+        len(raw) >= end and header_crc(raw[:end]) == zlib.crc32(head),
+        f"trajectory: {path} must have a whole header, got one of {end} bytes in a file of "
+        f"{len(raw)} that does not pass its CRC; restore the file from a copy.",
     )
-    values = json.loads(zlib.decompress(data[_FIXED.size : end]))
-    known = {field.name for field in dataclasses.fields(Header)}
-    values = {name: value for name, value in values.items() if name in known}
-    values["tensors"] = tuple((name, tuple(shape)) for name, shape in values["tensors"])
-    return Header(**values), end + _CRC.size
+    try:
+        fields = json.loads(zlib.decompress(head[_PREFIX.size :]))
+        tensors = tuple((name, (rows, cols)) for name, (rows, cols) in fields.pop("tensors"))
+        header = Header(tensors=tensors, **fields)
+    except (TypeError, KeyError, ValueError, zlib.error) as error:
+        raise ValueError(
+            f"trajectory: {path} must have the header's fields, got {one_line(error)}; use the "
+            "version of mezo that wrote it."
+        ) from error
+    return header, end, header_crc(raw[:end])
+
+
+def _passes(raw: bytes, at: int, size: int, crc: int) -> bool:
+    """Whether the bytes at an offset are a whole record of this run."""
+    end = at + size - _CRC.size
+    return zlib.crc32(raw[at:end], crc).to_bytes(4, "little") == raw[end : end + _CRC.size]
+
+
+def _is_good(raw: bytes, at: int, size: int, crc: int, step: int) -> bool:
+    """Whether the bytes at an offset are the record of a step."""
+    return raw[at : at + 4] == step.to_bytes(4, "little") and _passes(raw, at, size, crc)
+
+
+def _good_behind(raw: bytes, end: int, size: int, crc: int, step: int) -> int | None:
+    """Offset of a record of this step or a later one behind the good ones; None: there is none.
+
+    Every byte is tried: where bytes were lost, the records behind them are not where they belong.
+    """
+    for at in range(end, len(raw) - size + 1):
+        if int.from_bytes(raw[at : at + 4], "little") >= step and _passes(raw, at, size, crc):
+            return at
+    return None

@@ -1,175 +1,302 @@
-"""The one who appends to a `trajectory.mezo`."""
+"""Appending to trajectory.mezo: one writer per file, a record per write, fsync in groups."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 
 from mezo._inputs import require
-from mezo.checkpoint.atomic import sync_directory
-from mezo.checkpoint.trajectory import Form, Header, StepRecord, Trajectory, read
+from mezo.checkpoint.trajectory import (
+    Header,
+    StepRecord,
+    Trajectory,
+    decode,
+    encode_header,
+    encode_record,
+    header_crc,
+)
 
 logger = logging.getLogger(__name__)
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
 
 
 class TrajectoryWriter:
-    """Appends to one file, which nobody else may do meanwhile.
+    """Appends the steps of a run to its file, which nobody else may write until it is closed.
 
-    A record is handed to the operating system at once, so that it outlives this process; it is
-    made durable in groups, by `sync` and every ``every`` records or ``seconds``.
+    Made by `create` or `append_to`; for one thread. A forked child has it closed.
 
-    Args:
-        path: the file, which has a header.
-        trajectory: what it has.
-        descriptor: open for appending, and locked.
-        every: records after which they are made durable.
-        seconds: time after which they are.
+    Attributes:
+        path: the file.
+        trajectory: what was in the file when it was opened.
     """
 
     def __init__(
-        self, path: Path, trajectory: Trajectory, descriptor: int, *, every: int, seconds: float
+        self, fd: int, path: Path, trajectory: Trajectory, crc: int, every: int, seconds: float
     ) -> None:
-        self.path, self.trajectory = path, trajectory
-        self._descriptor: int | None = descriptor
-        self._every, self._seconds = every, seconds
-        self._form = Form(trajectory.header.num_directions)
-        self._end = trajectory.num_good_bytes
-        self._next = len(trajectory.records)
-        self._unsynced, self._last_sync = 0, time.monotonic()
-        self._failure: OSError | None = None
+        self.path = path
+        self.trajectory = trajectory
+        self._fd: int | None = fd
+        self._crc, self._every, self._seconds = crc, every, seconds
+        self._failure: str | None = None
+        self._num_records = self._num_synced = len(trajectory.records)
+        self._synced_at = time.monotonic()
+        _open_writers.add(self)
 
     @classmethod
     def create(
         cls, path: str | Path, header: Header, *, every: int = 64, seconds: float = 1.0
     ) -> TrajectoryWriter:
-        """Begin a file.
+        """Make a new file with a header; it is there as a whole, durable and locked, or not at all.
+
+        Args:
+            path: the file, in a directory that is there.
+            header: what the run is started with.
+            every: an append makes all records durable when so many are not.
+            seconds: ... or when so much time has passed since they last were.
 
         Raises:
-            ValueError: there is one already.
-            OSError: it cannot be written.
+            ValueError: the file is there, somebody else is making it, or JSON cannot hold the
+                header.
+            OSError: it cannot be written; nothing is left of it.
         """
-        path = Path(path)
-        require(
-            not path.exists(),
-            f"trajectory: {path} must be new, got one that is there; go on with it, or remove it.",
-        )
+        path, head = Path(path), encode_header(header)
         temporary = path.with_name(f"{path.name}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(header.encoded())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_directory(path.parent)
-        return cls.append_to(path, every=every, seconds=seconds)
+        _require_new(path)
+        remedy = "make room there, or choose another output"
+        with _explained("created", path, remedy), _opened(temporary, os.O_CREAT) as fd:
+            _lock(fd, path)  # a lock belongs to the file, whatever its name
+            _require_new(path)  # by now another run may have made it
+            if not os.path.samestat(os.fstat(fd), os.stat(temporary)):
+                raise FileExistsError(errno.EEXIST, "another run that makes it")
+            try:
+                os.ftruncate(fd, 0)  # a killed process may have left some of it
+                _write(fd, head)
+                os.fsync(fd)
+                os.rename(temporary, path)
+                _sync_directory(path.parent)
+            except BaseException:
+                for name in (temporary, path):
+                    name.unlink(missing_ok=True)
+                raise
+            return cls(fd, path, decode(head, path), header_crc(head), every, seconds)
 
     @classmethod
     def append_to(
         cls, path: str | Path, *, every: int = 64, seconds: float = 1.0
     ) -> TrajectoryWriter:
-        """Go on with a file; an end that is no whole record is cut off, and said in the log.
+        """Open a file to go on behind its last good record; a torn end is cut, and the log says so.
+
+        Args:
+            path: the file.
+            every: as of `create`.
+            seconds: as of `create`.
 
         Raises:
-            ValueError: somebody else is writing, or see `read`; the file is as it was then.
-            OSError: it cannot be written.
+            ValueError: somebody else writes it, or it is no good file: see
+                `mezo.checkpoint.trajectory.read`. It is as it was.
+            OSError: it cannot be read or written.
         """
         path = Path(path)
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"trajectory: {path} must have one writer, got a second one; wait for the "
-                    "training that is running, or choose another output directory."
-                ) from error
-            trajectory = read(path)
+        remedy = "see that it is there, on a disk that works"
+        with _explained("opened", path, remedy), _opened(path) as fd:
+            _lock(fd, path)
+            # After an fsync that failed, memory may hold records that the disk does not have:
+            # what is read must come from the disk.
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            with open(fd, "rb", closefd=False) as file:
+                raw = file.read()
+            trajectory = decode(raw, path)
             if trajectory.cut is not None:
-                logger.warning("%s It is cut off.", trajectory.cut)
-                os.ftruncate(descriptor, trajectory.num_good_bytes)
-                os.fsync(descriptor)
-            return cls(path, trajectory, descriptor, every=every, seconds=seconds)
-        except BaseException:
-            os.close(descriptor)
-            raise
+                logger.warning("%s and are cut", trajectory.cut)
+                os.ftruncate(fd, trajectory.num_good_bytes)
+            size = trajectory.header.record_size * len(trajectory.records)
+            crc = header_crc(raw[: trajectory.num_good_bytes - size])
+            return cls(fd, path, trajectory, crc, every, seconds)
+
+    @property
+    def num_records(self) -> int:
+        """Records in the file, which is the number of the next step."""
+        return self._num_records
 
     def append(self, record: StepRecord) -> None:
-        """Add the next step.
+        """Write a record, and make all of them durable if it is time.
+
+        Args:
+            record: of the next step.
 
         Raises:
-            ValueError: it is not the next one.
-            OSError: the disk does not take it; the file then ends with the record before.
+            ValueError: another step's record, or values that a record cannot hold.
+            OSError: it could not be written, and the file ends with the record before; a later
+                call may succeed. Or records could not be made durable, now or before: then
+                nothing more is written.
+            RuntimeError: the writer is closed.
         """
-        self._check()
-        assert self._descriptor is not None
+        fd = self._usable()
         require(
-            record.step == self._next,
-            f"trajectory: the next record must be of step {self._next}, got {record.step}; append "
-            "steps in order.",
+            record.step == self._num_records,
+            f"trajectory: the next record must be of step {self._num_records}, got "
+            f"{record.step}; append every step once, in order.",
         )
-        data = self._form.encoded(record, self.trajectory.salt)
-        try:
-            written = os.write(self._descriptor, data)
-            if written != len(data):
-                raise OSError(f"{written} of {len(data)} bytes were written")
-        except BaseException as error:
-            os.ftruncate(self._descriptor, self._end)
-            if isinstance(error, OSError):
-                raise OSError(
-                    f"trajectory: {self.path} must take the record of step {record.step}, got "
-                    f"{error}; make room, and go on with resume_from_checkpoint."
-                ) from error
-            raise
-        self._end += len(data)
-        self._next += 1
-        self._unsynced += 1
-        is_late = time.monotonic() - self._last_sync >= self._seconds
-        if self._unsynced >= self._every or is_late:
+        data = encode_record(record, self.trajectory.header.num_directions, self._crc)
+        with _explained("written", self.path, "make room there and append the record again"):
+            try:
+                _write(fd, data)
+                self._num_records += 1
+            except BaseException:
+                self._cut_back(fd)
+                raise
+        is_late = time.monotonic() - self._synced_at >= self._seconds
+        if is_late or self._num_records - self._num_synced >= self._every:
             self.sync()
 
     def sync(self) -> None:
-        """Make every record so far durable.
+        """Make every record so far durable: when this returns, a power loss does not lose it.
 
         Raises:
-            OSError: that failed. What the system has of the file since the last time is not to be
-                trusted then, so that every later call fails, too.
+            OSError: that failed, now or before.
+            RuntimeError: the writer is closed.
         """
-        self._check()
-        assert self._descriptor is not None
-        self._last_sync = time.monotonic()
-        if not self._unsynced:
-            return
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            self._failure = OSError(
-                f"trajectory: {self.path} must be made durable, got {error}; look after the disk, "
-                "and go on with resume_from_checkpoint."
-            )
-            raise self._failure from error
-        self._unsynced = 0
+        fd, count = self._usable(), self._num_records
+        if count > self._num_synced:
+            remedy = "look after the disk, then open the run again"
+            with _explained("made durable", self.path, remedy):
+                try:
+                    os.fsync(fd)
+                except OSError:
+                    # A second fsync would succeed without the records that the first one lost.
+                    self._failure = "records that could not be made durable"
+                    raise
+        self._num_synced, self._synced_at = count, time.monotonic()
 
     def close(self) -> None:
-        """Make all records durable and let others write; closing twice is fine."""
-        if self._descriptor is None:
+        """Make every record durable and let others write the file; again: nothing.
+
+        Raises:
+            OSError: records could not be made durable; the file is closed.
+        """
+        if self._fd is None:
             return
         try:
             if self._failure is None:
                 self.sync()
         finally:
-            os.close(self._descriptor)
-            self._descriptor = None
+            self._drop()
 
-    def _check(self) -> None:
+    def __enter__(self) -> TrajectoryWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._drop()
+
+    def _usable(self) -> int:
+        """The open file, or raise."""
+        if self._fd is None:
+            raise RuntimeError(
+                f"trajectory: the writer of {self.path} must be open, got a closed one; open the "
+                "file again with TrajectoryWriter.append_to."
+            )
         if self._failure is not None:
-            raise self._failure
-        require(
-            self._descriptor is not None,
-            f"trajectory: {self.path} must be open, got a closed one; open it again.",
-        )
+            raise OSError(
+                errno.EIO,
+                f"trajectory: {self.path} must be whole, got {self._failure}; look after the disk, "
+                "then open the run again",
+            )
+        return self._fd
+
+    def _cut_back(self, fd: int) -> None:
+        """Take away what a failed write has left behind the last good record."""
+        size = self.trajectory.header.record_size
+        new = self._num_records - len(self.trajectory.records)
+        try:
+            os.ftruncate(fd, self.trajectory.num_good_bytes + new * size)
+        except OSError:
+            self._failure = "part of a record that could not be taken away"
+
+    def _drop(self) -> None:
+        # Only close: to unlock would unlock it for the process that this one was forked from.
+        fd, self._fd = getattr(self, "_fd", None), None
+        if fd is not None:
+            with suppress(OSError):
+                os.close(fd)
+
+
+def _drop_all() -> None:
+    for writer in list(_open_writers):
+        writer._drop()
+
+
+_open_writers: weakref.WeakSet[TrajectoryWriter] = weakref.WeakSet()
+# A lock lasts until every copy of the open file is closed: a child must not hold its parent's.
+os.register_at_fork(after_in_child=_drop_all)
+
+
+@contextmanager
+def _opened(path: Path, flags: int = 0) -> Iterator[int]:
+    """A file that stays open unless the block raises."""
+    fd = os.open(path, _FLAGS | flags, 0o666)
+    try:
+        yield fd
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+@contextmanager
+def _explained(what: str, path: Path, remedy: str) -> Iterator[None]:
+    """Say in one sentence what an error of the system's means."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno, f"trajectory: {path} must be {what}, got {error.strerror}; {remedy}"
+        ) from error
+
+
+def _require_new(path: Path) -> None:
+    require(
+        not path.exists(),
+        f"trajectory: {path} must be new, got a file that is there; append to it, or choose "
+        "another output.",
+    )
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"trajectory: {path} must have one writer, got a second one while the first has it "
+            "open; wait until that run has ended, or choose another output."
+        ) from error
+
+
+def _write(fd: int, data: bytes) -> None:
+    written = os.write(fd, data)
+    if written != len(data):
+        raise OSError(errno.ENOSPC, f"{written} of {len(data)} bytes written")
+
+
+def _sync_directory(path: Path) -> None:
+    """Make names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -180,7 +180,7 @@ def _header(
         distribution=run.config.distribution,
         num_directions=run.config.num_directions,
         tensors=tensors,
-        theta_0=theta_0_hash(weights[name] for name, _ in tensors),
+        theta_0=theta_0_hash(weights),
         model=dict(model),
         data=dict(data),
         adapter={
