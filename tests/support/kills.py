@@ -23,6 +23,8 @@ POINTS = (
     "rename",
     "evaluation",
 )
+# What ends in SGLang's processes: its scheduler, where the next step then fails.
+SCHEDULER = "scheduler"
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["mezo.train.training", "peft", "transformers"])
 
@@ -34,7 +36,8 @@ def train_in_a_child(
 
     Args:
         options: of the training; "model" and "data" among them.
-        kill: (one of `POINTS`, at which call of it, whether before the call), or None.
+        kill: (one of `POINTS` or `SCHEDULER`, at which call of it, whether before the call), or
+            None.
     """
     process = _context.Process(target=_child, args=(options, kill))
     process.start()
@@ -115,8 +118,31 @@ def _arm(point: str, number: int, is_before: bool) -> None:
         os.rename = deadly(os.rename)
     elif point == "evaluation":
         mezo.train.trainer.evaluate = deadly(mezo.train.trainer.evaluate)
+    elif point == SCHEDULER:
+        Run.step = _without_scheduler(Run.step, number)
     else:
         raise AssertionError(point)
+
+
+def _without_scheduler(step: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """Kill the engine's scheduler while a step runs in it."""
+    import threading
+    import time
+
+    def call(run: Any, *args: Any, **kwargs: Any) -> Any:
+        if run.steps == number:
+            from mezo.core.messages import Hello
+
+            (pid,) = run.session.call(Hello()).pids
+
+            def kill() -> None:
+                time.sleep(0.005)
+                os.kill(pid, signal.SIGKILL)
+
+            threading.Thread(target=kill, daemon=True).start()
+        return step(run, *args, **kwargs)
+
+    return call
 
 
 def _die() -> None:

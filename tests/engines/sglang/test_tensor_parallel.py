@@ -54,8 +54,8 @@ def test_shards_are_slices_of_the_one_rank_master(engine, model_dir):
         mezo.attach(engine, CONFIG) as run,
         mezo.attach(load_model(model_dir), CONFIG) as truth,
     ):
+        run.apply_updates([[coefficient] for coefficient in coefficients])  # as one that goes on
         for coefficient in coefficients:
-            run.apply_update([coefficient])
             truth.apply_update([coefficient])
         whole = truth.weights()
         shards = run.session.shards()
