@@ -16,6 +16,7 @@ TRAIN = "mezo/train/"
 OWN, LOOP = TRAIN + "test_own_data.py::", TRAIN + "test_loop_options.py::"
 DATA, MODEL = TRAIN + "test_data_options.py::", TRAIN + "test_model_options.py::"
 TRACKERS, VERBS = TRAIN + "test_trackers.py::", TRAIN + "test_verb_options.py::"
+RESUME = TRAIN + "test_resume.py::"
 SAVED, SEAMS = TRAIN + "test_saved_run.py::", "mezo/test_seams.py::"
 DOCTOR, PLOT = "mezo/diagnostics/test_doctor.py::", TRAIN + "test_run_plots.py::"
 
@@ -93,6 +94,12 @@ SETTINGS = {
     "logging_steps": LOOP + "test_lines_of_progress",
     "report_to": TRACKERS + "test_tensorboard_gets_steps_and_evaluations",
     "run_name": TRACKERS + "test_a_tracker_sees_the_run_s_name_and_schedule",
+    "resume_from_checkpoint": RESUME + "test_auto_begins_goes_on_and_is_done",
+    "at": RESUME + "test_a_branch_from_an_earlier_step",
+    "allow_change": RESUME + "test_a_branch_from_an_earlier_step",
+    "overwrite_output_dir": RESUME + "test_an_output_with_a_training_is_not_overwritten",
+    "max_skipped_steps": RESUME
+    + "test_too_many_skipped_steps_end_a_training_and_an_earlier_step_saves_it",
     "push_to_hub": LOOP + "test_an_upload_goes_where_it_should",
     "hub_model_id": LOOP + "test_an_upload_goes_where_it_should",
 }
@@ -132,6 +139,8 @@ VERB_OPTIONS = {
     },
     "export": dict.fromkeys(("output", "format", "model"), _EXPORTED),
     "plot": {"output": _PLOTTED},
+    "replay": dict.fromkeys(("at", "backend", "output"), RESUME + "test_replay_and_verify"),
+    "verify": {"model": RESUME + "test_replay_and_verify"},
     "doctor": {
         "model": DOCTOR + "test_a_sound_model_on_transformers",
         "engine": DOCTOR + "test_a_sound_model_on_transformers",
