@@ -194,7 +194,7 @@ def theta_0_hash(tensors: Mapping[str, torch.Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name].detach().cpu()
         require(
             tensor.dtype == torch.float32,
             f"trajectory: initial values must be float32, got {tensor.dtype} for {name}; pass the "

@@ -120,7 +120,7 @@ class FaultySystem:
         has_failed: whether the call has come.
     """
 
-    FUNCTIONS = ("open", "write", "fsync", "rename", "ftruncate")
+    FUNCTIONS = ("open", "write", "fsync", "rename", "ftruncate", "posix_fadvise")
 
     def __init__(
         self, name: str = "", number: int = 0, error: int = 0, *, is_lasting: bool = False

@@ -157,6 +157,7 @@ def test_a_forked_child_neither_keeps_nor_ends_the_lock(path):
         os.read(goes_on[0], 1)
 
     process = forked(child)
+    os.close(ready[1])
     assert os.read(ready[0], 1) == b"x"
     with pytest.raises(ValueError, match="must have one writer"):
         TrajectoryWriter.append_to(path)
@@ -166,7 +167,7 @@ def test_a_forked_child_neither_keeps_nor_ends_the_lock(path):
         second.append(record(1))
     os.write(goes_on[1], b"x")
     assert os.waitpid(process, 0)[1] == 0
-    for end in (*ready, *goes_on):
+    for end in (ready[0], *goes_on):
         os.close(end)
     check(path, 2)
 
