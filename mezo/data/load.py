@@ -77,28 +77,29 @@ def load_records(
     )
 
 
-def has_split(
-    source: Any, split: str, *, config: str | None = None, revision: str | None = None
-) -> bool:
-    """Return whether a source has a split of that name; a single file and a list have none."""
+def splits_of(
+    source: Any, names: Iterable[str], *, config: str | None = None, revision: str | None = None
+) -> tuple[str, ...] | None:
+    """Return which of ``names`` are splits of a source; None if it is one split without a name."""
     if isinstance(source, Mapping):
-        return split in source
+        return tuple(name for name in names if name in source)
     if not isinstance(source, (str, os.PathLike)):
-        return False
-    path = Path(source)
-    if path.is_file():
-        return False
+        return None
+    path = Path(source).expanduser()
+    if path.is_file() or (path / _SAVED[1]).is_file():
+        return None
     if (path / _SAVED[0]).is_file():
-        return (path / split).is_dir()
+        return tuple(name for name in names if (path / name).is_dir())
     if path.is_dir():
-        return bool(_files_of(path, split))
+        return tuple(name for name in names if _files_of(path, name))
 
-    def names() -> list[str]:
+    def there() -> list[str]:
         import datasets
 
         return list(datasets.get_dataset_split_names(str(source), config, revision=revision))
 
-    return split in _from_hub(names, str(source))
+    found = _from_hub(there, str(source))
+    return tuple(name for name in names if name in found)
 
 
 def _from_name(

@@ -13,20 +13,35 @@ from mezo.data.columns import Columns, recognise
 from mezo.data.encode import Invocation, encode_invocation
 from mezo.data.example import Example
 from mezo.data.formats import Record, Restarting
+from mezo.data.held_out import content_key
 from mezo.data.lengths import shortened
-from mezo.data.load import Records, has_split, load_records
+from mezo.data.load import Records, load_records
 from mezo.data.render import LABEL_INVOCATION, Rendering, is_whole, label_names_of
 
-__all__ = ["OwnData", "default_invocation", "has_split", "own_examples"]
+__all__ = ["OwnData", "default_invocation", "own_examples"]
 
 
 class Wording(Protocol):
     """A template: words rows itself."""
 
-    label_names: tuple[str, ...]
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the options, where there are any."""
+        ...
 
-    def word(self, record: Record, /) -> Example:
-        """Return a row's example, or raise ValueError."""
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that prompts and completions are made of."""
+        ...
+
+    def renderer(
+        self, label_names: Mapping[str, Sequence[str]], /
+    ) -> Callable[[Record], list[Example]]:
+        """Return the function from a row to its examples; it raises ValueError for a bad one.
+
+        Raises:
+            ValueError: the label's column has classes (in ``label_names``) and they are others.
+        """
         ...
 
 
@@ -42,6 +57,9 @@ class OwnData:
         first_bad: {reason: where it was first met}.
         asks: how a text is put to what was trained on this: "text" as it is, "line" with a line
             break behind it, "chat" as the user's message.
+        classes: the names whose indices the label's column holds; none if it does not.
+        records: the rows.
+        says: the columns that tell rows apart, see `keys`.
     """
 
     examples: Any
@@ -50,6 +68,13 @@ class OwnData:
     bad_rows: Counter[str] = field(default_factory=Counter)
     first_bad: dict[str, str] = field(default_factory=dict)
     asks: str = "text"
+    classes: tuple[str, ...] = ()
+    records: Records = field(default_factory=lambda: Records((), ()))
+    says: tuple[str, ...] = ()
+
+    def keys(self) -> dict[str, str]:
+        """Return {`Example.where`: what its row is told by}; labels do not count."""
+        return {r.where: content_key(r, self.says) for r in self.records.rows}
 
     def bad_sentences(self) -> list[str]:
         """Say which rows were left out."""
@@ -76,6 +101,7 @@ def own_examples(
     revision: str | None = None,
     streaming: bool = False,
     label_names: tuple[str, ...] = (),
+    classes: tuple[str, ...] = (),
 ) -> OwnData:
     """Load a split of the user's data and word it.
 
@@ -96,6 +122,7 @@ def own_examples(
         revision: of a hub data set.
         streaming: whether to read rows only when they are needed.
         label_names: the labels' names where another split has them already.
+        classes: that split's `OwnData.classes`, for labels that are numbers without names here.
 
     Raises:
         ValueError: nothing there, columns that mean nothing, no good row, or a bad one.
@@ -108,30 +135,29 @@ def own_examples(
     if template is not None:
         names = template.label_names
         sentence = f"data: worded by the template, columns {', '.join(records.columns)}"
-        word = template.word
-
-        def render(record: Record) -> list[Example]:
-            return [word(record)]
-
+        render, says = template.renderer(records.label_names), template.columns
     else:
         found = recognise(records.columns, columns)
         sentence, asks = found.sentence, _asks(found, records, tokenizer, chat_template_path)
         names = label_names or _label_names(records, found, streaming=streaming)
         if names:
             sentence += f", labels {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+        label = found.names.get("label", "")
+        classes = tuple(records.label_names.get(label, ())) or classes
+        says = tuple(name for name in found.names.values() if name != label)
         if names and all(map(is_whole, names)):
             sentence += " (numbers, which a model knows little about: name them in a template)"
         render = Rendering(
             tokenizer,
             found,
             names,
-            tuple(records.label_names.get(found.names.get("label", ""), ())),
+            classes,
             inserted.tokens,
             completion_only_loss,
             assistant_only_loss,
             chat_template_path,
         ).renderer()
-    data = OwnData((), names, sentence, asks=asks)
+    data = OwnData((), names, sentence, asks=asks, classes=classes, records=records, says=says)
     worder = _Worder(render, tokenizer, inserted, max_length, on_bad_row, data)
     if streaming:
         data.examples = Restarting(lambda: worder(records.rows))

@@ -250,23 +250,25 @@ def label_name(value: Any, names: Sequence[str], classes: Sequence[str] = ()) ->
     """Return the name of a label's value.
 
     Args:
-        value: a name, an index into ``classes``, or, where no name is a number itself, an index
-            into ``names``.
+        value: a name, or an index into ``classes``.
         names: all names.
         classes: names of the column's classes, of which it holds the indices; none if it does not.
 
     Raises:
         ValueError: it is none of them.
     """
+    remedy = ""
     if is_label(value):
         found: str | None = _value_name(value)
         index = None if isinstance(plain(value), bool) else number(value)
-        is_index = bool(classes) or not (found in names or any(map(is_whole, names)))
-        if index is not None and is_index:
-            found = dict(enumerate(classes or names)).get(int(index))
+        if index is not None and classes:
+            found = dict(enumerate(classes)).get(int(index))
+        elif index is not None and found not in names:
+            # A number would mean the names in an order that nobody gave.
+            remedy = "; write names, or make the numbers the names of a template's options"
         if found is not None and found in names:
             return found
-    raise ValueError(f"label must be one of {list(names)[:8]}, got {shown(value)}")
+    raise ValueError(f"label must be one of {list(names)[:8]}, got {shown(value)}{remedy}")
 
 
 def is_whole(name: str) -> bool:
