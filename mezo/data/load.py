@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mezo._inputs import one_line, require, shown
 from mezo.data import formats
 from mezo.data.formats import FORMATS, Record, Restarting
 
+_MISSING = ("NAType", "NaTType")  # pandas' own words for a missing value, beside NaN
 _SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`: of several splits, of one
 
 
@@ -56,6 +58,31 @@ def load_records(
     """
     if isinstance(source, Records):
         return source
+    found = _load(source, split, config, revision, streaming)
+    rows = found.rows
+    if isinstance(rows, Restarting):
+        return replace(found, rows=Restarting(lambda: map(_without_nan, rows)))
+    return replace(found, rows=[_without_nan(record) for record in rows])
+
+
+def _without_nan(record: Record) -> Record:
+    """A row in which values that pandas writes for missing ones are None."""
+    fields = record.fields
+    if not any(isinstance(x, float) or type(x).__name__ in _MISSING for x in fields.values()):
+        return record  # nearly all are
+    return replace(record, fields={k: None if _is_missing(v) else v for k, v in fields.items()})
+
+
+def _is_missing(value: Any) -> bool:
+    if type(value).__name__ in _MISSING:
+        return True
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _load(
+    source: Any, split: str, config: str | None, revision: str | None, streaming: bool
+) -> Records:
+    """`load_records` with the values as they are."""
     if isinstance(source, (str, os.PathLike)):
         return _from_name(os.fspath(source), split, config, revision, streaming)
     if hasattr(source, "column_names") or (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mezo._inputs import require
-from mezo.data.chats import Chats, checked_messages, from_sharegpt
+from mezo.data.chats import Chats, checked_messages, from_sharegpt, unflagged
 from mezo.data.columns import Columns, recognise
 from mezo.data.encode import Invocation, encode_invocation
 from mezo.data.example import Example
@@ -220,11 +220,11 @@ def default_invocation(
         if found.kind == "alpaca" and (tokenizer.chat_template or chat_template_path):
             messages = [{"role": "user", "content": str(fields.get(names["instruction"]))}]
         elif found.kind == "completion" and not isinstance(fields.get(names["prompt"]), str):
-            messages = list(checked_messages(fields.get(names["prompt"])))  # type: ignore[arg-type]
+            messages = unflagged(checked_messages(fields.get(names["prompt"])))  # type: ignore[assignment]
         elif found.kind in ("messages", "sharegpt") and assistant_only_loss:
             key = names.get("messages") or names["conversations"]
             read = checked_messages if found.kind == "messages" else from_sharegpt
-            messages = _before_answer(read(fields.get(key)))
+            messages = _before_answer(unflagged(read(fields.get(key))))
         else:
             return None
         return Chats(tokenizer, chat_template_path).header(messages) or None

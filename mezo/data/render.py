@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from mezo._inputs import number, plain, require, shown
-from mezo.data.chats import Chats, checked_messages, from_sharegpt
+from mezo.data.chats import Chats, checked_messages, from_sharegpt, unflagged, without_flags
 from mezo.data.columns import Columns
 from mezo.data.example import Example
 from mezo.data.formats import Record
@@ -137,7 +137,9 @@ class Rendering:
             self._ids(
                 record,
                 *self._chats.answer(
-                    checked_messages(prompt), checked_messages(completion), tools=tools
+                    unflagged(checked_messages(prompt)),
+                    without_flags(checked_messages(completion)),
+                    tools=tools,
                 ),
             )
         ]
@@ -159,9 +161,7 @@ class Rendering:
             if self.assistant_only_loss:
                 turns = chats.turns(messages, tools=tools)
                 return [self._ids(record, before, turn) for before, turn in turns]
-            ids = chats.ids(
-                [{k: v for k, v in m.items() if k != "loss"} for m in messages], tools=tools
-            )
+            ids = chats.ids(without_flags(messages), tools=tools)
             return [Example(tuple(ids[:1]), completion=tuple(ids[1:]), where=record.where)]
 
         return render
