@@ -40,6 +40,7 @@ def load_records(
     config: str | None = None,
     revision: str | None = None,
     streaming: bool = False,
+    keeps_bad: bool = False,
 ) -> Records:
     """Load a split.
 
@@ -51,6 +52,7 @@ def load_records(
         config: configuration of a hub data set.
         revision: of a hub data set.
         streaming: whether to read rows only when they are needed.
+        keeps_bad: whether to return lines of files that are no rows; they have a problem.
 
     Raises:
         ValueError: nothing there, no such split, or a file that cannot be read; the sentence names
@@ -58,7 +60,7 @@ def load_records(
     """
     if isinstance(source, Records):
         return source
-    found = _load(source, split, config, revision, streaming)
+    found = _load(source, split, config, revision, streaming, keeps_bad)
     rows = found.rows
     if isinstance(rows, Restarting):
         return replace(found, rows=Restarting(lambda: map(_without_nan, rows)))
@@ -80,11 +82,21 @@ def _is_missing(value: Any) -> bool:
 
 
 def _load(
-    source: Any, split: str, config: str | None, revision: str | None, streaming: bool
+    source: Any,
+    split: str,
+    config: str | None,
+    revision: str | None,
+    streaming: bool,
+    keeps_bad: bool,
 ) -> Records:
     """`load_records` with the values as they are."""
     if isinstance(source, (str, os.PathLike)):
-        return _from_name(os.fspath(source), split, config, revision, streaming)
+        return _from_name(os.fspath(source), split, config, revision, streaming, keeps_bad)
+    require(
+        not (config or revision),
+        "data: dataset_config and dataset_revision must come with a hub data set, got rows in "
+        "memory; leave them out.",
+    )
     if hasattr(source, "column_names") or (
         isinstance(source, Mapping) and all(hasattr(x, "column_names") for x in source.values())
     ):
@@ -130,10 +142,20 @@ def splits_of(
 
 
 def _from_name(
-    name: str, split: str, config: str | None, revision: str | None, streaming: bool
+    name: str,
+    split: str,
+    config: str | None,
+    revision: str | None,
+    streaming: bool,
+    keeps_bad: bool,
 ) -> Records:
     """A file, a folder or a hub name."""
     path = Path(name).expanduser()
+    require(
+        not (path.exists() and (config or revision)),
+        f"data: dataset_config and dataset_revision must come with a hub data set, got {name}, "
+        "which is here; leave them out.",
+    )
     if path.is_dir():
         if any((path / saved).is_file() for saved in _SAVED):
             import datasets
@@ -146,9 +168,9 @@ def _from_name(
             f"{sorted(p.name for p in path.iterdir())[:8]}; name a file {split}.jsonl, or pass "
             "dataset_train_split.",
         )
-        return _of_files(found, streaming=streaming)
+        return _of_files(found, streaming=streaming, keeps_bad=keeps_bad)
     if path.is_file():
-        return _of_files([path], streaming=streaming)
+        return _of_files([path], streaming=streaming, keeps_bad=keeps_bad)
     # Hub names may have dots, but do not end as files do.
     is_file_name = path.suffix.lower() in {s for n in FORMATS for s in FORMATS[n].suffixes}
     is_hub_name = name.count("/") <= 1 and not is_file_name and not name.startswith((".", "/", "~"))
@@ -219,12 +241,12 @@ def _files_of(folder: Path, split: str) -> list[Path]:
     ]
 
 
-def _of_files(paths: Sequence[Path], *, streaming: bool) -> Records:
+def _of_files(paths: Sequence[Path], *, streaming: bool, keeps_bad: bool) -> Records:
     """The rows of files, one after the other."""
     tables = []
     for path in paths:
         with _readable(path):
-            tables.append(formats.read(path, streaming=streaming))
+            tables.append(formats.read(path, streaming=streaming, keeps_bad=keeps_bad))
     columns = dict.fromkeys(name for table in tables for name in table.columns)
 
     def rows() -> Iterator[Record]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,14 @@ from mezo.data.load import Records, load_records
 from mezo.data.render import LABEL_INVOCATION, Rendering, is_whole, label_names_of
 
 __all__ = ["OwnData", "default_invocation", "own_examples"]
+
+logger = logging.getLogger(__name__)
+_REASONS = 5  # that are said of rows which were left out
+_ENDED = ("completion", "alpaca", "text")  # kinds of data whose texts get the model's end of text
+_NO_END = (
+    "data: the tokenizer has no eos_token, so that texts are learnt without an end and generating "
+    "may not stop; write an end into the completions"
+)
 
 
 class Wording(Protocol):
@@ -53,6 +62,7 @@ class OwnData:
         examples: of all rows; an iterable that begins anew each time where they are streamed.
         label_names: names of the options, where they have any.
         sentence: what was recognised.
+        warnings: what else is to be said.
         bad_rows: {reason: rows that were left out for it}.
         first_bad: {reason: where it was first met}.
         asks: how a text is put to what was trained on this: "text" as it is, "line" with a line
@@ -65,6 +75,7 @@ class OwnData:
     examples: Any
     label_names: tuple[str, ...]
     sentence: str
+    warnings: tuple[str, ...] = ()
     bad_rows: Counter[str] = field(default_factory=Counter)
     first_bad: dict[str, str] = field(default_factory=dict)
     asks: str = "text"
@@ -77,11 +88,13 @@ class OwnData:
         return {r.where: content_key(r, self.says) for r in self.records.rows}
 
     def bad_sentences(self) -> list[str]:
-        """Say which rows were left out."""
-        return [
+        """Say which rows were left out, for the most frequent reasons."""
+        found = [
             f"data: {count} rows were left out, the first one {self.first_bad[reason]}: {reason}"
-            for reason, count in self.bad_rows.items()
+            for reason, count in self.bad_rows.most_common(_REASONS)
         ]
+        more = sum(self.bad_rows.values()) - sum(n for _, n in self.bad_rows.most_common(_REASONS))
+        return [*found, *([f"data: {more} rows were left out for other reasons"] if more else [])]
 
 
 def own_examples(
@@ -128,7 +141,12 @@ def own_examples(
         ValueError: nothing there, columns that mean nothing, no good row, or a bad one.
     """
     records = load_records(
-        source, split=split, config=config, revision=revision, streaming=streaming
+        source,
+        split=split,
+        config=config,
+        revision=revision,
+        streaming=streaming,
+        keeps_bad=on_bad_row == "skip",
     )
     render: Callable[[Record], list[Example]]
     inserted, asks = encode_invocation(invocation, tokenizer), "text"
@@ -156,11 +174,14 @@ def own_examples(
             completion_only_loss,
             assistant_only_loss,
             chat_template_path,
+            max_length,
         ).renderer()
-    data = OwnData((), names, sentence, asks=asks, classes=classes, records=records, says=says)
+    data = OwnData(*((), names, sentence), asks=asks, classes=classes, records=records, says=says)
+    if template is None and found.kind in _ENDED and asks != "chat" and not tokenizer.eos_token:
+        data.warnings = (_NO_END,)
     worder = _Worder(render, tokenizer, inserted, max_length, on_bad_row, data)
     if streaming:
-        data.examples = Restarting(lambda: worder(records.rows))
+        data.examples = Restarting(lambda: worder.streamed(records.rows))
         return data
     data.examples = list(worder(records.rows))
     require(
@@ -173,13 +194,18 @@ def own_examples(
     return data
 
 
+def _first(records: Records) -> Record | None:
+    """The first row that is one."""
+    return next((record for record in records.rows if not record.problem), None)
+
+
 def _asks(found: Columns, records: Records, tokenizer: Any, chat_template_path: str | None) -> str:
     """See `OwnData.asks`."""
     has_template = bool(tokenizer.chat_template or chat_template_path)
     if found.kind in ("messages", "sharegpt"):
         return "chat"
     if found.kind == "completion":
-        first = next(iter(records.rows), None)
+        first = _first(records)
         prompt = "" if first is None else first.fields.get(found.names["prompt"])
         return "text" if isinstance(prompt, str) else "chat"
     if found.kind == "alpaca":
@@ -212,7 +238,7 @@ def default_invocation(
     found = recognise(records.columns, columns)
     if found.kind == "label":
         return LABEL_INVOCATION
-    first = next(iter(records.rows), None)
+    first = _first(records)
     if first is None or completion_only_loss is False:
         return None
     fields, names = first.fields, found.names
@@ -267,6 +293,7 @@ class _Worder:
     def __call__(self, rows: Iterable[Record]) -> Iterator[Example]:
         for record in rows:
             try:
+                require(not record.problem, record.problem)
                 made = [
                     shortened(example, self.tokenizer, self.invocation, self.max_length)
                     for example in self.render(record)
@@ -282,3 +309,12 @@ class _Worder:
                 self.data.first_bad.setdefault(reason, record.where)
                 continue
             yield from made
+
+    def streamed(self, rows: Iterable[Record]) -> Iterator[Example]:
+        """The same of a stream; what was left out is said when a pass over it ends."""
+        self.data.bad_rows.clear()
+        try:
+            yield from self(rows)
+        finally:
+            for sentence in self.data.bad_sentences():
+                logger.warning("%s", sentence)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +30,7 @@ class Rendering:
         completion_only_loss: False: the loss of prompts, too.
         assistant_only_loss: the loss of all assistant turns of conversations, and of nothing else.
         chat_template_path: file with a chat template.
+        max_length: tokens of texts of which all are learnt; longer ones lose their ends.
     """
 
     tokenizer: Any
@@ -40,6 +41,7 @@ class Rendering:
     completion_only_loss: bool | None = None
     assistant_only_loss: bool = False
     chat_template_path: str | None = None
+    max_length: int | None = None
 
     def renderer(self) -> Callable[[Record], list[Example]]:
         """Return the function from a row to its examples; it raises ValueError for a bad one.
@@ -63,7 +65,7 @@ class Rendering:
             return self._label
         if kind == "text":
             self._require_no_invocation("text")
-            return lambda record: [self._whole_text(record, _text(record, self.columns, "text"))]
+            return self._language
         if kind == "alpaca":
             return self._alpaca()
         if kind == "completion":
@@ -96,6 +98,14 @@ class Rendering:
                 where=record.where,
             )
         ]
+
+    def _language(self, record: Record) -> list[Example]:
+        example = self._whole_text(record, _text(record, self.columns, "text"))
+        if self.max_length is not None:
+            # Of two tokens at least: one to read and one to learn.
+            end = max(self.max_length, 2) - 1
+            example = replace(example, completion=(example.completion or ())[:end])
+        return [example]
 
     def _alpaca(self) -> Callable[[Record], list[Example]]:
         is_chat = self.tokenizer.chat_template or self.chat_template_path

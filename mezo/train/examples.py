@@ -126,7 +126,11 @@ def _of_own_data(
         "revision": settings.dataset_revision,
     }
     records = load_records(
-        source, split=settings.train_split, streaming=settings.streaming, **origin
+        source,
+        split=settings.train_split,
+        streaming=settings.streaming,
+        keeps_bad=settings.on_bad_row == "skip",
+        **origin,
     )
     splits = splits_of(source, (settings.test_split, *_DEV_SPLITS), **origin)
     _check_splits(settings, splits)
@@ -145,7 +149,7 @@ def _of_own_data(
     train = own_examples(
         records, split=settings.train_split, streaming=settings.streaming, **shared
     )
-    sentences = [train.sentence, *train.bad_sentences()]
+    sentences = [train.sentence, *train.warnings, *train.bad_sentences()]
     if settings.streaming and settings.shuffle:
         sentences.append("data: rows that are streamed come in their own order, not shuffled")
     shared |= {"label_names": train.label_names, "classes": train.classes}

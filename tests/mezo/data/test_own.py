@@ -235,6 +235,12 @@ def test_a_long_row_loses_the_beginning_of_its_prompt(tokenizer):
         only(rows, tokenizer, max_length=3)
 
 
+def test_a_long_text_loses_its_end(tokenizer):
+    for limit, rest in ((5, (6, 7, 8, 2)), (4, (6, 7, 8)), (3, (6, 7)), (2, (6,))):
+        (example,) = only([{"text": "w5 w6 w7 w8"}], tokenizer, max_length=limit)
+        assert (example.prompt, example.completion) == ((5,), rest)
+
+
 def test_the_longest_option_and_the_invocation_count(tokenizer):
     rows = [{"text": "w5 w6 w7", "label": x} for x in ("w8 w9", "w10")]
     made = only(rows, tokenizer, max_length=5, invocation="w4")
@@ -282,6 +288,38 @@ def test_a_bad_row_is_named_or_skipped_and_counted(row, reason, tokenizer, tmp_p
     data = own_examples(path, split="train", tokenizer=tokenizer, on_bad_row="skip")
     assert len(data.examples) == 2
     assert data.bad_sentences() == [f"data: 2 rows were left out, the first one {path}:2: {reason}"]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_lines_that_are_no_rows_are_skipped_and_counted(is_streamed, tokenizer, tmp_path):
+    good = '{"prompt": "w5", "completion": "w6"}\n'
+    files = {
+        "a.jsonl": ("{oops\n" + good + '[1]\n{"prompt": \n' + good, (1, 3, 4)),
+        "a.csv": ("prompt,completion\nw5\nw5,w6\nw5,w6\nw5,w6,w7\n", (2, 5)),
+    }
+    for name, (text, lines) in files.items():
+        path = tmp_path / name
+        path.write_text(text)
+        more = {"on_bad_row": "skip", "streaming": is_streamed}
+        data = own_examples(path, split="train", tokenizer=tokenizer, **more)
+        assert [e.prompt for e in data.examples] == ["w5", "w5"]
+        assert [where.rpartition(":")[2] for where in data.first_bad.values()] == [
+            str(line) for line in lines
+        ]
+        assert "the first one" in data.bad_sentences()[0]
+        with pytest.raises(ValueError, match=rf"{name}:{lines[0]} must (be JSON|have 2 values)"):
+            list(
+                own_examples(
+                    path, split="train", tokenizer=tokenizer, streaming=is_streamed
+                ).examples
+            )
+
+
+def test_many_reasons_are_not_all_said(tokenizer):
+    rows = [{"prompt": "w5", "completion": x} for x in ("w6", *range(20))]
+    data = own_examples(rows, split="train", tokenizer=tokenizer, on_bad_row="skip")
+    assert len(data.bad_sentences()) == 6
+    assert data.bad_sentences()[-1] == "data: 15 rows were left out for other reasons"
 
 
 @pytest.mark.parametrize("missing", [float("nan"), np.float64("nan"), pd.NA, pd.NaT])
@@ -354,6 +392,41 @@ def test_a_stream_begins_anew_in_each_epoch(tokenizer, tmp_path):
     data = own_examples(path, split="train", tokenizer=tokenizer, streaming=True)
     assert [e.prompt for e in data.examples] == [e.prompt for e in data.examples]
     assert len(list(data.examples)) == 4
+
+
+def test_rows_that_a_stream_leaves_out_are_said_when_it_ends(tokenizer, tmp_path, caplog):
+    rows = [{"prompt": "w5", "completion": x} for x in ("w6", "", "w7", "", None)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    data = own_examples(path, split="train", tokenizer=tokenizer, streaming=True, on_bad_row="skip")
+    said = "data: 2 rows were left out, the first one {}:2: completion must be a text"
+    for _ in range(2):  # of each pass, not of both
+        assert len(list(data.examples)) == 2
+        assert len(caplog.messages) == 2
+        assert caplog.messages[0].startswith(said.format(path))
+        caplog.clear()
+    stream = iter(data.examples)
+    assert [next(stream).completion, next(stream).completion] == ["w6</s>", "w7</s>"]
+    stream.close()  # a training that ends within a pass
+    assert len(caplog.messages) == 1
+    assert "data: 1 rows were left out" in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "w5", "completion": "w6"},
+        {"text": "w5 w6"},
+        {"instruction": "w5", "output": "w6"},
+    ],
+)
+def test_a_tokenizer_without_an_end_is_said(row, tokenizer):
+    assert own_examples([row], split="train", tokenizer=tokenizer).warnings == ()
+    tokenizer.eos_token = None
+    (warning,) = own_examples([row], split="train", tokenizer=tokenizer).warnings
+    assert warning.startswith("data: the tokenizer has no eos_token, so that texts are learnt")
+    chat = {"prompt": CHAT[:1], "completion": CHAT[1:2]}
+    tokenizer.chat_template = TEMPLATE
+    assert own_examples([chat], split="train", tokenizer=tokenizer).warnings == ()
 
 
 def test_the_invocation_of_a_chat_is_the_run_s(chatty):

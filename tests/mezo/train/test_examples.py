@@ -18,11 +18,11 @@ BEST = {"load_best": True, "eval_steps": 2, "max_steps": 4}
 SAID = "data: what is reported on held-out examples is also what the adapter is chosen by"
 
 
-def loaded(data, **options):
+def loaded(data, *, tokenizer=None, **options):
     in_memory = not isinstance(data, str)
     options = {"batch_size": 1, "output": "out", **options}
     settings, config = settings_of(data="in memory" if in_memory else data, **options)
-    tokenizer = make_tokenizer()
+    tokenizer = tokenizer or make_tokenizer()
     tokenizer.chat_template = TEMPLATE
     return load_examples(settings, config, tokenizer, data=data if in_memory else None)
 
@@ -137,3 +137,19 @@ def test_names_of_splits_that_the_data_does_not_have(tmp_path):
         loaded(path, test_split="few", **columns)
     found = loaded(one, test_split="train", eval_data=path, **columns)
     assert len(found.test) == 40
+
+
+def test_what_the_data_warns_of_is_said():
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    found = loaded(ROWS[:40], columns="prompt=text,completion=label", tokenizer=tokenizer)
+    assert sum("the tokenizer has no eos_token" in s for s in found.sentences) == 1
+
+
+@pytest.mark.parametrize("name", ["dataset_config", "dataset_revision"])
+def test_a_configuration_is_of_a_hub_data_set(name, tmp_path):
+    path = folder(tmp_path, train=ROWS[:40])
+    columns = {"columns": "prompt=text,completion=label"}
+    for data in (path, f"{path}/train.jsonl", ROWS[:40], datasets.Dataset.from_list(ROWS[:40])):
+        with pytest.raises(ValueError, match="dataset_revision must come with a hub data set, got"):
+            loaded(data, **{name: "v2"}, **columns)
