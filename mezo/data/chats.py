@@ -139,6 +139,12 @@ class Chats:
         plain = unflagged(messages)
         if self.has_markers:
             cut = self._marked(plain, tools)
+            said = [m for m in plain if m["role"] == "assistant"]
+            require(
+                len(cut) == len(counts)
+                or all(m.get("content") or m.get("tool_calls") for m in said),
+                "an assistant's message must have content, got ''",
+            )
             require(
                 len(cut) == len(counts),
                 f"the template's generation markers must hold each assistant turn, got {len(cut)} "

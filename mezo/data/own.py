@@ -151,6 +151,11 @@ def own_examples(
     render: Callable[[Record], list[Example]]
     inserted, asks = encode_invocation(invocation, tokenizer), "text"
     if template is not None:
+        require(
+            chat_template_path is None,
+            "data: chat_template_path must come with conversations, got a template of one's own; "
+            "leave one of them out.",
+        )
         names = template.label_names
         sentence = f"data: worded by the template, columns {', '.join(records.columns)}"
         render, says = template.renderer(records.label_names), template.columns

@@ -61,6 +61,10 @@ class Rendering:
             f"data: completion_only_loss must come with prompts and completions, got {kind}; leave "
             "it out.",
         )
+        require(
+            self.chat_template_path is None or kind not in ("label", "text"),
+            f"data: chat_template_path must come with conversations, got {kind}; leave it out.",
+        )
         if kind == "label":
             return self._label
         if kind == "text":
@@ -69,6 +73,8 @@ class Rendering:
         if kind == "alpaca":
             return self._alpaca()
         if kind == "completion":
+            if self.chat_template_path is not None:
+                _ = self._chats  # which says what is wrong with the file
             return self._completion
         return self._conversation(self._chats)
 
@@ -142,7 +148,7 @@ class Rendering:
                     _text(record, self.columns, "completion"),
                 )
             ]
-        tools = record.fields.get("tools")
+        tools = record.fields.get(names.get("tools", ""))
         return [
             self._ids(
                 record,

@@ -67,6 +67,11 @@ def evaluate_run(
         ValueError: no run there, bad data, or a metric that does not suit it.
         EngineError: the engine cannot start.
     """
+    require(
+        split is None or data is not None,
+        f"eval: split must be one of data, got {split!r} and no data; pass data, or leave it out "
+        "for the training's held-out examples.",
+    )
     summary = read_summary(run_dir)
     settings = settings_in(run_dir)
     with open_run(run_dir, engine=engine, model=model, threads=threads) as run:

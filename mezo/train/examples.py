@@ -23,6 +23,7 @@ from mezo.tasks.template import Template
 
 _HELD_OUT_SHARE = 5  # a fifth of the rows at most, where there is no split to evaluate on
 _DEV_SPLITS = ("validation", "dev", "valid", "val", "eval")  # what is chosen by, by usual names
+_TASK_SPLITS = tuple(field.name for field in dataclasses.fields(tasks.Splits))
 _CHOSEN_ON = (
     "data: what is reported on held-out examples is also what the adapter is chosen by; give the "
     "data a split validation beside test to report on others"
@@ -267,9 +268,19 @@ def load_test(
         ValueError: see `load_examples`.
     """
     if settings.task is not None:
-        test = tasks.get(settings.task).load(Path(data)).test
+        name = split or "test"
+        require(
+            name in _TASK_SPLITS,
+            f"eval: split must be one of {_TASK_SPLITS} of a task, got {split!r}; name one.",
+        )
+        test = getattr(tasks.get(settings.task).load(Path(data)), name)
         inserted = encode_invocation(config.invocation, tokenizer)
         return [shortened(e, tokenizer, inserted, settings.max_length) for e in test]
+    require(
+        split is None or splits_of(data, (split,)) is not None,
+        f"eval: split must come with data that has several, got {split!r} for data that is one "
+        "split; leave it out.",
+    )
     template = None if settings.template is None else Template.of(settings.template)
     found = own_examples(
         data,

@@ -46,7 +46,8 @@ class Table:
 
     Args:
         columns: their names; none for an empty file.
-        records: the examples and what is none, in the file's order; a list, or `Restarting` where they are streamed.
+        records: the examples and what is none, in the file's order; a list, or `Restarting` where
+            they are streamed.
         label_names: {column: names of its labels}, for columns that say so themselves.
     """
 

@@ -57,8 +57,8 @@ def _record(where: str, entry: Any) -> Record:
     return Record(
         where,
         {},
-        f'must be an object as {{"text": "..."}}, got {shown(entry)}; write one object per line, or '
-        "a list of objects",
+        f'must be an object as {{"text": "..."}}, got {shown(entry)}; write one object per line, '
+        "or a list of objects",
     )
 
 

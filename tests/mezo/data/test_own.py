@@ -380,6 +380,43 @@ def test_conversations_need_a_template(tokenizer, tmp_path):
     assert made == only([{"messages": CHAT}], tokenizer)
 
 
+def test_a_chat_template_that_nothing_uses_is_refused(tokenizer, tmp_path):
+    path = tmp_path / "chat.jinja"
+    path.write_text(TEMPLATE)
+    for row in ({"text": "w5 w6"}, {"text": "w5", "label": "w7"}):
+        rows = [row, {**row, "label": "w8"} if "label" in row else row]
+        with pytest.raises(
+            ValueError, match="chat_template_path must come with conversations, got"
+        ):
+            only(rows, tokenizer, chat_template_path=str(path))
+    pair = {"prompt": "w5", "completion": "w6"}
+    with pytest.raises(ValueError, match=r"chat_template_path must be a text file, got .*none"):
+        only([pair], tokenizer, chat_template_path=str(tmp_path / "none"))
+    template = Template.of({"prompt": "{prompt}", "completion": "{completion}"})
+    with pytest.raises(ValueError, match="got a template of one's own; leave one of them out"):
+        only([pair], tokenizer, chat_template_path=str(path), template=template, invocation="w4")
+
+
+def test_an_empty_answer_is_the_row_s_fault(tokenizer):
+    tokenizer.chat_template = MARKED
+    rows = [{"messages": [*CHAT[:3], {**CHAT[3], "content": ""}]}]
+    with pytest.raises(ValueError, match="row 1: an assistant's message must have content, got ''"):
+        only(rows, tokenizer, assistant_only_loss=True)
+
+
+@pytest.mark.parametrize("shape", ["messages", "completion"])
+def test_tools_are_rendered_and_said(shape, chatty):
+    chatty.chat_template = "{% if tools %}{{ 'w9 ' }}{% endif %}" + TEMPLATE
+    row = (
+        {"messages": CHAT} if shape == "messages" else {"prompt": CHAT[:1], "completion": CHAT[1:]}
+    )
+    tools = [{"type": "function", "function": {"name": "w5", "parameters": {}}}]
+    data = own_examples([{**row, "tools": tools}], split="train", tokenizer=chatty)
+    assert "tools = tools" in data.sentence
+    assert "not used" not in data.sentence
+    assert data.examples[0].prompt[0] == 9
+
+
 def test_a_template_whose_turns_cannot_be_cut_is_refused(tokenizer):
     tokenizer.chat_template = "{% if messages|length > 1 %}w9 {% endif %}" + TEMPLATE
     with pytest.raises(ValueError, match=r"must have \{% generation %\} markers, or render"):

@@ -7,7 +7,7 @@ import pytest
 
 from mezo import tasks
 from mezo.settings import settings_of
-from mezo.train.examples import load_examples
+from mezo.train.examples import load_examples, load_test
 from tests.mezo.data.test_own import TEMPLATE
 from tests.support.files import write_jsonl
 from tests.support.tiny import make_tokenizer
@@ -153,3 +153,18 @@ def test_a_configuration_is_of_a_hub_data_set(name, tmp_path):
     for data in (path, f"{path}/train.jsonl", ROWS[:40], datasets.Dataset.from_list(ROWS[:40])):
         with pytest.raises(ValueError, match="dataset_revision must come with a hub data set, got"):
             loaded(data, **{name: "v2"}, **columns)
+
+
+def test_other_examples_of_a_task_are_of_one_of_its_splits(tmp_path):
+    three = [[tasks.Example(f"w{i}", options=(" a", " b"), label=0)] for i in (5, 6, 7)]
+    splits = tasks.Splits(*three)
+    tasks.TASKS.register("three", tasks.Task("three", lambda path: splits, " w4"))
+    try:
+        settings, config = settings_of(task="three", output="out")
+        for name, expected in (("train", 0), ("dev", 1), ("test", 2), (None, 2)):
+            found = load_test(settings, config, make_tokenizer(), tmp_path, split=name)
+            assert found == three[expected]
+        with pytest.raises(ValueError, match=r"eval: split must be one of .* of a task, got 'few'"):
+            load_test(settings, config, make_tokenizer(), tmp_path, split="few")
+    finally:
+        tasks.TASKS.unregister("three")
