@@ -198,7 +198,7 @@ class TrainConfig:
         None, "Leave out training examples with longer prompts."
     )
     max_length: int | None = _option(
-        None, "Tokens of a row; longer prompts lose their beginning. Default the engine's limit."
+        None, "Tokens of a row; longer prompts lose their beginning. Default: none may be too long."
     )
     shuffle: bool = _option(True, "Shuffle the training examples in each epoch.", "shuffle_dataset")
     completion_only_loss: bool | None = _option(

@@ -151,6 +151,8 @@ class EvalResult:
             completion.
         labels: index of the right option of each example; None for completions.
         metrics: {name: value}: what else was computed from these, see `mezo.train.metrics`.
+        loss_tokens: completion tokens that the loss is the mean of; None where it is the mean of
+            examples.
     """
 
     loss: float
@@ -162,6 +164,7 @@ class EvalResult:
     scores: list[list[float]] | None = dataclasses.field(default=None, compare=False, repr=False)
     labels: list[int] | None = dataclasses.field(default=None, compare=False, repr=False)
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    loss_tokens: int | None = None
 
     @property
     def status(self) -> EvalStatus:
@@ -178,7 +181,10 @@ def evaluation(targets: Targets, logprob_sums: Sequence[float], tokens: int) -> 
     if guesses is None:
         lost = sum(not math.isfinite(value) for value in logprob_sums)
         means = [[s / n] for s, n in zip(logprob_sums, targets.counts, strict=True)]
-        return EvalResult(loss, None, None, len(means), tokens, lost, scores=means)
+        count = sum(targets.counts)
+        return EvalResult(
+            loss, None, None, len(means), tokens, lost, scores=means, loss_tokens=count
+        )
     assert targets.labels is not None
     lost, n = guesses.count(None), len(guesses)
     hits = sum(g == label for g, label in zip(guesses, targets.labels, strict=True))

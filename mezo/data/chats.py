@@ -13,6 +13,7 @@ from typing import Any
 from mezo._inputs import require, shown
 
 Message = Mapping[str, Any]
+_LOSS_FLAGS = ("loss", "weight", "train", "train_on_turn")  # of a message, in several formats
 _ROLES = {  # ShareGPT's words
     "human": "user",
     "user": "user",
@@ -127,7 +128,7 @@ class Chats:
     ) -> list[tuple[list[int], list[int]]]:
         """Return (ids before, ids of the turn) of each assistant turn that counts.
 
-        A turn contains its end-of-turn token. A message with ``loss: false`` does not count.
+        A turn contains its end-of-turn token. Messages with ``loss: False`` do not count.
 
         Raises:
             ValueError: the template has no generation markers and turns cannot be cut exactly
@@ -135,9 +136,15 @@ class Chats:
         """
         counts = [m.get("loss") is not False for m in messages if m["role"] == "assistant"]
         require(any(counts), "a conversation must have an assistant's turn, got none that counts")
-        plain = [{k: v for k, v in m.items() if k != "loss"} for m in messages]
+        plain = unflagged(messages)
         if self.has_markers:
             cut = self._marked(plain, tools)
+            said = [m for m in plain if m["role"] == "assistant"]
+            require(
+                len(cut) == len(counts)
+                or all(m.get("content") or m.get("tool_calls") for m in said),
+                "an assistant's message must have content, got ''",
+            )
             require(
                 len(cut) == len(counts),
                 f"the template's generation markers must hold each assistant turn, got {len(cut)} "
@@ -217,8 +224,44 @@ def checked_messages(value: Any) -> list[Message]:
             and (message.get("content") is not None or message.get("tool_calls") is not None),
             f"a message must have role and content, got {shown(message)}",
         )
+    return [_with_loss(message) for message in value]
+
+
+def _with_loss(message: Message) -> Message:
+    """A message without missing values, whose flag not to learn it is ``loss: False``."""
     # `datasets` gives every message all keys that one has.
-    return [{k: v for k, v in m.items() if v is not None} for m in value]
+    found = {k: v for k, v in message.items() if v is not None and k not in _LOSS_FLAGS}
+    for name in _LOSS_FLAGS:
+        flag = message.get(name)
+        if flag is None:
+            continue
+        require(
+            flag in (0, 1),
+            f"a message's {name} must be 0 or 1, true or false, got {shown(flag)}; weights between "
+            "are not supported",
+        )
+        if not flag:
+            found["loss"] = False
+    return found
+
+
+def without_flags(messages: Sequence[Message]) -> list[Message]:
+    """Return messages of which all are learnt or none; a flag not to learn one is refused.
+
+    Raises:
+        ValueError: a message of the assistant is flagged.
+    """
+    require(
+        all(m.get("loss") is not False or m["role"] != "assistant" for m in messages),
+        "a message that is not to be learnt (loss: false, weight: 0) must come with "
+        "assistant_only_loss, got one whose every token is learnt; pass assistant_only_loss",
+    )
+    return unflagged(messages)
+
+
+def unflagged(messages: Sequence[Message]) -> list[Message]:
+    """Return messages as templates take them."""
+    return [{k: v for k, v in m.items() if k != "loss"} for m in messages]
 
 
 def from_sharegpt(conversation: Any, system: Any = None) -> list[Message]:
@@ -234,5 +277,6 @@ def from_sharegpt(conversation: Any, system: Any = None) -> list[Message]:
             role is not None and isinstance(message.get("value"), str),
             f"a message must have from (one of {sorted(_ROLES)}) and value, got {shown(message)}",
         )
-        messages.append({"role": role, "content": message["value"]})
+        flags = {name: message[name] for name in _LOSS_FLAGS if name in message}
+        messages.append({"role": role, "content": message["value"], **flags})
     return checked_messages(messages)

@@ -144,7 +144,8 @@ def _kind(there: Mapping[str, str]) -> Columns | None:
             "data: columns must be one kind, got a label beside prompt and completion "
             f"({sorted(there.values())}); take one away, or name them with columns.",
         )
-        return Columns("completion", {"prompt": there[prompt], "completion": there[completion]})
+        there = {**there, "prompt": there[prompt], "completion": there[completion]}
+        return _columns("completion", there, "prompt", "completion", "tools")
     if text := _one(there, TEXTS):
         theirs = there[completion] if completion else None
         require(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mezo._inputs import one_line, require, shown
 from mezo.data import formats
 from mezo.data.formats import FORMATS, Record, Restarting
 
+_MISSING = ("NAType", "NaTType")  # pandas' own words for a missing value, beside NaN
 _SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`: of several splits, of one
 
 
@@ -38,6 +40,7 @@ def load_records(
     config: str | None = None,
     revision: str | None = None,
     streaming: bool = False,
+    keeps_bad: bool = False,
 ) -> Records:
     """Load a split.
 
@@ -49,6 +52,7 @@ def load_records(
         config: configuration of a hub data set.
         revision: of a hub data set.
         streaming: whether to read rows only when they are needed.
+        keeps_bad: whether to return lines of files that are no rows; they have a problem.
 
     Raises:
         ValueError: nothing there, no such split, or a file that cannot be read; the sentence names
@@ -56,8 +60,43 @@ def load_records(
     """
     if isinstance(source, Records):
         return source
+    found = _load(source, split, config, revision, streaming, keeps_bad)
+    rows = found.rows
+    if isinstance(rows, Restarting):
+        return replace(found, rows=Restarting(lambda: map(_without_nan, rows)))
+    return replace(found, rows=[_without_nan(record) for record in rows])
+
+
+def _without_nan(record: Record) -> Record:
+    """A row in which values that pandas writes for missing ones are None."""
+    fields = record.fields
+    if not any(isinstance(x, float) or type(x).__name__ in _MISSING for x in fields.values()):
+        return record  # nearly all are
+    return replace(record, fields={k: None if _is_missing(v) else v for k, v in fields.items()})
+
+
+def _is_missing(value: Any) -> bool:
+    if type(value).__name__ in _MISSING:
+        return True
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _load(
+    source: Any,
+    split: str,
+    config: str | None,
+    revision: str | None,
+    streaming: bool,
+    keeps_bad: bool,
+) -> Records:
+    """`load_records` with the values as they are."""
     if isinstance(source, (str, os.PathLike)):
-        return _from_name(os.fspath(source), split, config, revision, streaming)
+        return _from_name(os.fspath(source), split, config, revision, streaming, keeps_bad)
+    require(
+        not (config or revision),
+        "data: dataset_config and dataset_revision must come with a hub data set, got rows in "
+        "memory; leave them out.",
+    )
     if hasattr(source, "column_names") or (
         isinstance(source, Mapping) and all(hasattr(x, "column_names") for x in source.values())
     ):
@@ -77,35 +116,46 @@ def load_records(
     )
 
 
-def has_split(
-    source: Any, split: str, *, config: str | None = None, revision: str | None = None
-) -> bool:
-    """Return whether a source has a split of that name; a single file and a list have none."""
+def splits_of(
+    source: Any, names: Iterable[str], *, config: str | None = None, revision: str | None = None
+) -> tuple[str, ...] | None:
+    """Return which of ``names`` are splits of a source; None if it is one split without a name."""
     if isinstance(source, Mapping):
-        return split in source
+        return tuple(name for name in names if name in source)
     if not isinstance(source, (str, os.PathLike)):
-        return False
-    path = Path(source)
-    if path.is_file():
-        return False
+        return None
+    path = Path(source).expanduser()
+    if path.is_file() or (path / _SAVED[1]).is_file():
+        return None
     if (path / _SAVED[0]).is_file():
-        return (path / split).is_dir()
+        return tuple(name for name in names if (path / name).is_dir())
     if path.is_dir():
-        return bool(_files_of(path, split))
+        return tuple(name for name in names if _files_of(path, name))
 
-    def names() -> list[str]:
+    def there() -> list[str]:
         import datasets
 
         return list(datasets.get_dataset_split_names(str(source), config, revision=revision))
 
-    return split in _from_hub(names, str(source))
+    found = _from_hub(there, str(source))
+    return tuple(name for name in names if name in found)
 
 
 def _from_name(
-    name: str, split: str, config: str | None, revision: str | None, streaming: bool
+    name: str,
+    split: str,
+    config: str | None,
+    revision: str | None,
+    streaming: bool,
+    keeps_bad: bool,
 ) -> Records:
     """A file, a folder or a hub name."""
     path = Path(name).expanduser()
+    require(
+        not (path.exists() and (config or revision)),
+        f"data: dataset_config and dataset_revision must come with a hub data set, got {name}, "
+        "which is here; leave them out.",
+    )
     if path.is_dir():
         if any((path / saved).is_file() for saved in _SAVED):
             import datasets
@@ -118,9 +168,9 @@ def _from_name(
             f"{sorted(p.name for p in path.iterdir())[:8]}; name a file {split}.jsonl, or pass "
             "dataset_train_split.",
         )
-        return _of_files(found, streaming=streaming)
+        return _of_files(found, streaming=streaming, keeps_bad=keeps_bad)
     if path.is_file():
-        return _of_files([path], streaming=streaming)
+        return _of_files([path], streaming=streaming, keeps_bad=keeps_bad)
     # Hub names may have dots, but do not end as files do.
     is_file_name = path.suffix.lower() in {s for n in FORMATS for s in FORMATS[n].suffixes}
     is_hub_name = name.count("/") <= 1 and not is_file_name and not name.startswith((".", "/", "~"))
@@ -191,12 +241,12 @@ def _files_of(folder: Path, split: str) -> list[Path]:
     ]
 
 
-def _of_files(paths: Sequence[Path], *, streaming: bool) -> Records:
+def _of_files(paths: Sequence[Path], *, streaming: bool, keeps_bad: bool) -> Records:
     """The rows of files, one after the other."""
     tables = []
     for path in paths:
         with _readable(path):
-            tables.append(formats.read(path, streaming=streaming))
+            tables.append(formats.read(path, streaming=streaming, keeps_bad=keeps_bad))
     columns = dict.fromkeys(name for table in tables for name in table.columns)
 
     def rows() -> Iterator[Record]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from mezo._inputs import number, plain, require, shown
-from mezo.data.chats import Chats, checked_messages, from_sharegpt
+from mezo.data.chats import Chats, checked_messages, from_sharegpt, unflagged, without_flags
 from mezo.data.columns import Columns
 from mezo.data.example import Example
 from mezo.data.formats import Record
@@ -30,6 +30,7 @@ class Rendering:
         completion_only_loss: False: the loss of prompts, too.
         assistant_only_loss: the loss of all assistant turns of conversations, and of nothing else.
         chat_template_path: file with a chat template.
+        max_length: tokens of texts of which all are learnt; longer ones lose their ends.
     """
 
     tokenizer: Any
@@ -40,6 +41,7 @@ class Rendering:
     completion_only_loss: bool | None = None
     assistant_only_loss: bool = False
     chat_template_path: str | None = None
+    max_length: int | None = None
 
     def renderer(self) -> Callable[[Record], list[Example]]:
         """Return the function from a row to its examples; it raises ValueError for a bad one.
@@ -59,14 +61,20 @@ class Rendering:
             f"data: completion_only_loss must come with prompts and completions, got {kind}; leave "
             "it out.",
         )
+        require(
+            self.chat_template_path is None or kind not in ("label", "text"),
+            f"data: chat_template_path must come with conversations, got {kind}; leave it out.",
+        )
         if kind == "label":
             return self._label
         if kind == "text":
             self._require_no_invocation("text")
-            return lambda record: [self._whole_text(record, _text(record, self.columns, "text"))]
+            return self._language
         if kind == "alpaca":
             return self._alpaca()
         if kind == "completion":
+            if self.chat_template_path is not None:
+                _ = self._chats  # which says what is wrong with the file
             return self._completion
         return self._conversation(self._chats)
 
@@ -96,6 +104,14 @@ class Rendering:
                 where=record.where,
             )
         ]
+
+    def _language(self, record: Record) -> list[Example]:
+        example = self._whole_text(record, _text(record, self.columns, "text"))
+        if self.max_length is not None:
+            # Of two tokens at least: one to read and one to learn.
+            end = max(self.max_length, 2) - 1
+            example = replace(example, completion=(example.completion or ())[:end])
+        return [example]
 
     def _alpaca(self) -> Callable[[Record], list[Example]]:
         is_chat = self.tokenizer.chat_template or self.chat_template_path
@@ -132,12 +148,14 @@ class Rendering:
                     _text(record, self.columns, "completion"),
                 )
             ]
-        tools = record.fields.get("tools")
+        tools = record.fields.get(names.get("tools", ""))
         return [
             self._ids(
                 record,
                 *self._chats.answer(
-                    checked_messages(prompt), checked_messages(completion), tools=tools
+                    unflagged(checked_messages(prompt)),
+                    without_flags(checked_messages(completion)),
+                    tools=tools,
                 ),
             )
         ]
@@ -159,9 +177,7 @@ class Rendering:
             if self.assistant_only_loss:
                 turns = chats.turns(messages, tools=tools)
                 return [self._ids(record, before, turn) for before, turn in turns]
-            ids = chats.ids(
-                [{k: v for k, v in m.items() if k != "loss"} for m in messages], tools=tools
-            )
+            ids = chats.ids(without_flags(messages), tools=tools)
             return [Example(tuple(ids[:1]), completion=tuple(ids[1:]), where=record.where)]
 
         return render
@@ -250,23 +266,25 @@ def label_name(value: Any, names: Sequence[str], classes: Sequence[str] = ()) ->
     """Return the name of a label's value.
 
     Args:
-        value: a name, an index into ``classes``, or, where no name is a number itself, an index
-            into ``names``.
+        value: a name, or an index into ``classes``.
         names: all names.
         classes: names of the column's classes, of which it holds the indices; none if it does not.
 
     Raises:
         ValueError: it is none of them.
     """
+    remedy = ""
     if is_label(value):
         found: str | None = _value_name(value)
         index = None if isinstance(plain(value), bool) else number(value)
-        is_index = bool(classes) or not (found in names or any(map(is_whole, names)))
-        if index is not None and is_index:
-            found = dict(enumerate(classes or names)).get(int(index))
+        if index is not None and classes:
+            found = dict(enumerate(classes)).get(int(index))
+        elif index is not None and found not in names:
+            # A number would mean the names in an order that nobody gave.
+            remedy = "; write names, or make the numbers the names of a template's options"
         if found is not None and found in names:
             return found
-    raise ValueError(f"label must be one of {list(names)[:8]}, got {shown(value)}")
+    raise ValueError(f"label must be one of {list(names)[:8]}, got {shown(value)}{remedy}")
 
 
 def is_whole(name: str) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mezo._inputs import as_list, nearest, plain, require, shown
 from mezo.data.example import Example
 from mezo.data.formats import Record
-from mezo.data.render import label_name
+from mezo.data.render import is_whole, label_name
 
 _FIELDS = ("prompt", "invocation", "options", "label", "completion", "metric")
 
@@ -26,6 +26,7 @@ class Template:
         label: the column with the label.
         completion: text with columns in braces.
         metric: name of the metric to report, or None.
+        is_list: whether options came without names.
     """
 
     prompt: str
@@ -34,6 +35,7 @@ class Template:
     label: str = "label"
     completion: str | None = None
     metric: str | None = None
+    is_list: bool = False
 
     @classmethod
     def of(cls, block: Mapping[str, Any]) -> Template:
@@ -63,15 +65,47 @@ class Template:
         )
         options = _options(block.get("options"))
         given = {name: value for name, value in block.items() if value is not None}
-        return cls(**{**given, "options": options})
+        is_list = not isinstance(block.get("options"), Mapping)
+        return cls(**{**given, "options": options, "is_list": is_list})
 
     @property
     def label_names(self) -> tuple[str, ...]:
         """Names of the labels."""
         return tuple(self.options)
 
-    def word(self, record: Record) -> Example:
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that prompts and completions are made of."""
+        texts = [self.prompt, self.completion or ""]
+        return tuple(dict.fromkeys(name for t in texts for _, name, *_ in _pieces(t) if name))
+
+    def renderer(
+        self, label_names: Mapping[str, Sequence[str]]
+    ) -> Callable[[Record], list[Example]]:
+        """Return the function from a row to its examples.
+
+        Args:
+            label_names: {column: names of its classes}, of which it holds the indices.
+
+        Raises:
+            ValueError: the label's column has classes, and none of them is an option.
+        """
+        names, classes = self.label_names, tuple(label_names.get(self.label, ()))
+        if names and all(map(is_whole, names)):
+            classes = ()  # the options say which number is which
+        require(
+            not (names and classes) or bool(set(names) & set(classes)),
+            f"template: options must be named as the classes of column {self.label!r}, "
+            f"{shown(list(classes))}, got {shown(list(names))}; write options as name: words.",
+        )
+        return lambda record: [self.word(record, classes)]
+
+    def word(self, record: Record, classes: Sequence[str] = ()) -> Example:
         """Return a row's example.
+
+        Args:
+            record: the row.
+            classes: the names whose indices the label's column holds; none if it does not.
 
         Raises:
             ValueError: a column that is not there, a value that is missing, or another label.
@@ -83,7 +117,10 @@ class Template:
                 prompt, completion=completion, answers=(completion.strip(),), where=record.where
             )
         names = self.label_names
-        name = label_name(_value(record, self.label), names)
+        value = _value(record, self.label)
+        if self.is_list and not any(map(is_whole, names)):
+            classes = classes or names  # the order of a list says which number is which
+        name = label_name(value, names, classes)
         return Example(
             prompt,
             options=tuple(self.options.values()),
@@ -109,17 +146,21 @@ def _options(value: Any) -> dict[str, str]:
     return found
 
 
-def _filled(text: str, record: Record) -> str:
-    """A text with a row's values in its braces."""
-    parts: list[str] = []
+def _pieces(text: str) -> list[Any]:
+    """What `string.Formatter` makes of a text with braces."""
     try:
-        pieces: Sequence[Any] = list(string.Formatter().parse(text))
+        return list(string.Formatter().parse(text))
     except ValueError as error:
         raise ValueError(
             f"template: braces must hold column names, got {shown(text)} ({error}); write {{{{ for "
             "a brace."
         ) from error
-    for literal, name, _, _ in pieces:
+
+
+def _filled(text: str, record: Record) -> str:
+    """A text with a row's values in its braces."""
+    parts: list[str] = []
+    for literal, name, *_ in _pieces(text):
         parts.append(literal)
         if name is not None:
             parts.append(str(_value(record, name)))

@@ -15,7 +15,7 @@ from mezo.run import Run
 from mezo.train.encoded import batches_of
 from mezo.train.evaluate import evaluate
 from mezo.train.examples import load_examples, load_test
-from mezo.train.metrics import METRICS, metrics_of
+from mezo.train.metrics import METRICS, check_answers, metrics_of
 from mezo.train.saved_run import open_run, settings_in
 
 _GENERATED = 50  # prompts that are generated for at once
@@ -67,6 +67,11 @@ def evaluate_run(
         ValueError: no run there, bad data, or a metric that does not suit it.
         EngineError: the engine cannot start.
     """
+    require(
+        split is None or data is not None,
+        f"eval: split must be one of data, got {split!r} and no data; pass data, or leave it out "
+        "for the training's held-out examples.",
+    )
     summary = read_summary(run_dir)
     settings = settings_in(run_dir)
     with open_run(run_dir, engine=engine, model=model, threads=threads) as run:
@@ -103,11 +108,13 @@ def _scores(
     is_base: bool,
 ) -> dict[str, float]:
     """All figures of one set of weights."""
+    is_of_text = metric is not None and METRICS[METRICS.check(metric, "eval: ")].is_of_text
+    if is_of_text:
+        check_answers(str(metric), examples)
     whole = evaluate(run, batches_of(run, examples, size), base=is_base)
     found = {"loss": whole.loss}
     if whole.accuracy is not None:
         found["accuracy"] = whole.accuracy
-    is_of_text = metric is not None and METRICS[METRICS.check(metric, "eval: ")].is_of_text
     compute = metrics_of(None if is_of_text else metric, examples)
     if compute is not None:
         found |= compute(whole)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,21 @@ from mezo._inputs import require
 from mezo.config import MeZOConfig, TrainConfig
 from mezo.data.encode import encode_invocation
 from mezo.data.example import Example
+from mezo.data.held_out import sampled, split_off
 from mezo.data.lengths import short_enough, shortened
-from mezo.data.load import load_records
-from mezo.data.own import default_invocation, has_split, own_examples
+from mezo.data.load import load_records, splits_of
+from mezo.data.own import OwnData, default_invocation, own_examples
 from mezo.settings import FROM_DATA
 from mezo.tasks.sampling import k_shot
 from mezo.tasks.template import Template
 
 _HELD_OUT_SHARE = 5  # a fifth of the rows at most, where there is no split to evaluate on
+_DEV_SPLITS = ("validation", "dev", "valid", "val", "eval")  # what is chosen by, by usual names
+_TASK_SPLITS = tuple(field.name for field in dataclasses.fields(tasks.Splits))
+_CHOSEN_ON = (
+    "data: what is reported on held-out examples is also what the adapter is chosen by; give the "
+    "data a split validation beside test to report on others"
+)
 
 
 @dataclass(frozen=True)
@@ -102,8 +108,10 @@ def _of_task(settings: TrainConfig, config: MeZOConfig, tokenizer: Any) -> Train
     test = cut(splits.test[: settings.eval_examples])
     has_dev = chooses(settings) and splits.dev
     held_out = cut(splits.dev[: settings.eval_examples]) if has_dev else test
+    sentences = [_CHOSEN_ON] if chooses(settings) and not has_dev else []
     return TrainingExamples(
-        cut(splits.train), held_out, test, settings.metric or task.metric, invocation
+        *(cut(splits.train), held_out, test, settings.metric or task.metric, invocation),
+        sentences=sentences,
     )
 
 
@@ -119,8 +127,14 @@ def _of_own_data(
         "revision": settings.dataset_revision,
     }
     records = load_records(
-        source, split=settings.train_split, streaming=settings.streaming, **origin
+        source,
+        split=settings.train_split,
+        streaming=settings.streaming,
+        keeps_bad=settings.on_bad_row == "skip",
+        **origin,
     )
+    splits = splits_of(source, (settings.test_split, *_DEV_SPLITS), **origin)
+    _check_splits(settings, splits)
     invocation = None if config.invocation == FROM_DATA else config.invocation
     if invocation is None and template is not None:
         invocation = template.invocation
@@ -136,29 +150,99 @@ def _of_own_data(
     train = own_examples(
         records, split=settings.train_split, streaming=settings.streaming, **shared
     )
-    sentences = [train.sentence, *train.bad_sentences()]
+    sentences = [train.sentence, *train.warnings, *train.bad_sentences()]
     if settings.streaming and settings.shuffle:
         sentences.append("data: rows that are streamed come in their own order, not shuffled")
-    shared["label_names"] = train.label_names
-    metric = settings.metric or (template.metric if template else None)
-    held_out: list[Example] = []
+    shared |= {"label_names": train.label_names, "classes": train.classes}
+
+    def of_split(name: str) -> OwnData:
+        return own_examples(source, split=name, **origin, **shared)
+
+    rows, held_out, test = _evaluated(settings, train, splits or (), of_split, shared, sentences)
+    return TrainingExamples(
+        rows,
+        held_out,
+        test,
+        settings.metric or (template.metric if template else None),
+        invocation,
+        train.label_names,
+        train.asks,
+        sentences,
+    )
+
+
+def _check_splits(settings: TrainConfig, splits: Sequence[str] | None) -> None:
+    """Refuse names of splits that nothing has; those of the data to train on it says itself."""
+    name, default = settings.train_split, TrainConfig.train_split
+    require(
+        splits is not None or name == default,
+        f"data: dataset_train_split must name a split, got {name!r} for data that is one split; "
+        "leave it out.",
+    )
+    name, default = settings.test_split, TrainConfig.test_split
+    require(
+        name in (default, *(splits or ())) or settings.eval_data is not None,
+        f"data: dataset_test_split must name a split, got {name!r}, which the data does not have; "
+        "leave it out, or give eval_data.",
+    )
+
+
+def _evaluated(
+    settings: TrainConfig,
+    train: OwnData,
+    splits: Sequence[str],
+    of_split: Callable[[str], OwnData],
+    shared: Mapping[str, Any],
+    sentences: list[str],
+) -> tuple[Any, list[Example], list[Example]]:
+    """What is trained on, what is evaluated while training and what is reported on.
+
+    Args:
+        settings: the training.
+        train: the rows of the train split.
+        splits: those that the data has.
+        of_split: words one of them.
+        shared: how rows are worded.
+        sentences: gets what is to be said.
+    """
+
+    def limited(found: OwnData) -> list[Example]:
+        chosen, count = sampled(found.examples, found.keys(), settings.eval_examples)
+        sentences.extend(found.bad_sentences())
+        if count > settings.eval_examples:
+            sentences.append(
+                f"data: {settings.eval_examples} of {count} held-out rows are used, taken at "
+                "random; eval_examples raises it"
+            )
+        return chosen
+
     rows: Any = train.examples
+    used = (settings.train_split, settings.test_split)
+    dev = next((name for name in _DEV_SPLITS if name in splits and name not in used), None)
+    test: list[Example] | None = None
     if settings.eval_data is not None:
-        found = own_examples(settings.eval_data, split=settings.test_split, **shared)
-        held_out, sentences = found.examples, [*sentences, *found.bad_sentences()]
-    elif has_split(source, settings.test_split, **origin):
-        found = own_examples(source, split=settings.test_split, **origin, **shared)
-        held_out, sentences = found.examples, [*sentences, *found.bad_sentences()]
+        test = limited(own_examples(settings.eval_data, split=settings.test_split, **shared))
+    elif settings.test_split in splits:
+        test = limited(of_split(settings.test_split))
+    if dev is not None and (test is None or chooses(settings)):
+        held_out = limited(of_split(dev))
+        sentences.append(
+            f"data: evaluated on split {dev}" + ("" if test is None else ", reported on others")
+        )
+    elif test is not None:
+        held_out = test
     elif isinstance(rows, list):
-        rows, held_out = _held_out(rows, settings.eval_examples)
+        rows, held_out = split_off(rows, train.keys(), settings.eval_examples, _HELD_OUT_SHARE)
         sentences.append(
             f"data: {len(held_out)} of {len(rows) + len(held_out)} examples are held out to "
             "evaluate on; give eval_data for others"
         )
-    held_out = held_out[: settings.eval_examples]
-    return TrainingExamples(
-        rows, held_out, held_out, metric, invocation, train.label_names, train.asks, sentences
-    )
+    else:
+        held_out = []
+    test = held_out if test is None else test
+    if test is held_out and chooses(settings):
+        sentences.append(_CHOSEN_ON)
+    return rows, held_out, test
 
 
 def load_test(
@@ -184,9 +268,19 @@ def load_test(
         ValueError: see `load_examples`.
     """
     if settings.task is not None:
-        test = tasks.get(settings.task).load(Path(data)).test
+        name = split or "test"
+        require(
+            name in _TASK_SPLITS,
+            f"eval: split must be one of {_TASK_SPLITS} of a task, got {split!r}; name one.",
+        )
+        test = getattr(tasks.get(settings.task).load(Path(data)), name)
         inserted = encode_invocation(config.invocation, tokenizer)
         return [shortened(e, tokenizer, inserted, settings.max_length) for e in test]
+    require(
+        split is None or splits_of(data, (split,)) is not None,
+        f"eval: split must come with data that has several, got {split!r} for data that is one "
+        "split; leave it out.",
+    )
     template = None if settings.template is None else Template.of(settings.template)
     found = own_examples(
         data,
@@ -213,13 +307,3 @@ def _wording(settings: TrainConfig, tokenizer: Any, template: Template | None) -
         "assistant_only_loss": settings.assistant_only_loss,
         "chat_template_path": settings.chat_template_path,
     }
-
-
-def _held_out(examples: list[Example], count: int) -> tuple[list[Example], list[Example]]:
-    """Some examples, always the same, to evaluate on, and the others."""
-    count = min(count, len(examples) // _HELD_OUT_SHARE)
-    chosen = set(random.Random(0).sample(range(len(examples)), count))
-    return (
-        [example for i, example in enumerate(examples) if i not in chosen],
-        [examples[i] for i in sorted(chosen)],
-    )

@@ -1,6 +1,6 @@
 """What is computed from predictions beside the loss: accuracy, F1, exact match. Add a row for more.
 
-Source: F1 and exact match of texts are normalised as in SQuAD's evaluation (Rajpurkar et al. 2016);
+Source: token_f1 normalises texts as SQuAD's evaluation does (Rajpurkar et al. 2016);
 F1 over all options and exact match per question as in MultiRC (Khashabi et al. 2018); the mean of
 F1 over classes as for CB, the best F1 over a query's answers as for ReCoRD (SuperGLUE, Wang et al.
 2019).
@@ -68,21 +68,33 @@ def by_question(predictions: Sequence[int | None], examples: Sequence[Example]) 
 
 
 def exact_match(predictions: Sequence[str | None], examples: Sequence[Example]) -> dict[str, float]:
-    """Return the share of texts that are one of the answers, normalised."""
+    """Return the share of texts that are one of the answers; case and blanks do not count."""
+    return _matches(predictions, examples, _folded)
+
+
+def token_f1(predictions: Sequence[str | None], examples: Sequence[Example]) -> dict[str, float]:
+    """Return SQuAD's figures: the mean F1 of words against the best answer, and exact match."""
+    scores = [
+        max((_words_f1(p or "", a) for a in e.answers), default=0.0)
+        for p, e in zip(predictions, examples, strict=True)
+    ]
+    matches = _matches(predictions, examples, normalised)
+    return {"f1": math.fsum(scores) / len(scores), **matches}
+
+
+def _matches(
+    predictions: Sequence[str | None], examples: Sequence[Example], read: Callable[[str], str]
+) -> dict[str, float]:
+    """The share of texts that read as one of the answers does."""
     hits = [
-        any(normalised(p or "") == normalised(a) for a in e.answers)
+        any(read(p or "") == read(a) for a in e.answers)
         for p, e in zip(predictions, examples, strict=True)
     ]
     return {"exact_match": sum(hits) / len(hits)}
 
 
-def token_f1(predictions: Sequence[str | None], examples: Sequence[Example]) -> dict[str, float]:
-    """Return the mean F1 of words against the best of the answers, and the exact match."""
-    scores = [
-        max((_words_f1(p or "", a) for a in e.answers), default=0.0)
-        for p, e in zip(predictions, examples, strict=True)
-    ]
-    return {"f1": math.fsum(scores) / len(scores), **exact_match(predictions, examples)}
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def answer_f1(predictions: Sequence[int | None], examples: Sequence[Example]) -> dict[str, float]:
@@ -98,7 +110,10 @@ def answer_f1(predictions: Sequence[int | None], examples: Sequence[Example]) ->
 
 
 def normalised(text: str) -> str:
-    """Return a text in lower case without punctuation, articles and doubled blanks."""
+    """Return a text as SQuAD has it: lower case, no punctuation, articles or doubled blanks.
+
+    Of numbers and of answers that are an article nothing may be left: "-5" is "5" and "A" is "".
+    """
     text = "".join(c for c in text.lower() if c not in set(string.punctuation))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
@@ -138,12 +153,14 @@ def metrics_of(
         compute_metrics: the user's, see `mezo.train.training.train`.
 
     Raises:
-        ValueError: an unknown metric, or one of options for examples that have none.
+        ValueError: an unknown metric, or one of options or of answers for examples without.
     """
     if not examples:
         return None
     has_options = examples[0].options is not None
     metric = None if name is None else METRICS[METRICS.check(name, "train: ")]
+    if metric is not None and metric.is_of_text:
+        check_answers(str(name), examples)
     if metric is not None and not metric.is_of_text:
         require(
             has_options,
@@ -162,6 +179,15 @@ def metrics_of(
         return found
 
     return compute
+
+
+def check_answers(name: str, examples: Sequence[Example]) -> None:
+    """Refuse a metric of texts for examples without right answers (ValueError)."""
+    require(
+        all(example.answers for example in examples),
+        f"eval: metric {name!r} must come with right answers, got examples without any, as texts "
+        "of which every token is learnt; use prompts and completions, or leave the metric out.",
+    )
 
 
 def perplexity(loss: float) -> float:

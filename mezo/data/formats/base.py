@@ -17,10 +17,13 @@ class Record:
     Args:
         where: the file and the line, for error sentences.
         fields: {column: value}.
+        problem: why it cannot be used, behind ``where`` a sentence without its full stop; it has no
+            fields then.
     """
 
     where: str
     fields: dict[str, Any]
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Table:
 
     Args:
         columns: their names; none for an empty file.
-        records: the examples, in the file's order; a list, or `Restarting` where they are streamed.
+        records: the examples and what is none, in the file's order; a list, or `Restarting` where
+            they are streamed.
         label_names: {column: names of its labels}, for columns that say so themselves.
     """
 
@@ -65,7 +69,8 @@ class Format(Protocol):
 
         Raises:
             OSError: it cannot be read.
-            ValueError: it is not of this format; the sentence names the line.
+            ValueError: it is not of this format. A line that is not, where those behind it can be
+                read, is a `Record` with a problem.
         """
         ...
 

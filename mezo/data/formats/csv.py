@@ -62,9 +62,12 @@ class Csv:
                 where = f"{path}:{reader.line_num}"
                 expected, more = len(reader.fieldnames or ()), row.pop(_REST, None) or ()
                 found = expected + len(more) - list(row.values()).count(None)  # type: ignore[arg-type]
-                if found != expected:
-                    raise ValueError(
-                        f"data: {where} must have {expected} values, got {found}; fix the line, "
-                        "and quote values that hold the delimiter."
-                    )
-                yield Record(where, row)
+                if found == expected:
+                    yield Record(where, row)
+                    continue
+                yield Record(
+                    where,
+                    {},
+                    f"must have {expected} values, got {found}; fix the line, and quote values "
+                    "that hold the delimiter",
+                )

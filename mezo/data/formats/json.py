@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,54 +19,58 @@ class Json:
 
     def read(self, path: Path) -> Table:
         """Read a UTF-8 file; ``where`` is the line, or the place in the list."""
-        records = list(self._rows(path))
+        records = list(_records(path))
         columns = dict.fromkeys(name for record in records for name in record.fields)
         empty = dict.fromkeys(columns)
-        return Table(tuple(columns), [Record(r.where, {**empty, **r.fields}) for r in records])
+        filled = [r if r.problem else replace(r, fields={**empty, **r.fields}) for r in records]
+        return Table(tuple(columns), filled)
 
     def stream(self, path: Path) -> Table:
-        """Read a UTF-8 file line by line; the columns are those of the first one."""
-        first = next(self._rows(path), None)
+        """Read a UTF-8 file line by line; the columns are those of the first good one."""
+        first = next((record for record in _records(path) if not record.problem), None)
         columns = tuple(first.fields) if first else ()
-        return Table(columns, Restarting(lambda: self._rows(path)))
-
-    def _rows(self, path: Path) -> Iterator[Record]:
-        for where, row in _entries(path):
-            if not isinstance(row, dict):
-                raise ValueError(
-                    f'data: {where} must be an object as {{"text": "..."}}, got {shown(row)}; '
-                    "write one object per line, or a list of objects."
-                )
-            yield Record(where, row)
+        return Table(columns, Restarting(lambda: _records(path)))
 
 
-def _entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where, entry) of a file of lines, or of one list."""
+def _records(path: Path) -> Iterator[Record]:
+    """The entries of a file of lines, or of one list."""
     with path.open(encoding="utf-8-sig") as file:
         begin = next((line for line in file if line.strip()), "")
         file.seek(0)
         if begin.lstrip().startswith("["):
-            text = file.read()
-            for i, entry in enumerate(_whole(path, text), 1):
-                yield f"{path}, entry {i}", entry
+            for i, entry in enumerate(_whole(path, file.read()), 1):
+                yield _record(f"{path}, entry {i}", entry)
             return
         for i, line in enumerate(file, 1):
-            if line.strip():
-                where = f"{path}:{i}"
-                yield where, _parsed(where, line)
+            if not line.strip():
+                continue
+            where = f"{path}:{i}"
+            try:
+                yield _record(where, json.loads(line))
+            except ValueError as error:
+                yield Record(where, {}, _no_json(line, error))
+
+
+def _record(where: str, entry: Any) -> Record:
+    if isinstance(entry, dict):
+        return Record(where, entry)
+    return Record(
+        where,
+        {},
+        f'must be an object as {{"text": "..."}}, got {shown(entry)}; write one object per line, '
+        "or a list of objects",
+    )
 
 
 def _whole(path: Path, text: str) -> list[Any]:
     """The entries of one list."""
-    found = _parsed(str(path), text)
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"data: {path} {_no_json(text, error)}.") from error
     assert isinstance(found, list)
     return found
 
 
-def _parsed(where: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(
-            f"data: {where} must be JSON, got {shown(text.strip())} ({error}); fix the line."
-        ) from error
+def _no_json(text: str, error: ValueError) -> str:
+    return f"must be JSON, got {shown(text.strip())} ({error}); fix the line"

@@ -10,7 +10,7 @@ import sys
 import datasets
 import pytest
 
-from mezo.data.load import has_split, load_records
+from mezo.data.load import load_records, splits_of
 from tests.support.files import write_jsonl
 
 ROWS = [{"text": "None", "label": "001"}, {"text": "null", "label": "1e5"}]
@@ -49,7 +49,7 @@ def test_a_file_of_each_kind_keeps_its_texts(suffix, is_streamed, tmp_path):
     assert [record.fields for record in rows] == ROWS
     assert records.columns == ("text", "label")
     assert all(str(path) in record.where for record in rows)
-    assert not has_split(path, "train")
+    assert splits_of(path, ("train",)) is None
 
 
 def test_a_text_file_is_a_line_an_example(tmp_path):
@@ -87,21 +87,20 @@ def test_a_folder_of_save_to_disk(kind, tmp_path):
     folder = tmp_path / "saved"
     if kind == "dict":
         datasets.DatasetDict({"train": one, "test": one.select([1])}).save_to_disk(folder)
-        assert has_split(folder, "test")
+        assert splits_of(folder, ("test", "dev")) == ("test",)
         assert [r.fields for r in load_records(folder, split="test").rows] == ROWS[1:]
         with pytest.raises(ValueError, match=r"split must be one of \['test', 'train'\] .* 'dev'"):
             load_records(folder, split="dev")
     else:
         one.save_to_disk(folder)
-        assert not has_split(folder, "test")
+        assert splits_of(folder, ("test",)) is None
     assert [r.fields for r in load_records(folder).rows] == ROWS
 
 
 def test_a_folder_with_a_file_per_split(tmp_path):
     write_as(".csv", tmp_path).rename(tmp_path / "train.csv")
     write_jsonl(tmp_path / "test-0001.jsonl", ROWS[:1])
-    assert has_split(tmp_path, "test")
-    assert not has_split(tmp_path, "dev")
+    assert splits_of(tmp_path, ("dev", "test")) == ("test",)
     assert [r.fields for r in load_records(tmp_path, split="test").rows] == ROWS[:1]
     with pytest.raises(ValueError, match="must have a file for split 'dev', got"):
         load_records(tmp_path, split="dev")

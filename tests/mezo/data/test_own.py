@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 from tokenizers.processors import TemplateProcessing
 
 from mezo.data.encode import encode, encode_invocation
 from mezo.data.example import Example, batch_of
+from mezo.data.load import load_records
 from mezo.data.own import default_invocation, own_examples
+from mezo.tasks.template import Template
 from tests.support.files import write_jsonl
 from tests.support.tiny import make_tokenizer
 
@@ -165,6 +168,37 @@ def test_a_turn_without_loss_does_not_count(chatty):
     assert example.completion == (21, 22, 2)
 
 
+FLAGS = [{"loss": False}, {"weight": 0}, {"train": False}, {"weight": 0.0, "loss": None}]
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_flags_of_messages_are_heeded_in_each_shape(flag, chatty):
+    other = dict.fromkeys(flag, 1)
+    flags = [{}, flag, {}, other]
+    chat = [{**m, **f} for m, f in zip(CHAT, flags, strict=True)]
+    names = {"user": "human", "assistant": "gpt"}
+    theirs = [
+        {"from": names[m["role"]], "value": m["content"], **f}
+        for m, f in zip(CHAT, flags, strict=True)
+    ]
+    for row in ({"messages": chat}, {"conversations": theirs}):
+        (example,) = only([row], chatty, assistant_only_loss=True)
+        assert (example.prompt[-3:], example.completion) == ((0, 12, 2), (21, 22, 2))
+        with pytest.raises(ValueError, match="got one whose every token is learnt; pass assistant"):
+            only([row], chatty)
+    row = {"prompt": CHAT[:1], "completion": [{**CHAT[1], **flag}]}
+    with pytest.raises(ValueError, match=r"not to be learnt .* must come with assistant_only_loss"):
+        only([row], chatty)
+    row = {"prompt": [CHAT[0], {**CHAT[1], **flag}, CHAT[2]], "completion": [CHAT[3] | other]}
+    assert only([row], chatty)[0].completion == (21, 22, 2)
+
+
+def test_a_weight_between_is_refused(chatty):
+    messages = [CHAT[0], {**CHAT[1], "weight": 0.5}]
+    with pytest.raises(ValueError, match=r"a message's weight must be 0 or 1, .* got 0.5; weights"):
+        only([{"messages": messages}], chatty, assistant_only_loss=True)
+
+
 def test_messages_learn_every_token_unless_asked_otherwise(chatty):
     (example,) = only([{"messages": CHAT[:2]}], chatty)
     assert (example.prompt, example.completion) == ((1,), (0, 10, 11, 2, 1, 0, 20, 2))
@@ -199,6 +233,12 @@ def test_a_long_row_loses_the_beginning_of_its_prompt(tokenizer):
         assert only(rows, tokenizer, max_length=limit)[0].prompt == prompt
     with pytest.raises(ValueError, match="leave room for its prompt in max_length 3, got 2 tokens"):
         only(rows, tokenizer, max_length=3)
+
+
+def test_a_long_text_loses_its_end(tokenizer):
+    for limit, rest in ((5, (6, 7, 8, 2)), (4, (6, 7, 8)), (3, (6, 7)), (2, (6,))):
+        (example,) = only([{"text": "w5 w6 w7 w8"}], tokenizer, max_length=limit)
+        assert (example.prompt, example.completion) == ((5,), rest)
 
 
 def test_the_longest_option_and_the_invocation_count(tokenizer):
@@ -250,6 +290,53 @@ def test_a_bad_row_is_named_or_skipped_and_counted(row, reason, tokenizer, tmp_p
     assert data.bad_sentences() == [f"data: 2 rows were left out, the first one {path}:2: {reason}"]
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_lines_that_are_no_rows_are_skipped_and_counted(is_streamed, tokenizer, tmp_path):
+    good = '{"prompt": "w5", "completion": "w6"}\n'
+    files = {
+        "a.jsonl": ("{oops\n" + good + '[1]\n{"prompt": \n' + good, (1, 3, 4)),
+        "a.csv": ("prompt,completion\nw5\nw5,w6\nw5,w6\nw5,w6,w7\n", (2, 5)),
+    }
+    for name, (text, lines) in files.items():
+        path = tmp_path / name
+        path.write_text(text)
+        more = {"on_bad_row": "skip", "streaming": is_streamed}
+        data = own_examples(path, split="train", tokenizer=tokenizer, **more)
+        assert [e.prompt for e in data.examples] == ["w5", "w5"]
+        assert [where.rpartition(":")[2] for where in data.first_bad.values()] == [
+            str(line) for line in lines
+        ]
+        assert "the first one" in data.bad_sentences()[0]
+        with pytest.raises(ValueError, match=rf"{name}:{lines[0]} must (be JSON|have 2 values)"):
+            list(
+                own_examples(
+                    path, split="train", tokenizer=tokenizer, streaming=is_streamed
+                ).examples
+            )
+
+
+def test_many_reasons_are_not_all_said(tokenizer):
+    rows = [{"prompt": "w5", "completion": x} for x in ("w6", *range(20))]
+    data = own_examples(rows, split="train", tokenizer=tokenizer, on_bad_row="skip")
+    assert len(data.bad_sentences()) == 6
+    assert data.bad_sentences()[-1] == "data: 15 rows were left out for other reasons"
+
+
+@pytest.mark.parametrize("missing", [float("nan"), np.float64("nan"), pd.NA, pd.NaT])
+def test_what_pandas_has_for_a_missing_value_is_no_text(missing, tokenizer, chatty):
+    row = {"instruction": "w5", "input": missing, "output": "w7", "system": missing}
+    assert only([row], tokenizer) == only([{**row, "input": "", "system": None}], tokenizer)
+    with pytest.raises(ValueError, match="row 1: title must have a value, got None"):
+        only(
+            [{"title": missing, "a": "w5"}],
+            tokenizer,
+            template=Template.of({"prompt": "{title}", "completion": "{a}"}),
+            invocation="w4",
+        )
+    source = datasets.Dataset.from_pandas(pd.DataFrame({"text": ["w5"], "n": [float("nan")]}))
+    assert next(iter(load_records(source).rows)).fields["n"] is None
+
+
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
@@ -293,6 +380,43 @@ def test_conversations_need_a_template(tokenizer, tmp_path):
     assert made == only([{"messages": CHAT}], tokenizer)
 
 
+def test_a_chat_template_that_nothing_uses_is_refused(tokenizer, tmp_path):
+    path = tmp_path / "chat.jinja"
+    path.write_text(TEMPLATE)
+    for row in ({"text": "w5 w6"}, {"text": "w5", "label": "w7"}):
+        rows = [row, {**row, "label": "w8"} if "label" in row else row]
+        with pytest.raises(
+            ValueError, match="chat_template_path must come with conversations, got"
+        ):
+            only(rows, tokenizer, chat_template_path=str(path))
+    pair = {"prompt": "w5", "completion": "w6"}
+    with pytest.raises(ValueError, match=r"chat_template_path must be a text file, got .*none"):
+        only([pair], tokenizer, chat_template_path=str(tmp_path / "none"))
+    template = Template.of({"prompt": "{prompt}", "completion": "{completion}"})
+    with pytest.raises(ValueError, match="got a template of one's own; leave one of them out"):
+        only([pair], tokenizer, chat_template_path=str(path), template=template, invocation="w4")
+
+
+def test_an_empty_answer_is_the_row_s_fault(tokenizer):
+    tokenizer.chat_template = MARKED
+    rows = [{"messages": [*CHAT[:3], {**CHAT[3], "content": ""}]}]
+    with pytest.raises(ValueError, match="row 1: an assistant's message must have content, got ''"):
+        only(rows, tokenizer, assistant_only_loss=True)
+
+
+@pytest.mark.parametrize("shape", ["messages", "completion"])
+def test_tools_are_rendered_and_said(shape, chatty):
+    chatty.chat_template = "{% if tools %}{{ 'w9 ' }}{% endif %}" + TEMPLATE
+    row = (
+        {"messages": CHAT} if shape == "messages" else {"prompt": CHAT[:1], "completion": CHAT[1:]}
+    )
+    tools = [{"type": "function", "function": {"name": "w5", "parameters": {}}}]
+    data = own_examples([{**row, "tools": tools}], split="train", tokenizer=chatty)
+    assert "tools = tools" in data.sentence
+    assert "not used" not in data.sentence
+    assert data.examples[0].prompt[0] == 9
+
+
 def test_a_template_whose_turns_cannot_be_cut_is_refused(tokenizer):
     tokenizer.chat_template = "{% if messages|length > 1 %}w9 {% endif %}" + TEMPLATE
     with pytest.raises(ValueError, match=r"must have \{% generation %\} markers, or render"):
@@ -305,6 +429,41 @@ def test_a_stream_begins_anew_in_each_epoch(tokenizer, tmp_path):
     data = own_examples(path, split="train", tokenizer=tokenizer, streaming=True)
     assert [e.prompt for e in data.examples] == [e.prompt for e in data.examples]
     assert len(list(data.examples)) == 4
+
+
+def test_rows_that_a_stream_leaves_out_are_said_when_it_ends(tokenizer, tmp_path, caplog):
+    rows = [{"prompt": "w5", "completion": x} for x in ("w6", "", "w7", "", None)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    data = own_examples(path, split="train", tokenizer=tokenizer, streaming=True, on_bad_row="skip")
+    said = "data: 2 rows were left out, the first one {}:2: completion must be a text"
+    for _ in range(2):  # of each pass, not of both
+        assert len(list(data.examples)) == 2
+        assert len(caplog.messages) == 2
+        assert caplog.messages[0].startswith(said.format(path))
+        caplog.clear()
+    stream = iter(data.examples)
+    assert [next(stream).completion, next(stream).completion] == ["w6</s>", "w7</s>"]
+    stream.close()  # a training that ends within a pass
+    assert len(caplog.messages) == 1
+    assert "data: 1 rows were left out" in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "w5", "completion": "w6"},
+        {"text": "w5 w6"},
+        {"instruction": "w5", "output": "w6"},
+    ],
+)
+def test_a_tokenizer_without_an_end_is_said(row, tokenizer):
+    assert own_examples([row], split="train", tokenizer=tokenizer).warnings == ()
+    tokenizer.eos_token = None
+    (warning,) = own_examples([row], split="train", tokenizer=tokenizer).warnings
+    assert warning.startswith("data: the tokenizer has no eos_token, so that texts are learnt")
+    chat = {"prompt": CHAT[:1], "completion": CHAT[1:2]}
+    tokenizer.chat_template = TEMPLATE
+    assert own_examples([chat], split="train", tokenizer=tokenizer).warnings == ()
 
 
 def test_the_invocation_of_a_chat_is_the_run_s(chatty):

@@ -31,8 +31,8 @@ def test_what_is_no_label(value):
 @pytest.mark.parametrize(
     ("value", "names", "classes", "expected"),
     [
-        (1, ("no", "yes"), (), "yes"),  # an index
-        (np.int64(1), ("no", "yes"), (), "yes"),
+        (1, ("no", "yes"), ("no", "yes"), "yes"),  # an index
+        (np.int64(0), ("no", "yes"), ("yes", "no"), "yes"),
         (" yes ", ("no", "yes"), (), "yes"),
         (1, ("1", "2", "3"), (), "1"),  # a value
         (1, ("1", "2", "3"), ("1", "2", "3"), "2"),  # the index of a class
@@ -48,6 +48,7 @@ def test_a_label_is_a_name_or_an_index(value, names, classes, expected):
     ("value", "names", "classes"),
     [
         (0, ("1", "2", "3"), ()),  # not the first one
+        (1, ("no", "yes"), ()),  # in an order that nobody gave
         (True, ("no", "yes"), ()),
         (-1, ("-1", "1"), ("-1", "1")),  # a hidden label
         (2, ("no", "yes"), ("no", "yes")),
@@ -56,6 +57,19 @@ def test_a_label_is_a_name_or_an_index(value, names, classes, expected):
 def test_a_label_that_is_not_there_is_no_other_one(value, names, classes):
     with pytest.raises(ValueError, match="label must be one of"):
         label_name(value, names, classes)
+
+
+def test_texts_in_one_file_and_numbers_in_another(tokenizer):
+    """ "later" < "urgent" says nothing about which of them is 1."""
+    rows = [{"text": "w5", "label": x} for x in ("urgent", "later")]
+    names = own_examples(rows, split="train", tokenizer=tokenizer).label_names
+    numbers = [{"text": "w5", "label": x} for x in (0, 1)]
+    with pytest.raises(ValueError, match=r"\['later', 'urgent'\], got 0; write names, or make the"):
+        examples(numbers, tokenizer, label_names=names)
+    source = datasets.Dataset.from_list(rows).class_encode_column("label")
+    train = own_examples(source, split="train", tokenizer=tokenizer)
+    made = examples(numbers, tokenizer, label_names=train.label_names, classes=train.classes)
+    assert [e.label for e in made] == [0, 1]  # the train split says which is which
 
 
 def test_classes_that_are_numbers_are_told_by_their_index(tokenizer):

@@ -40,7 +40,23 @@ def test_a_completion_is_worded():
     "label", ["tech", 1, np.int64(1), np.int32(1), 1.0, np.float32(1), np.array(1)]
 )
 def test_labels_are_names_or_places(label):
-    assert word(BLOCK, title="A", text="b", topic=label).label == 1
+    assert word(BLOCK | {"options": ["sport", "tech"]}, title="A", text="b", topic=label).label == 1
+    if label != "tech":
+        numbered = {"options": {1: " technology", 0: " sports"}}
+        assert word(BLOCK | numbered, title="A", text="b", topic=label).label == 0
+
+
+@pytest.mark.parametrize("options", [{"tech": " t", "sport": " s"}, [" tech", " sport"]])
+def test_classes_of_the_label_s_column_go_before_the_order_of_options(options):
+    row = Record("row 1", {"title": "A", "text": "b", "topic": 0})
+    template = Template.of(BLOCK | {"options": options})
+    (example,) = template.renderer({"topic": ("sport", "tech", "arts")})(row)
+    assert (example.label, example.answers) == (1, ("sport",))
+    with pytest.raises(ValueError, match=r"must be named as the classes of column 'topic', \['x'"):
+        template.renderer({"topic": ("x", "y")})
+    numbered = Template.of(BLOCK | {"options": {1: " b", 0: " a"}})
+    assert numbered.renderer({"topic": ("x", "y")})(row)[0].label == 1
+    assert template.columns == ("title", "text")
 
 
 def test_options_as_a_list_and_labels_that_are_bools():
@@ -75,6 +91,7 @@ def test_a_bad_block_is_refused(change, message):
         ({"title": None}, "title must have a value, got None"),
         ({"title": "A", "topic": "arts"}, r"label must be one of \['sport', 'tech'\], got 'arts'"),
         ({"title": "A", "topic": 2}, "label must be one of .* got 2"),
+        ({"title": "A", "topic": 0}, "got 0; write names, or make the numbers the names of"),
         ({"title": "A", "topic": 0.5}, "label must be one of .* got 0.5"),
         ({"title": "A", "topic": True}, "label must be one of .* got True"),
     ],

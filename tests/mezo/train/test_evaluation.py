@@ -120,6 +120,14 @@ def test_metrics_of_texts_generate(model_dir, tmp_path):
     assert answers.strip()
 
 
+def test_metrics_of_texts_need_answers(model_dir, tmp_path):
+    train(model_dir, write_jsonl(tmp_path / "rows.jsonl", SHAPES["text"]), tmp_path / "out")
+    words = f"eval {tmp_path / 'out'} --metric exact_match"
+    result = CliRunner().invoke(app, words.split())
+    assert result.exit_code == 2
+    assert "metric 'exact_match' must come with right answers" in result.output
+
+
 @pytest.mark.parametrize("prefix", ["exact", "activated"])
 def test_prefixes_of_own_data(prefix, model_dir, tmp_path):
     data = write_jsonl(tmp_path / "rows.jsonl", SHAPES["chat"])

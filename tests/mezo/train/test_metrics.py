@@ -108,7 +108,30 @@ def test_texts(text, answers, exact, f1):
     examples = [Example("p", completion="x", answers=answers)]
     found = METRICS["token_f1"].compute([text], examples)
     assert found == {"f1": pytest.approx(f1), "exact_match": exact}
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "exact"),
+    [
+        (" A  Cat ", "a cat", 1.0),
+        ("5", "-5", 0.0),
+        ("1.5", "15", 0.0),
+        ("", "A", 0.0),
+        ("the", "a", 0.0),
+        ("cat.", "cat", 0.0),
+        (None, "cat", 0.0),
+    ],
+)
+def test_an_exact_match_drops_nothing_of_an_answer(text, answer, exact):
+    examples = [Example("p", completion="x", answers=("other", answer))]
     assert METRICS["exact_match"].compute([text], examples) == {"exact_match": exact}
+
+
+@pytest.mark.parametrize("name", ["exact_match", "token_f1"])
+def test_a_metric_of_texts_needs_answers(name):
+    examples = [Example((5,), completion=(6, 7))]
+    with pytest.raises(ValueError, match=f"metric '{name}' must come with right answers, got"):
+        metrics_of(name, examples)
 
 
 def test_random_texts_against_a_plain_computation():

@@ -18,7 +18,7 @@ from mezo.cli import app
 from mezo.config import TrainConfig
 from mezo.engines import available
 from mezo.train import training
-from mezo.train.evaluate import pool
+from mezo.train.evaluate import evaluate, pool
 from tests.support.independent import load_peft
 from tests.support.tiny import LINEARS, VOCAB, load_model, random_batch
 
@@ -89,6 +89,22 @@ def test_pooled_evaluations_weigh_examples():
     whole = pool(parts)
     assert whole == mezo.EvalResult(1.75, 0.875, [0, 1, *[1] * 6], 8, 40)
     assert pool([mezo.EvalResult(1.0, None, None, 2, 1)]).accuracy is None
+
+
+def test_the_loss_of_completions_is_the_same_for_every_batch_size(run):
+    """Completions of 1 to 9 tokens: a mean of batches' means would be another."""
+    rng = random.Random(7)
+    ids = [[rng.randrange(5, 500) for _ in range(n)] for n in (1, 9, 2, 8, 3, 1, 7)]
+    whole = run.evaluate(mezo.Batch(prompts=[[5, 6]] * 7, completions=ids))
+    assert whole.loss_tokens == sum(map(len, ids))
+    expected = -sum(s * len(row) for [s], row in zip(whole.scores, ids, strict=True)) / 31
+    assert whole.loss == pytest.approx(expected)
+    for size in (1, 2, 3):
+        few = [ids[i : i + size] for i in range(0, 7, size)]
+        batches = [mezo.Batch(prompts=[[5, 6]] * len(some), completions=some) for some in few]
+        pooled = evaluate(run, batches)
+        assert pooled.loss == pytest.approx(whole.loss, rel=1e-6)
+        assert pooled.loss_tokens == whole.loss_tokens
 
 
 def test_bad_trainers_raise(run):

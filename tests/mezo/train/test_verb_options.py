@@ -59,6 +59,19 @@ def test_which_examples_are_scored(run_dir, tmp_path):
     assert "(3 examples)" in verb("eval", run_dir, *data, "--split", "dev")
 
 
+def test_a_split_that_nothing_has_is_refused(run_dir, tmp_path):
+    one = ("--data", tmp_path / "folder" / "dev.jsonl")
+    for more, said in (
+        ((), "split must be one of data, got 'none' and no data"),
+        (one, "split must come with data that has several, got 'none' for data that is one"),
+        (("--data", tmp_path / "folder"), "must have a file for split 'none'"),
+    ):
+        words = [str(word) for word in ("eval", run_dir, "--split", "none", *more)]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 2
+        assert said in " ".join(result.output.split())
+
+
 def test_how_long_generated_completions_are(run_dir, monkeypatch):
     lengths, real = [], Run.generate
 
