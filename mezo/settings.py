@@ -78,20 +78,7 @@ def settings_of(**given: Any) -> tuple[TrainConfig, MeZOConfig]:
         "train: data or a task must be given, got neither; pass --data FILE, or --task "
         f"{next(iter(tasks.TASKS))}.",
     )
-    preset: dict[str, Any] = {}
-    if task is not None:
-        chosen = tasks.get(tasks.TASKS.check(task, "train: "))
-        preset = {"name": task, "invocation": chosen.invocation, **chosen.preset}
-        if values.get("num_epochs") is not None:
-            preset.pop("num_steps", None)
-        known = sorted({field.name for _, field in fields().values()})
-        unknown = sorted(set(preset) - set(known))
-        require(
-            not unknown,
-            f"train: the preset of task {task!r} must name fields of TrainConfig and MeZOConfig, "
-            f"got {unknown}; use {known}.",
-        )
-    values = preset | values
+    values = _preset(task, has_epochs=values.get("num_epochs") is not None) | values
     if task is None and values.get("prefix") == "activated":
         values.setdefault("invocation", FROM_DATA)
     if values.get("target_modules") in (("all-linear",), ["all-linear"]):
@@ -107,6 +94,24 @@ def settings_of(**given: Any) -> tuple[TrainConfig, MeZOConfig]:
         TrainConfig(**{name: values[name] for name in values if name in loop}),
         MeZOConfig(**{name: values[name] for name in values if name not in loop}),
     )
+
+
+def _preset(task: str | None, *, has_epochs: bool) -> dict[str, Any]:
+    """{field: value} that a task brings; epochs that are given go before its steps."""
+    if task is None:
+        return {}
+    chosen = tasks.get(tasks.TASKS.check(task, "train: "))
+    preset = {"name": task, "invocation": chosen.invocation, **chosen.preset}
+    if has_epochs:
+        preset.pop("num_steps", None)
+    known = sorted({field.name for _, field in fields().values()})
+    unknown = sorted(set(preset) - set(known))
+    require(
+        not unknown,
+        f"train: the preset of task {task!r} must name fields of TrainConfig and MeZOConfig, "
+        f"got {unknown}; use {known}.",
+    )
+    return preset
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -180,12 +185,16 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_yaml(settings: TrainConfig, config: MeZOConfig) -> str:
-    """Return settings as the YAML that gives them again, without those that are the default."""
+    """Return settings as the YAML that gives them again.
+
+    Those that are the default are left out, unless the task's preset would bring another value.
+    """
+    preset = _preset(settings.task, has_epochs=settings.num_epochs is not None)
     values = {}
     for part in (settings, config):
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
-            if value != field.default:
+            if value != field.default or preset.get(field.name, value) != value:
                 values[field.name] = _yaml_value(value)
     return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 

@@ -16,7 +16,8 @@ class Best:
 
     Args:
         metric: "loss", "accuracy" or a name in `EvalResult.metrics`; also as "eval_loss".
-        greater_is_better: whether a larger value is better; None: all but losses and perplexity.
+        greater_is_better: whether a larger value is better; None: it is, unless the name ends
+            in "loss" or "perplexity".
         patience: evaluations without a better one after which the training stops; None: never.
 
     Attributes:
@@ -35,7 +36,7 @@ class Best:
     ) -> None:
         self.metric = (metric or "loss").removeprefix("eval_")
         if greater_is_better is None:
-            greater_is_better = self.metric not in ("loss", "perplexity")
+            greater_is_better = not self.metric.endswith(("loss", "perplexity"))
         self.greater_is_better = greater_is_better
         self.patience = patience
         self.step: int | None = None

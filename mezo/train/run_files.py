@@ -175,6 +175,7 @@ def record_of(
     scores_by_when: Mapping[str, EvalResult],
     *,
     model: str,
+    is_best_loaded: bool,
 ) -> dict[str, Any]:
     """Return what summary.json holds.
 
@@ -185,6 +186,7 @@ def record_of(
         examples: trained on.
         scores_by_when: {"before", "after"}: evaluations on other examples than the trainer's.
         model: directory or name.
+        is_best_loaded: whether the saved adapter is the best one, put back behind the last step.
     """
     from mezo import __version__
 
@@ -212,7 +214,7 @@ def record_of(
         "asks": examples.asks,
         "batch_size": settings.examples_per_step,
         "best": best and {"step": best.step, "metric": best.metric, "value": best.value},
-        "is_best_loaded": bool(settings.load_best and best and best.weights is not None),
+        "is_best_loaded": is_best_loaded,
         "config": dataclasses.asdict(config),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "engine": settings.engine,

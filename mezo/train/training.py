@@ -48,6 +48,7 @@ from mezo.train.summary import TrainSummary
 from mezo.train.trainer import MeZOTrainer
 from mezo.train.trainer_callbacks import trackers
 from mezo.train.upload import Upload
+from mezo.train.user_metrics import as_numbers
 from mezo.train.watch import Watch, check_rows
 
 
@@ -74,7 +75,8 @@ def train(
         tokenizer: the model's; None: loaded from ``settings.model``.
         callbacks: see `MeZOTrainer`.
         compute_metrics: as in `transformers.Trainer`: gets an ``EvalPrediction`` with the options'
-            scores (nats) ``[N, C]`` and the labels ``[N]`` of the held-out examples.
+            scores (nats) ``[N, C]`` and the labels ``[N]`` of the held-out examples; returns
+            {name: number}, NumPy's and torch's too, or None for nothing.
 
     Returns:
         The summary, and the content of summary.json; look at its "problems".
@@ -114,16 +116,19 @@ def train(
         now = yaml.safe_load(as_yaml(settings, config))
         check_continues(past, settings, now, model=identity, data=data_hash)
         print(f"Going on with {past.source} behind step {past.num_steps}.", flush=True)
-    log = TrainingLog(settings, config, model, can_plot=has_plots, past=past)
     more = [*callbacks, *([reporting] if reporting else [])]
-    metrics = metrics_of(examples.metric, examples.held_out, compute_metrics)
+    compute = None if compute_metrics is None else as_numbers(compute_metrics)
+    metrics = metrics_of(examples.metric, examples.held_out, compute)
     with (
         _engine(chosen, engine, model, settings, config, rows) as handle,
         closing((run := attach(handle, config, tokenizer=tokenizer)).close),
-        recording(run, settings, past, model=identity, data=data_hash) as recorder,
     ):
-        trainer = _trainer(settings, run, examples, rows, past, recorder, [log, *more], metrics)
-        record = _train(settings, trainer, log, examples, rows, model)
+        if engine is not None:  # the caller's may be another one than the settings'
+            settings = dataclasses.replace(settings, engine=run.session.engine_name)
+        log = TrainingLog(settings, config, model, can_plot=has_plots, past=past)
+        with recording(run, settings, past, model=identity, data=data_hash) as recorder:
+            trainer = _trainer(settings, run, examples, rows, past, recorder, [log, *more], metrics)
+            record = _train(settings, trainer, log, examples, rows, model)
     print(closing_words(record, settings.output, has_plot=log.has_plot))
     if upload is not None:
         upload(settings.output / "adapter")
@@ -224,12 +229,15 @@ def _train(
     if examples.test is not examples.held_out:
         test = batches_of(run, examples.test, settings.eval_batch_size, rows.test)
     scores: dict[str, EvalResult] = {}
+    is_best_loaded = False
 
     def finish() -> None:
         """Put the best weights back, and report on examples that chose nothing."""
+        nonlocal is_best_loaded
         best = trainer.best
         if settings.load_best and best is not None and best.weights is not None:
             run.set_weights(best.weights)
+            is_best_loaded = True
             if best.evaluation is not None:
                 scores["after"] = best.evaluation
         if test is not None:
@@ -239,7 +247,9 @@ def _train(
         return write_adapter(read(settings.output / TRAJECTORY), directory)
 
     def leave() -> dict[str, Any]:
-        record = record_of(settings, trainer, log, examples, scores, model=model)
+        record = record_of(
+            settings, trainer, log, examples, scores, model=model, is_best_loaded=is_best_loaded
+        )
         leave_files(settings, run.config, record, log)
         return record
 

@@ -224,6 +224,23 @@ def test_what_a_run_was_is_written_so_that_it_can_be_read_again(tmp_path):
     assert settings_of(**read_yaml(path)) == (settings, config)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"lr": 1e-4, "clip": None, "num_steps": None, "batch_size": 16},
+        {"num_epochs": 2},
+        {"name": "mezo", "rank": 8, "schedule": "constant", "prefix": "exact"},
+    ],
+)
+@pytest.mark.parametrize("task", ["rotten_tomatoes", "sst2", "bbc_news"])
+def test_what_a_task_s_run_was_is_not_what_its_preset_says(task, values, tmp_path):
+    settings, config = settings_of(task=task, output="out", **values)
+    path = tmp_path / "run.yaml"
+    path.write_text(as_yaml(settings, config))
+    assert settings_of(**read_yaml(path)) == (settings, config)
+
+
 @pytest.mark.parametrize("content", ["[1, 2]", "a: [", "just text", "1: 2"])
 def test_a_file_that_is_no_settings_is_refused(content, tmp_path):
     path = tmp_path / "run.yaml"

@@ -57,11 +57,13 @@ def test_rows_in_memory_and_an_engine_of_one_s_own(options, rows, trained, tmp_p
     first = saved_weights(output / "adapter")
     model = load_model(options["model_name_or_path"])
     more = {**options, "output_dir": tmp_path / "rows"}
-    del more["model_name_or_path"], more["dataset_name"]
+    del more["model_name_or_path"], more["dataset_name"], more["engine"]
     summary = mezo.finetune(model, rows, tokenizer=make_tokenizer(), **more)
     assert summary.steps == 6
     again = saved_weights(tmp_path / "rows" / "adapter")
     assert all(torch.equal(first[name], again[name]) for name in first)
+    left = valid_json((tmp_path / "rows" / "summary.json").read_text())
+    assert left["engine"] == "transformers"
 
 
 def test_a_model_in_memory_brings_its_own_tokenizer(options, rows, trained, tmp_path):
@@ -150,6 +152,22 @@ def test_the_best_adapter_is_saved_in_the_end(trained, losses):
     assert sorted(p.name for p in output.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     best, saved = saved_weights(output / "checkpoint-4"), saved_weights(output / "adapter")
     assert all(torch.equal(best[name], saved[name]) for name in saved)
+
+
+def test_ctrl_c_leaves_the_last_adapter_and_says_so(options, losses, tmp_path):
+    losses(3.0, 1.0, 2.0, 2.0)
+
+    def interrupt(progress):
+        if progress.step == 5:
+            raise KeyboardInterrupt
+
+    model, data = options.pop("model_name_or_path"), options.pop("dataset_name")
+    more = {**options, "eval_steps": 2, "load_best_model_at_end": True, "save_steps": 5}
+    with pytest.raises(KeyboardInterrupt):
+        mezo.finetune(model, data, callbacks=[interrupt], **more)
+    summary = valid_json((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["steps"], summary["best"]["step"]) == (5, 2)
+    assert summary["is_best_loaded"] is False
 
 
 def test_waiting_for_a_better_one_ends(trained, losses):
