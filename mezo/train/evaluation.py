@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def evaluate_run(
         split: of the data; None: the training's test split.
         metric: a name in `mezo.train.metrics.METRICS`; None: the training's. Metrics of texts
             generate the completions, greedily.
-        max_examples: the most examples; None: all of them.
+        max_examples: the most examples, taken at random and always the same; None: all of them.
         max_new_tokens: of a generated completion; None: twice the longest right answer.
         engine: see `mezo.train.saved_run.open_run`, like the next two.
         model: see there.
@@ -85,7 +86,7 @@ def evaluate_run(
         else:
             names = tuple(summary.get("label_names") or ())
             examples = load_test(settings, config, tokenizer, data, split=split, label_names=names)
-        examples = examples[:max_examples]
+        examples = _few(examples, max_examples)
         require(bool(examples), "eval: there must be an example, got none; pass other data.")
         chosen = metric or summary.get("metric")
         size = settings.eval_batch_size
@@ -96,6 +97,15 @@ def evaluate_run(
     result = Comparison(len(examples), found[True], found[False])
     write_json(Path(run_dir) / "eval_results.json", result)
     return result
+
+
+def _few(examples: list[Example], count: int | None) -> list[Example]:
+    """At most ``count`` examples, always the same ones: of sorted data not one label only."""
+    if count is None or count >= len(examples):
+        return examples
+    if any(example.group for example in examples):
+        return examples[:count]  # questions stay whole
+    return [examples[i] for i in sorted(random.Random(0).sample(range(len(examples)), count))]
 
 
 def _scores(

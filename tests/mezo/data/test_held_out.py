@@ -50,6 +50,7 @@ def test_rows_of_the_same_content_and_turns_of_a_row_stay_together():
     assert not {e.prompt for e in rest} & {e.prompt for e in chosen}
     assert len(chosen) == 80 * 3  # 81 is no number of whole groups of 4
     assert len(rest) + len(chosen) == len(made)
+    assert split_off(made, keys, 3, 5)[1] == []  # no group is that small
     assert [e for e in made if e.where in {e.where for e in chosen}] == chosen
 
 

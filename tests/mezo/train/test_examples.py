@@ -119,6 +119,8 @@ def test_duplicates_are_on_one_side_and_rows_stay_where_they_were():
     rows = [*ROWS[:30], *ROWS[600:630]]
     doubled = loaded([*rows, *rows], columns="prompt=text,completion=label")
     assert not prompts(doubled.train) & prompts(doubled.held_out)
+    relabelled = loaded([*rows, *({**row, "label": "no"} for row in rows)])
+    assert not prompts(relabelled.train) & prompts(relabelled.held_out)
     first = prompts(loaded(rows).held_out)
     grown = prompts(loaded([{**ROWS[700], "label": "no"}, *rows]).held_out)
     assert len(first & grown) >= len(first) - 1 > 5

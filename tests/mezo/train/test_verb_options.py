@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from contextlib import contextmanager
 
@@ -10,9 +11,11 @@ import transformers
 from typer.testing import CliRunner
 
 from mezo.cli import app
+from mezo.data.example import Example
 from mezo.engines import ENGINES
 from mezo.engines.transformers import TransformersEngine
 from mezo.run import Run
+from mezo.train import evaluation
 from tests.support.files import write_jsonl
 
 TEXTS = [{"prompt": f"w{5 + i} w{6 + i}", "completion": f" w{9 + i} w8"} for i in range(40)]
@@ -57,6 +60,17 @@ def test_which_examples_are_scored(run_dir, tmp_path):
     data = ("--data", tmp_path / "folder")
     assert "(7 examples)" in verb("eval", run_dir, *data)
     assert "(3 examples)" in verb("eval", run_dir, *data, "--split", "dev")
+
+
+def test_few_examples_are_taken_at_random():
+    made = [Example(f"w{i}", options=("a", "b"), label=i // 50) for i in range(100)]
+    few = evaluation._few(made, 20)
+    assert len(few) == 20
+    assert 4 < sum(example.label for example in few) < 16
+    assert few == evaluation._few(made, 20) == sorted(few, key=made.index)
+    assert evaluation._few(made, 100) is evaluation._few(made, None) is made
+    grouped = [dataclasses.replace(example, group="q") for example in made]
+    assert evaluation._few(grouped, 20) == grouped[:20]
 
 
 def test_a_split_that_nothing_has_is_refused(run_dir, tmp_path):
