@@ -163,7 +163,7 @@ def check_train(config: TrainConfig) -> dict[str, Any]:
         f"train: report_to must be among {TRACKERS} or 'none', got {wrong}; leave it out for none.",
     )
     found["report_to"] = trackers
-    found["columns"] = _columns(config.columns)
+    found["columns"] = column_names(config.columns)
     found["engine_args"] = engine_arguments(config.engine_args)
     require(
         config.template is None or isinstance(config.template, Mapping),
@@ -260,8 +260,12 @@ def engine_arguments(value: Any) -> dict[str, Any] | None:
     return found
 
 
-def _columns(value: Any) -> dict[str, str] | None:
-    """{our column: the data's}; given so, or as "ours=theirs,ours=theirs"."""
+def column_names(value: Any) -> dict[str, str] | None:
+    """{our column: the data's}; given so, or as "ours=theirs,ours=theirs".
+
+    Raises:
+        ValueError: something else.
+    """
     if value is None:
         return None
     if isinstance(value, str):
