@@ -36,7 +36,7 @@ FROM_DATA = "<as the data has it>"
 _ALIKE = 0.75
 
 
-class _Once(yaml.SafeLoader):
+class _Once(yaml.SafeLoader):  # type: ignore[misc]
     """YAML in which a name stands once in its block."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -51,7 +51,8 @@ class _Once(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(
                 None, None, f"{twice[0]} twice", node.start_mark
             )
-        return super().construct_mapping(node, deep)
+        block: dict[Any, Any] = super().construct_mapping(node, deep)
+        return block
 
 
 @cache

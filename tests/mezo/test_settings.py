@@ -175,6 +175,19 @@ def test_texts_become_values(name, text, value):
             {"streaming": True, "max_train_samples": 9, "eval_strategy": "epoch"},
             "streaming must come without train_examples, eval_strategy 'epoch', got both",
         ),
+        (
+            {"streaming": True, "num_train_epochs": 2},
+            "streaming must come without num_train_epochs, got both",
+        ),
+        (
+            {"metric_for_best_model": "f1"},
+            "metric_for_best_model must come with what chooses by it, got none",
+        ),
+        (
+            {"greater_is_better": False, "eval_steps": 5},
+            "greater_is_better must come with what chooses by it, got none",
+        ),
+        ({"hub_model_id": "me/it"}, "hub_model_id must come with push_to_hub, got 'me/it' alone"),
         ({"lr_scheduler_type": "sqrt"}, "schedule must be one of: .* got 'sqrt'"),
     ],
 )
