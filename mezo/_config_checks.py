@@ -156,6 +156,22 @@ def check_train(config: TrainConfig) -> dict[str, Any]:
             f"train: {name} must come with evaluations during the training, got none; give "
             "eval_steps, or eval_strategy 'epoch'.",
         )
+    chooses = config.load_best or config.patience is not None or config.save_strategy == "best"
+    for name, option in (
+        ("best_metric", "metric_for_best_model"),
+        ("greater_is_better", "greater_is_better"),
+    ):
+        require(
+            chooses or getattr(config, name) is None,
+            f"train: {option} must come with what chooses by it, got none; give "
+            "load_best_model_at_end, early_stopping_patience or save_strategy 'best', or leave it "
+            "out.",
+        )
+    require(
+        config.push_to_hub or config.hub_model_id is None,
+        f"train: hub_model_id must come with push_to_hub, got {shown(config.hub_model_id)} alone; "
+        "give push_to_hub, or leave it out.",
+    )
     trackers = _names(config.report_to)
     wrong = [name for name in trackers if name not in TRACKERS]
     require(
@@ -163,7 +179,7 @@ def check_train(config: TrainConfig) -> dict[str, Any]:
         f"train: report_to must be among {TRACKERS} or 'none', got {wrong}; leave it out for none.",
     )
     found["report_to"] = trackers
-    found["columns"] = _columns(config.columns)
+    found["columns"] = column_names(config.columns)
     found["engine_args"] = engine_arguments(config.engine_args)
     require(
         config.template is None or isinstance(config.template, Mapping),
@@ -207,6 +223,7 @@ def _check_data(config: TrainConfig) -> None:
     given = [name for name in _NOT_OF_STREAMS if getattr(config, name) is not None]
     strategies = ("eval_strategy", "save_strategy")
     given += [f"{name} 'epoch'" for name in strategies if getattr(config, name) == "epoch"]
+    given += ["num_train_epochs"] if config.num_epochs and not config.num_steps else []
     require(
         not config.streaming or not given,
         f"train: streaming must come without {', '.join(given)}, got both, and nobody knows the "
@@ -260,8 +277,12 @@ def engine_arguments(value: Any) -> dict[str, Any] | None:
     return found
 
 
-def _columns(value: Any) -> dict[str, str] | None:
-    """{our column: the data's}; given so, or as "ours=theirs,ours=theirs"."""
+def column_names(value: Any) -> dict[str, str] | None:
+    """{our column: the data's}; given so, or as "ours=theirs,ours=theirs".
+
+    Raises:
+        ValueError: something else.
+    """
     if value is None:
         return None
     if isinstance(value, str):

@@ -66,9 +66,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def nearest(name: object, names: Iterable[str]) -> str | None:
-    """The name that a misspelt one is most like; None where none is like it."""
-    found = difflib.get_close_matches(name, list(names), 1) if isinstance(name, str) else []
+def nearest(name: object, names: Iterable[str], *, alike: float = 0.6) -> str | None:
+    """The name that a misspelt one is most like; None where none is like it by that ratio."""
+    if not isinstance(name, str):
+        return None
+    found = difflib.get_close_matches(name, list(names), 1, alike)
     return found[0] if found else None
 
 

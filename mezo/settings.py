@@ -7,6 +7,7 @@ trainers use for it. What is given goes before the task's preset, and that befor
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -16,32 +17,42 @@ import pydantic
 import yaml
 
 from mezo import tasks
+from mezo._config_checks import column_names
+from mezo._foreign_settings import ELSEWHERE, share_of, translated, without_left_out
 from mezo._inputs import nearest, one_line, require, shown
 from mezo.checkpoint.run_directory import TRAJECTORY
 from mezo.checkpoint.trajectory import read
-from mezo.config import MeZOConfig, TrainConfig
+from mezo.config import DEFAULT_STEPS, MeZOConfig, TrainConfig
 from mezo.engines.linears import all_linear
-
-# Settings of other trainers that have no place here, and what takes it.
-_ELSEWHERE = {
-    "max_grad_norm": "clip bounds projected_grad; there is no gradient to clip",
-    "bf16": "dtype names the model's dtype",
-    "fp16": "dtype names the model's dtype",
-    "gradient_checkpointing": "forward passes keep no activations; leave it out",
-    "lora_dropout": "dropout would differ between the two signs; leave it out",
-    "attn_implementation": "the engine chooses its attention; leave it out",
-    "dataset_text_field": "columns: text=NAME names the column",
-    "do_train": "mezo train trains and mezo eval evaluates; leave it out",
-    "do_eval": "mezo train trains and mezo eval evaluates; leave it out",
-    "warmup": "warmup_steps or warmup_ratio",
-}
-
 
 # These belong to the command that was given, not to the run.
 OF_THE_COMMAND = ("output", "resume_from_checkpoint", "at", "allow_change", "overwrite_output_dir")
 
 # The invocation of an activated adapter until the data has said what stands before its completions.
 FROM_DATA = "<as the data has it>"
+
+
+# How like a setting's name a misspelt one is; below, it is another one's name.
+_ALIKE = 0.75
+
+
+class _Once(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML in which a name stands once in its block."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See `yaml.SafeLoader`.
+
+        Raises:
+            ConstructorError: a name stands there twice.
+        """
+        keys = [(k.tag, k.value) for k, _ in node.value if isinstance(k, yaml.ScalarNode)]
+        twice = [key[1] for key in keys if keys.count(key) > 1 and key[1] != "<<"]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[0]} twice", node.start_mark
+            )
+        block: dict[Any, Any] = super().construct_mapping(node, deep)
+        return block
 
 
 @cache
@@ -79,6 +90,7 @@ def settings_of(**given: Any) -> tuple[TrainConfig, MeZOConfig]:
         f"{next(iter(tasks.TASKS))}.",
     )
     values = _preset(task, has_epochs=values.get("num_epochs") is not None) | values
+    values = _whole_steps(values)
     if task is None and values.get("prefix") == "activated":
         values.setdefault("invocation", FROM_DATA)
     if values.get("target_modules") in (("all-linear",), ["all-linear"]):
@@ -114,6 +126,32 @@ def _preset(task: str | None, *, has_epochs: bool) -> dict[str, Any]:
     return preset
 
 
+def _whole_steps(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn shares of all steps, as eval_steps 0.1, into steps; of a warm-up into its ratio."""
+    found = dict(values)
+    for name, value in values.items():
+        share = share_of(name, value)
+        if share is None:
+            continue
+        if name == "warmup_steps":
+            require(
+                not values.get("warmup_ratio"),
+                "train: one of warmup_steps and warmup_ratio must be 0, got "
+                f"{value} and {values.get('warmup_ratio')}; give one.",
+            )
+            del found[name]
+            found["warmup_ratio"] = share
+            continue
+        num_steps = values.get("num_steps")
+        require(
+            num_steps is not None or values.get("num_epochs") is None,
+            f"train: {name} must be whole steps where epochs are given, got {value}, a share of "
+            "steps that are counted later; give max_steps, or whole steps.",
+        )
+        found[name] = math.ceil(share * (DEFAULT_STEPS if num_steps is None else num_steps))
+    return found
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the settings of a YAML file, by the names that stand there.
 
@@ -121,10 +159,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ValueError: it cannot be read, is no YAML, or holds something else than names and values.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Once)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(
-            f"train: --config must be a YAML file, got {one_line(error)}; fix it."
+            f"train: --config must be a YAML file, got {one_line(error)} ({path}); fix it."
         ) from error
     require(
         isinstance(content, dict) and all(isinstance(name, str) for name in content),
@@ -168,20 +206,55 @@ def read_assignments(texts: Iterable[str], option: str = "--set") -> dict[str, A
                 f"{shown(text)}; keep one.",
             )
             place = inner
+        require(
+            last not in place,
+            f"train: {option} must give {name.strip()} once, got {shown(text)} besides; keep one.",
+        )
         place[last] = parsed
     return found
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Put settings over others, by whatever names; blocks are merged. The last one wins."""
+    """Put settings over others, by whatever names; blocks are merged. The last one wins.
+
+    Raises:
+        ValueError: an unknown name, or a setting that one layer gives twice.
+    """
     values: dict[str, Any] = {}
     for layer in layers:
-        for name, value in layer.items():
-            key = _field(name)[1].name
-            if isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
-                value = {**values[key], **value}
-            values[key] = value
+        names: dict[str, str] = {}
+        for name, value in without_left_out(layer).items():
+            key = _once(name, names).name
+            values[key] = _merged_value(values.get(key), _block(key, name, value))
     return values
+
+
+def _once(name: str, names: dict[str, str]) -> dataclasses.Field[Any]:
+    """The setting of that name; ``names`` remembers {setting: the name by which it was given}."""
+    field = _field(name)[1]
+    require(
+        field.name not in names,
+        f"train: {field.name} must be given once, got {names.get(field.name)!r} and {name!r}; "
+        "keep one.",
+    )
+    names[field.name] = name
+    return field
+
+
+def _merged_value(below: Any, above: Any) -> Any:
+    """A value over another one; of two blocks, key by key."""
+    if not isinstance(below, Mapping) or not isinstance(above, Mapping):
+        return above
+    return {**below, **{key: _merged_value(below.get(key), above[key]) for key in above}}
+
+
+def _block(field: str, name: str, value: Any) -> Any:
+    """A block that was given as one text, as on the command line."""
+    if not isinstance(value, str) or field not in ("columns", "engine_args"):
+        return value
+    if field == "columns":
+        return column_names(value)
+    return read_assignments(value.split(","), option=name)
 
 
 def as_yaml(settings: TrainConfig, config: MeZOConfig) -> str:
@@ -234,15 +307,9 @@ def _by_field(given: Mapping[str, Any]) -> dict[str, Any]:
     """{field: value of the field's type}."""
     values: dict[str, Any] = {}
     names: dict[str, str] = {}
-    for name, value in given.items():
-        cls, field = _field(name)
-        require(
-            field.name not in values,
-            f"train: {field.name} must be given once, got {names.get(field.name)!r} and {name!r}; "
-            "keep one.",
-        )
-        names[field.name] = name
-        values[field.name] = _typed(cls, field, name, value)
+    for name, value in without_left_out(given).items():
+        field = _once(name, names)
+        values[field.name] = _typed(fields()[field.name][0], field, name, value)
     return values
 
 
@@ -251,17 +318,24 @@ def _field(name: str) -> tuple[type[Any], dataclasses.Field[Any]]:
     key = name.replace("-", "_")
     if key in fields():
         return fields()[key]
-    near = nearest(key, fields())
-    remedy = _ELSEWHERE.get(key) or (
+    raise ValueError(unknown_setting(name))
+
+
+def unknown_setting(name: str) -> str:
+    """Say that a name is no setting's, and what to use."""
+    key = name.replace("-", "_")
+    near = nearest(key, fields(), alike=_ALIKE)
+    remedy = ELSEWHERE.get(key) or (
         f"use {near!r}" if near else "see `mezo train --help` for all names"
     )
-    raise ValueError(f"train: a setting must be one of mezo's, got {name!r}; {remedy}.")
+    return f"train: a setting must be one of mezo's, got {name!r}; {remedy}."
 
 
 def _typed(cls: type[Any], field: dataclasses.Field[Any], name: str, value: Any) -> Any:
     """A value as its field's type; texts as on the command line become numbers and lists."""
-    if field.name == "engine_args" and isinstance(value, str):
-        return read_assignments(value.split(","), option=name)
+    value = translated(field.name, _block(field.name, name, value))
+    if (share := share_of(field.name, value)) is not None:
+        return share
     if field.name in ("columns", "template", "report_to", "engine_args"):
         return value  # checked by the class
     if field.name == "target_modules" and isinstance(value, str):

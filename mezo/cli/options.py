@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from mezo._foreign_settings import ELSEWHERE, is_left_out
 from mezo.config import MeZOConfig, TrainConfig
-from mezo.settings import fields
+from mezo.settings import unknown_setting
 
 _PANELS = {TrainConfig: "Training", MeZOConfig: "Adapter and estimator"}
+_TRUE, _FALSE = {"true", "yes", "1"}, {"false", "no", "0"}
 
 
 class SettingsCommand(TyperCommand):
@@ -21,18 +24,53 @@ class SettingsCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """See `click.Command.parse_args`."""
-        flags = {f"--{name}" for name, (_, field) in fields().items() if is_flag(field)}
+        by_name = {name: p for p in self.get_params(ctx) for name in (*p.opts, *p.secondary_opts)}
         found: list[str] = []
-        for word in args:
-            if word.startswith("--"):
-                name, equals, value = word.partition("=")
-                word = f"{name.replace('-', '_').replace('__', '--', 1)}{equals}{value}"
-            is_value = found and found[-1] in flags and not word.startswith("-")
-            if is_value and word.lower() in ("true", "false"):
-                found[-1] = found[-1] if word.lower() == "true" else f"--no_{found[-1][2:]}"
-                continue
-            found.append(word)
+        words = deque(args)
+        while words:
+            name, equals, value = words.popleft().partition("=")
+            is_option = name.startswith("--")
+            option = f"--{name[2:].replace('-', '_')}" if is_option else name
+            parameter = by_name.get(option)
+            if parameter is None:
+                if not is_option or not _is_left_out(option[2:], value if equals else None, words):
+                    found.append(name + equals + value)
+            elif not getattr(parameter, "is_flag", False):
+                # The next word is the value, whatever it looks like.
+                found += [option + equals + value]
+                if not equals and words:
+                    found.append(words.popleft())
+            else:
+                if not equals and words and words[0].lower() in _TRUE | _FALSE:
+                    value = words.popleft()
+                found.append(_flag(option, value or "true"))
         return super().parse_args(ctx, found)
+
+
+def _flag(option: str, value: str) -> str:
+    """A flag that was given a value; other values stay for the parser to refuse."""
+    if value.lower() in _TRUE:
+        return option
+    if value.lower() not in _FALSE:
+        return f"{option}={value}"
+    return f"--{option[5:]}" if option.startswith("--no_") else f"--no_{option[2:]}"
+
+
+def _is_left_out(name: str, value: str | None, words: deque[str]) -> bool:
+    """Whether an option of other trainers asks for what happens anyway, as --lora_dropout 0.
+
+    Its value is taken from the next words then. One that asks for something else ends the command
+    with the sentence that YAML and Python get.
+    """
+    if name not in ELSEWHERE:
+        return False
+    is_next = value is None and bool(words) and not words[0].startswith("--")
+    if is_left_out(name, words[0] if is_next else (value or "true")):
+        if is_next:
+            words.popleft()
+        return True
+    typer.echo(f"error: {unknown_setting(name)}", err=True)
+    raise typer.Exit(2)
 
 
 def is_flag(field: dataclasses.Field[Any]) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 
 from mezo._inputs import require
+from mezo.data.example import Example
 from mezo.results import EvalResult
 from mezo.run import Run
 
@@ -72,6 +75,33 @@ class Best:
     def is_over(self) -> bool:
         """Whether the training should stop."""
         return self.patience is not None and self._waited >= self.patience
+
+
+def check_metric(
+    metric: str | None,
+    examples: Sequence[Example],
+    compute: Callable[[EvalResult], dict[str, float]] | None,
+) -> None:
+    """Raise where evaluations of some examples will not have a metric, before there is any.
+
+    Args:
+        metric: as in `Best`.
+        examples: held out.
+        compute: from `mezo.train.metrics.metrics_of`.
+
+    Raises:
+        ValueError: they will not.
+    """
+    labels = [e.label for e in examples] if examples[0].options is not None else None
+    right = EvalResult(
+        loss=0.0,
+        accuracy=None if labels is None else 1.0,
+        predictions=labels,
+        num_examples=len(examples),
+        tokens=0,
+    )
+    found = {} if compute is None else compute(right)
+    value_of(dataclasses.replace(right, metrics=found), Best(metric).metric)
 
 
 def value_of(evaluation: EvalResult, metric: str) -> float:

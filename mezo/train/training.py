@@ -27,7 +27,7 @@ from mezo.run import Run, attach
 from mezo.settings import as_yaml
 from mezo.tasks import assets
 from mezo.train.base_model import launch_options, load_tokenizer
-from mezo.train.best import Best
+from mezo.train.best import Best, check_metric
 from mezo.train.checkpoints import Checkpoints
 from mezo.train.encoded import EncodedExamples, batches_of, checked, streamed
 from mezo.train.evaluate import evaluate
@@ -109,6 +109,7 @@ def train(
     examples = load_examples(settings, config, tokenizer, data=data)
     for sentence in examples.sentences:
         print(sentence, flush=True)
+    check_choice(settings, examples)
     config = dataclasses.replace(config, invocation=examples.invocation)
     rows = EncodedExamples.of(examples, tokenizer, config)
     identity, data_hash = model_identity(model), rows.identity()
@@ -119,6 +120,8 @@ def train(
     more = [*callbacks, *([reporting] if reporting else [])]
     compute = None if compute_metrics is None else as_numbers(compute_metrics)
     metrics = metrics_of(examples.metric, examples.held_out, compute)
+    if compute is None and chooses(settings):  # what the user's function names is not known yet
+        check_metric(settings.best_metric, examples.held_out, metrics)
     with (
         _engine(chosen, engine, model, settings, config, rows) as handle,
         closing((run := attach(handle, config, tokenizer=tokenizer)).close),
@@ -133,6 +136,21 @@ def train(
     if upload is not None:
         upload(settings.output / "adapter")
     return trainer.summary, record
+
+
+def check_choice(settings: TrainConfig, examples: TrainingExamples) -> None:
+    """Raise where a training is to choose by evaluations and has nothing to evaluate on."""
+    names = {
+        "load_best": settings.load_best,
+        "patience": settings.patience is not None,
+        "save_strategy 'best'": settings.save_strategy == "best",
+    }
+    asked = [name for name, is_asked in names.items() if is_asked]
+    require(
+        not asked or bool(examples.held_out),
+        f"train: {' and '.join(asked)} must come with held-out examples, got none; give eval_data, "
+        "or more rows.",
+    )
 
 
 def _engine(

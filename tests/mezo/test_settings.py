@@ -175,12 +175,108 @@ def test_texts_become_values(name, text, value):
             {"streaming": True, "max_train_samples": 9, "eval_strategy": "epoch"},
             "streaming must come without train_examples, eval_strategy 'epoch', got both",
         ),
+        (
+            {"streaming": True, "num_train_epochs": 2},
+            "streaming must come without num_train_epochs, got both",
+        ),
+        (
+            {"metric_for_best_model": "f1"},
+            "metric_for_best_model must come with what chooses by it, got none",
+        ),
+        (
+            {"greater_is_better": False, "eval_steps": 5},
+            "greater_is_better must come with what chooses by it, got none",
+        ),
+        ({"hub_model_id": "me/it"}, "hub_model_id must come with push_to_hub, got 'me/it' alone"),
         ({"lr_scheduler_type": "sqrt"}, "schedule must be one of: .* got 'sqrt'"),
     ],
 )
 def test_bad_settings_are_one_sentence(values, message):
     with pytest.raises(ValueError, match=message):
         given(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "expected"),
+    [
+        ({"max_steps": -1}, "num_steps", None),
+        ({"max_steps": "-1", "num_train_epochs": 2}, "num_epochs", 2.0),
+        ({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5}, "schedule", "constant"),
+        ({"eval_strategy": False}, "eval_strategy", "no"),
+        ({"save_strategy": False}, "save_strategy", "no"),
+        ({"eval_steps": 0.1, "max_steps": 55}, "eval_every", 6),  # as transformers: ceil
+        ({"eval_steps": "0.1"}, "eval_every", 100),
+        ({"save_steps": 0.5, "max_steps": 7}, "save_every", 4),
+        ({"logging_steps": 0.25, "max_steps": 8}, "logging_steps", 2),
+        ({"warmup_steps": 0.1, "num_train_epochs": 2}, "warmup_ratio", 0.1),
+        ({"warmup_steps": 0.1, "num_train_epochs": 2}, "warmup_steps", 0),
+    ],
+)
+def test_values_as_hugging_face_writes_them(values, field, expected):
+    assert getattr(given(**values)[0], field) == expected
+
+
+@pytest.mark.parametrize("none", [0, 0.0, False, None, "0", "0.0", "False", "none"])
+@pytest.mark.parametrize("name", ["weight_decay", "lora_dropout", "bf16", "max-grad-norm"])
+def test_what_asks_for_nothing_is_taken(name, none):
+    assert given(**{name: none}) == given()
+    assert merged({name: none}) == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"weight_decay": 0.01}, "got 'weight_decay'; an update moves along its directions only"),
+        ({"data_seed": 3}, "got 'data_seed'; seed is that of the directions and of the data order"),
+        ({"data_sort": 3}, "got 'data_sort'; see `mezo train --help`"),
+        ({"do_train": False}, "got 'do_train'; mezo train trains"),
+        ({"eval_steps": 0.1, "num_train_epochs": 2}, "eval_every must be whole steps where epochs"),
+        ({"eval_steps": 1.5}, "eval_steps must be of type int, got 1.5"),
+        ({"warmup_steps": 0.1, "warmup_ratio": 0.2}, "one of warmup_steps and warmup_ratio"),
+        ({"eval_strategy": True}, "eval_strategy must be of type str, got True"),
+    ],
+)
+def test_what_has_no_place_here_is_one_sentence(values, message):
+    with pytest.raises(ValueError, match=message):
+        given(**values)
+
+
+def test_a_layer_gives_a_setting_once(tmp_path):
+    message = "lr must be given once, got 'lr' and 'learning_rate'; keep one"
+    path = tmp_path / "run.yaml"
+    path.write_text("lr: 1.0e-3\nlearning_rate: 2.0e-3\n")
+    with pytest.raises(ValueError, match=message):
+        merged(read_yaml(path))
+    with pytest.raises(ValueError, match=message):
+        merged({"seed": 1}, read_assignments(["lr=1", "learning_rate=2"]))
+    assert merged({"lr": 1}, {"learning_rate": 2}) == {"lr": 2}
+    for content in ("lr: 1\nlr: 2\n", "template:\n  prompt: a\n  prompt: b\n"):
+        path.write_text(content)
+        name = "lr" if "lr" in content else "prompt"
+        with pytest.raises(ValueError, match=f"must be a YAML file, got {name} twice .*run.yaml"):
+            read_yaml(path)
+    with pytest.raises(ValueError, match=r"--set must give lr once, got 'lr=2' besides"):
+        read_assignments(["lr=1", "lr=2"])
+
+
+def test_blocks_are_merged_however_they_are_written():
+    below = {
+        "columns": {"text": "a", "label": "b"},
+        "engine_args": {"tp_size": 2, "page_size": 1},
+        "template": {"options": {"good": " good", "bad": " bad"}, "prompt": "{a}"},
+    }
+    above = {
+        "columns": "label=c",
+        "engine_args": "tp_size=4",
+        "template": {"options": {"bad": " poor"}},
+    }
+    for layer in (above, {**above, "columns": {"label": "c"}, "engine_args": {"tp_size": 4}}):
+        assert merged(below, layer) == {
+            "columns": {"text": "a", "label": "c"},
+            "engine_args": {"tp_size": 4, "page_size": 1},
+            "template": {"options": {"good": " good", "bad": " poor"}, "prompt": "{a}"},
+        }
+    assert below["columns"] == {"text": "a", "label": "b"}
 
 
 def test_nothing_to_train_on_and_nowhere_to_write():

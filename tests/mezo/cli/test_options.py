@@ -65,6 +65,10 @@ def test_names_with_dashes_and_flags_with_values(dash, trained):
         ("--load_best_model_at_end True", True),
         ("--load_best_model_at_end false", False),
         ("--no_load_best_model_at_end", False),
+        ("--load_best_model_at_end=True", True),
+        ("--load_best_model_at_end=false", False),
+        ("--no_load_best_model_at_end=false", True),
+        ("--load_best_model_at_end 0", False),
     ):
         result = run(
             *words(f"--data a.csv --output_dir out --eval_steps 2 --learning_rate 1e-3 {flags}")
@@ -81,6 +85,55 @@ def test_the_command_line_wins_over_the_file_and_set_over_both(trained, tmp_path
     assert result.exit_code == 0, result.output
     settings, config = trained.pop()
     assert (config.lr, config.seed, config.rank, settings.data) == (2e-3, 3, 4, "a.csv")
+
+
+def test_values_stay_as_they_are_written(trained):
+    words = ["--data", "a.csv", "--output-dir=out"]
+    for value in ("--the-answer: ", "--lora-r", "--", "--a-b=c-d"):
+        for given in (["--invocation", value], [f"--invocation={value}"]):
+            result = run(*words, *given)
+            assert result.exit_code == 0, result.output
+            assert trained.pop()[1].invocation == value
+    result = run(*words, "--run-name", "a-b=c-d")
+    assert trained.pop()[0].run_name == "a-b=c-d", result.output
+
+
+def test_blocks_of_the_file_and_of_the_command_line_are_merged(trained, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "data: a.csv\noutput: out\ncolumns: {text: a, label: b}\nengine_args: {x: 1, y: 2}\n"
+        "eval_strategy: no\n"
+    )
+    result = run("--config", str(path), "--columns", "label=c", "--engine_args", "y=3")
+    assert result.exit_code == 0, result.output
+    settings, _ = trained.pop()
+    assert settings.columns == {"text": "a", "label": "c"}
+    assert settings.engine_args == {"x": 1, "y": 3}
+    assert settings.eval_strategy == "no"
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ("--lora_dropout 0.05", {"lora_dropout": 0.05}),
+        ("--lora-dropout=0.05", {"lora-dropout": 0.05}),
+        ("--bf16", {"bf16": True}),
+        ("--bf16 True", {"bf16": True}),
+    ],
+)
+def test_settings_of_other_trainers_get_the_answer_that_python_gets(words, values):
+    with pytest.raises(ValueError, match="a setting must be one of mezo's") as caught:
+        settings_of(data="a.csv", output="out", **values)
+    result = run("--data", "a.csv", "--output", "out", *words.split())
+    assert result.exit_code == 2
+    assert result.output.replace("_", "-") == f"error: {caught.value}\n".replace("_", "-")
+
+
+@pytest.mark.parametrize("words", ["--lora_dropout 0", "--bf16 False", "--fp16=false"])
+def test_what_asks_for_nothing_is_taken(words, trained):
+    result = run("--data", "a.csv", *words.split(), "--output", "out")
+    assert result.exit_code == 0, result.output
+    assert trained.pop() == settings_of(data="a.csv", output="out")
 
 
 def test_python_and_the_command_line_get_the_same_settings(trained):
@@ -101,6 +154,7 @@ def test_python_and_the_command_line_get_the_same_settings(trained):
     [
         ("--lerning_rate 1", "--learning_rate"),
         ("--data a.csv --output out --max_steps many", "error: train: num_steps must be of type"),
+        ("--load_best=often --data a.csv", "--load_best"),
         ("--data a.csv", "error: train: output_dir must be given"),
         ("--output out", "error: train: data or a task must be given"),
         ("--config nowhere.yaml", "error: train: --config must be a YAML file"),

@@ -192,7 +192,7 @@ def test_an_upload_goes_where_it_should(trained, monkeypatch, name, repository):
 
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_none")
     monkeypatch.setattr("huggingface_hub.HfApi", HfApi)
-    trained(hub_model_id=name)
+    trained()
     assert sent == []
     trained(hub_model_id=name, push_to_hub=True)
     assert sent == [(repository, ["adapter_config.json", "adapter_model.safetensors"])]

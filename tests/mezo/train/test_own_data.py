@@ -194,6 +194,26 @@ def test_an_unknown_metric_is_refused_at_the_start(options):
     result = CliRunner().invoke(app, ["train", *words, *more])
     assert result.exit_code == 2
     assert "metric_for_best_model must be among ['accuracy', 'loss'], got 'bleu'" in result.output
+    assert "Starting the" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--load_best_model_at_end"], "load_best must"),
+        (["--early_stopping_patience", "2", "--save_strategy", "best"], "patience and save_strat"),
+    ],
+)
+def test_nothing_is_chosen_on_nothing(options, tmp_path, more, named):
+    path = tmp_path / "few.csv"
+    path.write_text("text,label\nw5 w6,good\nw7,bad\n")
+    words = [w for k, v in {**options, "dataset_name": path}.items() for w in (f"--{k}", str(v))]
+    words += ["--batch_size", "1", "--eval_steps", "2", *more]
+    result = CliRunner().invoke(app, ["train", *words])
+    assert result.exit_code == 2
+    assert named in result.output
+    assert "must come with held-out examples, got none; give eval_data" in result.output
+    assert "Starting the" not in result.output
 
 
 def test_hugging_face_s_callbacks(options, tmp_path):
