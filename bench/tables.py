@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import bbc_news, records, runner, training
+from bench import replay as replay_of
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (
@@ -31,6 +32,7 @@ MODULES = {
     "paired": "bench.paired",
     "perturbed_lora": "bench.experiments.lora.measure",
     "prefix_bias": "bench.prefix_bias",
+    "replay": "bench.replay",
     "step": "bench.step",
 }
 MARK = re.compile(r"( *<!-- table: (\w+) -->\n).*?( *<!-- end of \2 -->)", re.DOTALL)
@@ -124,6 +126,22 @@ def directions() -> str:
     return f"{cpu_line(facts, 'directions')}\n\n{table}\n\n{text}"
 
 
+def replay() -> str:
+    """Replay against torch.randn, and a whole run."""
+    facts = results("replay")
+    rows = [row for row in facts["rows"] if row["case"] == facts["rows"][-1]["case"]]
+    columns: dict[str, Callable[[runner.Row], object]] = {
+        "replay": lambda r: r["path"],
+        "against torch.randn": lambda r: f"{r['ratio']:.1f}x",
+        "ns per normal": lambda r: f"{r['ns_per_normal']:.2f}",
+    }
+    text = training.wrapped(
+        f"{replay_of.run_text(facts['run'])} The adapter has {facts['elements']:,} elements in "
+        f"{facts['tensors']} tensors."
+    )
+    return f"{cpu_line(facts, 'replay')}\n\n{runner.table(rows, columns)}\n\n{text}"
+
+
 def cpu_line(facts: runner.Facts, name: str) -> str:
     """Where a table's numbers are from."""
     return training.wrapped(
@@ -145,6 +163,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "step": step,
     "directions": directions,
+    "replay": replay,
     "records": records.text,
     "training": training_runs,
     "bbc_news": news,

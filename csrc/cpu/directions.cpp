@@ -106,11 +106,32 @@ class Generator {
   alignas(64) float buffer_[kTile + 2 * kGeneratorSlack];
 };
 
+// From `begin` on, the end of the directions that add_gaussians takes at once.
+int64_t end_of_gaussians(const Combination& sum, int64_t begin) {
+  const DirectionRow& first = sum.directions[begin];
+  int64_t end = begin;
+  for (; end < sum.size; ++end) {
+    const DirectionRow& next = sum.directions[end];
+    if (next.tail >> 24 != kDomainGaussian || next.key0 != first.key0 || next.key1 != first.key1) {
+      break;
+    }
+  }
+  return end;
+}
+
 void accumulate_all(const Ops& ops, Generator& generate, const Combination& sum, int64_t uid,
                     const Tile& tile, float* acc) {
-  for (int64_t k = 0; k < sum.size; ++k) {
-    const float* z = generate(sum.directions[k], uid, tile);
-    ops.accumulate(acc, z, sum.coefficients[k], tile.n);
+  for (int64_t k = 0; k < sum.size;) {
+    const int64_t end = end_of_gaussians(sum, k);
+    if (end > k) {
+      const Combination part = {sum.directions + k, sum.coefficients + k, end - k};
+      ops.add_gaussians(acc, part, uid, tile.element, tile.n);
+      k = end;
+    } else {
+      const float* z = generate(sum.directions[k], uid, tile);
+      ops.accumulate(acc, z, sum.coefficients[k], tile.n);
+      ++k;
+    }
   }
 }
 

@@ -29,14 +29,11 @@ struct Avx2 {
   MEZO_INLINE I add(I a, I b) { return _mm256_add_epi32(a, b); }
   MEZO_INLINE I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
   MEZO_INLINE I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
+  MEZO_INLINE I bit_xor(I a, I b) { return _mm256_xor_si256(a, b); }
   MEZO_INLINE I bit_xor(I a, I b, I c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
   template <int kShift>
   MEZO_INLINE I sll(I a) {
     return _mm256_slli_epi32(a, kShift);
-  }
-  template <int kShift>
-  MEZO_INLINE I sra(I a) {
-    return _mm256_srai_epi32(a, kShift);
   }
 
   MEZO_INLINE I mul_wide(I a, I b) { return _mm256_mul_epu32(a, b); }
@@ -63,12 +60,14 @@ struct Avx2 {
     return _mm256_cmpeq_epi32(_mm256_max_epu32(a, set1(bound)), a);
   }
   MEZO_INLINE I less(F a, F b) { return bits(_mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
-  MEZO_INLINE I sign_mask(I a) { return a; }
+  MEZO_INLINE I bit_30_mask(I a) { return sll<1>(a); }
   MEZO_INLINE I invert_where(I mask, I a) { return _mm256_xor_si256(a, mask); }
   MEZO_INLINE F zero_where(I mask, F a) { return _mm256_andnot_ps(floats(mask), a); }
   MEZO_INLINE F select(I mask, F yes, F no) { return _mm256_blendv_ps(no, yes, floats(mask)); }
   MEZO_INLINE F negate(F a) { return flip(a, set1(0x80000000u)); }
   MEZO_INLINE F flip(F a, I sign) { return _mm256_xor_ps(a, floats(sign)); }
+  // a ^ (b & sign bit)
+  MEZO_INLINE F flip_by_sign(F a, I b) { return flip(a, bit_and(b, set1(0x80000000u))); }
 
   MEZO_INLINE float max_lane(F a) {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -100,6 +99,7 @@ const Ops& avx2_ops() {
       Simd<Avx2>::words,
       Simd<Avx2>::from_words,
       Simd<Avx2>::generate,
+      Simd<Avx2>::add_gaussians,
       {load_float32, load_float16_f16c, load_bfloat16},
       {store_float32, store_float16_f16c, store_bfloat16},
       accumulate,

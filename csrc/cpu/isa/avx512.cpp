@@ -27,14 +27,11 @@ struct Avx512 {
   MEZO_INLINE I add(I a, I b) { return _mm512_add_epi32(a, b); }
   MEZO_INLINE I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
   MEZO_INLINE I bit_and(I a, I b) { return _mm512_and_si512(a, b); }
+  MEZO_INLINE I bit_xor(I a, I b) { return _mm512_xor_si512(a, b); }
   MEZO_INLINE I bit_xor(I a, I b, I c) { return _mm512_ternarylogic_epi32(a, b, c, 0x96); }
   template <int kShift>
   MEZO_INLINE I sll(I a) {
     return _mm512_slli_epi32(a, kShift);
-  }
-  template <int kShift>
-  MEZO_INLINE I sra(I a) {
-    return _mm512_srai_epi32(a, kShift);
   }
 
   MEZO_INLINE I mul_wide(I a, I b) { return _mm512_mul_epu32(a, b); }
@@ -57,7 +54,7 @@ struct Avx512 {
     return _mm512_cmpge_epu32_mask(a, set1(bound));
   }
   MEZO_INLINE Mask less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
-  MEZO_INLINE Mask sign_mask(I a) { return _mm512_movepi32_mask(a); }
+  MEZO_INLINE Mask bit_30_mask(I a) { return _mm512_test_epi32_mask(a, set1(0x40000000u)); }
   MEZO_INLINE I invert_where(Mask mask, I a) {
     return _mm512_mask_xor_epi32(a, mask, a, set1(0xFFFFFFFFu));
   }
@@ -67,6 +64,10 @@ struct Avx512 {
   MEZO_INLINE F select(Mask mask, F yes, F no) { return _mm512_mask_blend_ps(mask, no, yes); }
   MEZO_INLINE F negate(F a) { return flip(a, set1(0x80000000u)); }
   MEZO_INLINE F flip(F a, I sign) { return _mm512_xor_ps(a, floats(sign)); }
+  // a ^ (b & sign bit)
+  MEZO_INLINE F flip_by_sign(F a, I b) {
+    return floats(_mm512_ternarylogic_epi32(bits(a), b, set1(0x80000000u), 0x78));
+  }
 
   MEZO_INLINE float max_lane(F a) { return _mm512_reduce_max_ps(a); }
   // Four elements of rows 0, 4, 8 and 12.
@@ -96,6 +97,7 @@ const Ops& avx512_ops() {
       Simd<Avx512>::words,
       Simd<Avx512>::from_words,
       Simd<Avx512>::generate,
+      Simd<Avx512>::add_gaussians,
       {load_float32, load_float16_f16c, load_bfloat16},
       {store_float32, store_float16_f16c, store_bfloat16},
       accumulate,

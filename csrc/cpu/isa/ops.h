@@ -19,6 +19,10 @@ struct Ops {
   // z of the elements first .. first + n - 1, where first is a multiple of what one Philox call
   // serves (aligned_element below). Writes up to kGeneratorSlack floats more.
   void (*generate)(float* z, const Stream& stream, int64_t first, int64_t n);
+  // acc[i] <- fma(c_k, z_k(element + i), acc[i]) for every k in order, z_k of a tensor. All
+  // directions are Gaussian and of one seed, and there is one at least.
+  void (*add_gaussians)(float* acc, const Combination& sum, int64_t uid, int64_t element,
+                        int64_t n);
   // acc <- src;  dst <- round(src);  acc <- fma(c, z, acc);  dst <- round(fma(c, z, acc))
   void (*load[kNumDTypes])(float* acc, const void* src, int64_t n);
   void (*store[kNumDTypes])(void* dst, const float* src, int64_t n);

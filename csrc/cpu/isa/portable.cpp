@@ -20,6 +20,21 @@ void generate(float* z, const Stream& stream, int64_t first, int64_t n) {
   for (int64_t i = 0; i < n; i += 4) direction_group(stream, (first + i) >> 2, z + i);
 }
 
+void add_gaussians(float* acc, const Combination& sum, int64_t uid, int64_t element, int64_t n) {
+  for (int64_t k = 0; k < sum.size; ++k) {
+    const Stream stream = stream_of(sum.directions[k], uid);
+    for (int64_t first = element & ~int64_t{3}; first < element + n; first += 4) {
+      float z[4];
+      direction_group(stream, first >> 2, z);
+      for (int64_t i = 0; i < 4; ++i) {
+        const int64_t position = first + i - element;
+        if (position < 0 || position >= n) continue;
+        acc[position] = fma_rn(sum.coefficients[k], z[i], acc[position]);
+      }
+    }
+  }
+}
+
 struct Scalar {
   using F = float;
   using I = uint32_t;
@@ -61,6 +76,7 @@ const Ops& portable_ops() {
       words,
       from_words,
       generate,
+      add_gaussians,
       {load_float32, load_float16, load_bfloat16},
       {store_float32, store_float16, store_bfloat16},
       accumulate,

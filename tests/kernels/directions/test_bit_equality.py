@@ -112,6 +112,27 @@ def test_add_directions(isa, threads, layout, dtype, expected, bits):
     assert_same_bits(got, expected(run_add, layout, dtype), bits)
 
 
+def test_many_directions_in_one_call(isas, bits):
+    """More than are made ready at once, in runs of a seed and of a distribution, several indices.
+
+    The tensor is a batch of registers and a bit, its shard begins inside of a group of four.
+    """
+    spec = mk.TensorSpec("many", (1, 75), 3, 2, (9, 101))
+    runs = [(1, "gaussian", 131), (2, "gaussian", 64), (2, "rademacher", 3), (2, "gaussian", 1)]
+    named = [(seed, kind) for seed, kind, count in runs for _ in range(count)]
+    directions = [mk.Direction(s, 2**32 - 1 - k, k % 3, d) for k, (s, d) in enumerate(named)]
+    coefficients = [(-1) ** k * 1e-2 * (k + 1) for k in range(len(named))]
+
+    def run(backend):
+        tensor = torch.ones(spec.shape)
+        mk.add_directions_([tensor], [spec], directions, coefficients, backend=backend)
+        return bits(tensor)
+
+    expected = run("reference")
+    for isa in isas():
+        assert torch.equal(run("cpu"), expected), isa
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_perturb_into(isa, threads, layout, dtype, expected, bits):
