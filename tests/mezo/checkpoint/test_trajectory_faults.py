@@ -318,7 +318,8 @@ def test_10_kills_of_a_creation(tmp_path):
 
 
 @pytest.mark.proof
-def test_1000_kills(path, tmp_path):
-    assert check_kills(path, 1000, seed=3) > 5000
+def test_1000_kills(tmp_path):
+    # Small files, since each is read after every kill.
+    assert all(check_kills(tmp_path / f"{i}.mezo", 20, seed=100 + i) > 100 for i in range(50))
     (tmp_path / "new").mkdir()
     assert check_kills_of_creation(tmp_path / "new", 200, seed=4) > 200
