@@ -169,7 +169,7 @@ def check_train(config: TrainConfig) -> dict[str, Any]:
         )
     require(
         config.push_to_hub or config.hub_model_id is None,
-        f"train: hub_model_id must come with push_to_hub, got {shown(config.hub_model_id)} alone; "
+        f"train: hub_model_id must come with push_to_hub, got {shown(config.hub_model_id)}; "
         "give push_to_hub, or leave it out.",
     )
     trackers = _names(config.report_to)
