@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mezo.data.encode import encode_invocation
 from mezo.data.own import own_examples
 from tests.mezo.data.test_own import CHAT, MARKED, TEMPLATE, chatty, only, tokenizer
 
@@ -78,3 +79,9 @@ def test_a_template_whose_turns_cannot_be_cut_is_refused(tokenizer):
     tokenizer.chat_template = "{% if messages|length > 1 %}w9 {% endif %}" + TEMPLATE
     with pytest.raises(ValueError, match=r"must have \{% generation %\} markers, or render"):
         only([{"messages": CHAT}], tokenizer, assistant_only_loss=True)
+
+
+def test_the_invocation_of_a_chat_is_the_run_s(chatty):
+    with pytest.raises(ValueError, match="a chat's prompt must end with the invocation's tokens"):
+        only([{"messages": CHAT}], chatty, assistant_only_loss=True, invocation="w9")
+    assert encode_invocation((1, 0), chatty).tokens == (1, 0)

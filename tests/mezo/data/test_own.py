@@ -394,9 +394,3 @@ def test_a_tokenizer_without_an_end_is_said(row, tokenizer):
     chat = {"prompt": CHAT[:1], "completion": CHAT[1:2]}
     tokenizer.chat_template = TEMPLATE
     assert own_examples([chat], split="train", tokenizer=tokenizer).warnings == ()
-
-
-def test_the_invocation_of_a_chat_is_the_run_s(chatty):
-    with pytest.raises(ValueError, match="a chat's prompt must end with the invocation's tokens"):
-        only([{"messages": CHAT}], chatty, assistant_only_loss=True, invocation="w9")
-    assert encode_invocation((1, 0), chatty).tokens == (1, 0)
