@@ -153,37 +153,6 @@ def test_a_turn_without_loss_does_not_count(chatty):
     assert example.completion == (21, 22, 2)
 
 
-FLAGS = [{"loss": False}, {"weight": 0}, {"train": False}, {"weight": 0.0, "loss": None}]
-
-
-@pytest.mark.parametrize("flag", FLAGS)
-def test_flags_of_messages_are_heeded_in_each_shape(flag, chatty):
-    other = dict.fromkeys(flag, 1)
-    flags = [{}, flag, {}, other]
-    chat = [{**m, **f} for m, f in zip(CHAT, flags, strict=True)]
-    names = {"user": "human", "assistant": "gpt"}
-    theirs = [
-        {"from": names[m["role"]], "value": m["content"], **f}
-        for m, f in zip(CHAT, flags, strict=True)
-    ]
-    for row in ({"messages": chat}, {"conversations": theirs}):
-        (example,) = only([row], chatty, assistant_only_loss=True)
-        assert (example.prompt[-3:], example.completion) == ((0, 12, 2), (21, 22, 2))
-        with pytest.raises(ValueError, match="got one whose every token is learnt; pass assistant"):
-            only([row], chatty)
-    row = {"prompt": CHAT[:1], "completion": [{**CHAT[1], **flag}]}
-    with pytest.raises(ValueError, match=r"not to be learnt .* must come with assistant_only_loss"):
-        only([row], chatty)
-    row = {"prompt": [CHAT[0], {**CHAT[1], **flag}, CHAT[2]], "completion": [CHAT[3] | other]}
-    assert only([row], chatty)[0].completion == (21, 22, 2)
-
-
-def test_a_weight_between_is_refused(chatty):
-    messages = [CHAT[0], {**CHAT[1], "weight": 0.5}]
-    with pytest.raises(ValueError, match=r"a message's weight must be 0 or 1, .* got 0.5; weights"):
-        only([{"messages": messages}], chatty, assistant_only_loss=True)
-
-
 def test_messages_learn_every_token_unless_asked_otherwise(chatty):
     (example,) = only([{"messages": CHAT[:2]}], chatty)
     assert (example.prompt, example.completion) == ((1,), (0, 10, 11, 2, 1, 0, 20, 2))

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mezo.data.encode import encode_invocation
 from mezo.data.load import load_records
 from mezo.data.own import own_examples
 from mezo.tasks.template import Template
@@ -109,19 +108,6 @@ def test_what_pandas_has_for_a_missing_value_is_no_text(missing, tokenizer, chat
     assert next(iter(load_records(source).rows)).fields["n"] is None
 
 
-@pytest.mark.parametrize(
-    ("messages", "reason"),
-    [
-        ("w5", "messages must be a list of role and content, got 'w5'"),
-        ([{"role": "user"}], "a message must have role and content"),
-        ([{"role": "user", "content": "w5"}], "must have an assistant's turn, got none"),
-    ],
-)
-def test_a_bad_conversation(messages, reason, chatty):
-    with pytest.raises(ValueError, match=f"row 1: .*{reason}"):
-        only([{"messages": messages}], chatty, assistant_only_loss=True)
-
-
 def test_an_unknown_label_is_named(tokenizer):
     rows = [{"text": "w5", "label": "maybe"}]
     with pytest.raises(ValueError, match=r"label must be one of \['no', 'yes'\], got 'maybe'"):
@@ -169,32 +155,6 @@ def test_a_chat_template_that_nothing_uses_is_refused(tokenizer, tmp_path):
         only([pair], tokenizer, chat_template_path=str(path), template=template, invocation="w4")
 
 
-def test_an_empty_answer_is_the_row_s_fault(tokenizer):
-    tokenizer.chat_template = MARKED
-    rows = [{"messages": [*CHAT[:3], {**CHAT[3], "content": ""}]}]
-    with pytest.raises(ValueError, match="row 1: an assistant's message must have content, got ''"):
-        only(rows, tokenizer, assistant_only_loss=True)
-
-
-@pytest.mark.parametrize("shape", ["messages", "completion"])
-def test_tools_are_rendered_and_said(shape, chatty):
-    chatty.chat_template = "{% if tools %}{{ 'w9 ' }}{% endif %}" + TEMPLATE
-    row = (
-        {"messages": CHAT} if shape == "messages" else {"prompt": CHAT[:1], "completion": CHAT[1:]}
-    )
-    tools = [{"type": "function", "function": {"name": "w5", "parameters": {}}}]
-    data = own_examples([{**row, "tools": tools}], split="train", tokenizer=chatty)
-    assert "tools = tools" in data.sentence
-    assert "not used" not in data.sentence
-    assert data.examples[0].prompt[0] == 9
-
-
-def test_a_template_whose_turns_cannot_be_cut_is_refused(tokenizer):
-    tokenizer.chat_template = "{% if messages|length > 1 %}w9 {% endif %}" + TEMPLATE
-    with pytest.raises(ValueError, match=r"must have \{% generation %\} markers, or render"):
-        only([{"messages": CHAT}], tokenizer, assistant_only_loss=True)
-
-
 def test_a_stream_begins_anew_in_each_epoch(tokenizer, tmp_path):
     rows = [{"prompt": f"w{i}", "completion": "w6"} for i in range(5, 9)]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
@@ -236,9 +196,3 @@ def test_a_tokenizer_without_an_end_is_said(row, tokenizer):
     chat = {"prompt": CHAT[:1], "completion": CHAT[1:2]}
     tokenizer.chat_template = TEMPLATE
     assert own_examples([chat], split="train", tokenizer=tokenizer).warnings == ()
-
-
-def test_the_invocation_of_a_chat_is_the_run_s(chatty):
-    with pytest.raises(ValueError, match="a chat's prompt must end with the invocation's tokens"):
-        only([{"messages": CHAT}], chatty, assistant_only_loss=True, invocation="w9")
-    assert encode_invocation((1, 0), chatty).tokens == (1, 0)
