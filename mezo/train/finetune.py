@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from torch.utils.data import DataLoader
 
 from mezo._arguments import checked_config, checked_path
 from mezo._closing import closing
@@ -41,8 +44,10 @@ def finetune(
     Args:
         model: directory or hub name of a model, for which an engine is started for the time of the
             call; or what `mezo.attach` takes: an ``sglang.Engine`` or a Hugging Face model.
-        data: a file, a folder or a hub name; a `datasets.Dataset` or ``DatasetDict``; a list of
-            dicts; or an iterable of `mezo.Batch`, one per step.
+        data: a file, a folder or a hub name; a `datasets.Dataset` or ``DatasetDict``; a
+            ``pandas.DataFrame``; a list of dicts, or another iterable, which is read whole; or an
+            iterable of `mezo.Batch`, one per step. The option ``eval_data`` takes the same but
+            batches.
         config: the adapter and the estimator, in place of single options for them.
         tokenizer: the model's; None: loaded by the model's name.
         callbacks: functions of a `mezo.train.callbacks.Progress`, or objects of
@@ -66,7 +71,8 @@ def finetune(
     Example:
         >>> mezo.finetune("path/to/model", "reviews.csv", output_dir="runs/mine", max_steps=200)
     """
-    if not _is_data(data):
+    data = rows_of(data)
+    if not is_data(data):
         require(
             compute_metrics is None,
             "finetune: compute_metrics must come with rows of data, got batches; pass callbacks.",
@@ -77,11 +83,20 @@ def finetune(
     # What words rows needs packages that steps on batches do without.
     from mezo.settings import settings_of
     from mezo.train import training
+    from mezo.train.model_card import IN_MEMORY
 
     is_path = isinstance(model, (str, os.PathLike))
-    places = {"data": os.fspath(data) if isinstance(data, (str, os.PathLike)) else "in memory"}
+    places = {"data": os.fspath(data) if isinstance(data, (str, os.PathLike)) else IN_MEMORY}
     if name := os.fspath(model) if is_path else _name_of(model):
         places["model"] = name
+    evaluated = rows_of(options.get("eval_data"))
+    if is_in_memory := evaluated is not None and not isinstance(evaluated, (str, os.PathLike)):
+        require(
+            is_data(evaluated),
+            f"finetune: eval_data must be a file, a folder, a data set, a DataFrame or dicts, got "
+            f"{shown(evaluated)}; pass one of these.",
+        )
+        options["eval_data"] = IN_MEMORY
     settings, own = settings_of(**places, **options)
     if config is not None:
         own = _only_config(checked_config("finetune", config), options)
@@ -90,6 +105,7 @@ def finetune(
             settings,
             own,
             data=data,
+            eval_data=evaluated if is_in_memory else None,
             engine=None if is_path else model,
             tokenizer=tokenizer,
             callbacks=callbacks,
@@ -109,12 +125,45 @@ def _name_of(handle: Any) -> str | None:
     return str(name) if name else None
 
 
-def _is_data(data: Any) -> bool:
-    """Whether something is data to be worded, not batches."""
-    if isinstance(data, (str, os.PathLike)) or hasattr(data, "column_names"):
+def rows_of(data: Any) -> Any:
+    """Return data with the rows of a DataFrame or of an iterable of dicts as a list.
+
+    Batches, which may be endless or drawn while training, stay an iterable.
+
+    Raises:
+        ValueError: a list without anything, or one of something else than dicts and batches.
+    """
+    if callable(getattr(data, "to_dict", None)) and hasattr(data, "columns"):
+        return data.to_dict("records")
+    if isinstance(data, (str, os.PathLike, Mapping)) or hasattr(data, "column_names"):
+        return data
+    # A torch DataLoader draws random numbers when it is begun.
+    if isinstance(data, DataLoader) or not isinstance(data, Iterable):
+        return data
+    is_once = isinstance(data, Iterator)
+    first = next(iter(data), None) if not isinstance(data, Sequence) or len(data) else None
+    if not isinstance(first, Mapping):
+        is_batch = isinstance(first, (Batch, EncodedBatch))
+        require(
+            is_batch or not isinstance(data, Sequence),
+            "finetune: data must be rows as dicts, or batches, got "
+            f"{shown(data)}; pass dicts as "
+            "{'prompt': ..., 'completion': ...}, or mezo.Batch.",
+        )
+        return chain([first], data) if is_once and first is not None else data
+    rows = [first, *data] if is_once else list(data)
+    require(
+        all(isinstance(row, Mapping) for row in rows),
+        "finetune: data must be dicts throughout, got other rows between them; pass dicts only.",
+    )
+    return rows
+
+
+def is_data(data: Any) -> bool:
+    """Whether something, from `rows_of`, is data to be worded, not batches."""
+    if isinstance(data, (str, os.PathLike, Mapping)) or hasattr(data, "column_names"):
         return True
-    is_rows = isinstance(data, Sequence) and len(data) > 0
-    return is_rows and all(isinstance(row, Mapping) for row in data)
+    return isinstance(data, Sequence) and len(data) > 0 and isinstance(data[0], Mapping)
 
 
 def _only_config(config: MeZOConfig, options: Mapping[str, Any]) -> MeZOConfig:

@@ -9,6 +9,9 @@ import yaml
 
 from mezo.checkpoint.records import write_json
 
+# What stands for the name of data that has none.
+IN_MEMORY = "in memory"
+
 
 def model_card(record: dict[str, Any], run_yaml: str) -> str:
     """Return the README.md of an adapter: base model, data, scores and how to get it again.
@@ -52,12 +55,26 @@ def model_card(record: dict[str, Any], run_yaml: str) -> str:
             "",
         ]
     lines += [f"Problem: {problem}\n" for problem in record["problems"]]
+    recipe = yaml.safe_load(run_yaml) or {}
+    absent = [name for name in ("data", "eval_data") if recipe.get(name) == IN_MEMORY]
+    for name in absent:
+        del recipe[name]
+    if absent:
+        lines += [
+            f"Its rows were in memory and stand in no file ({', '.join(absent)}). To train it",
+            "again, pass them to `mezo.finetune(model, rows, ...)` with these settings, or save",
+            f"them and name the files behind {' and '.join(f'`{name}:`' for name in absent)}:",
+        ]
+    else:
+        lines += [
+            "To train it again, put these lines into `run.yaml` and run",
+            "`mezo train --config run.yaml`:",
+        ]
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     lines += [
-        "To train it again, put these lines into `run.yaml` and run",
-        "`mezo train --config run.yaml`:",
         "",
         "```yaml",
-        run_yaml.strip(),
+        text.strip(),
         "```",
         "",
         "Versions: "

@@ -33,6 +33,7 @@ from mezo.train.encoded import EncodedExamples, batches_of, checked, streamed
 from mezo.train.evaluate import evaluate
 from mezo.train.examples import TrainingExamples, chooses, load_examples
 from mezo.train.metrics import metrics_of
+from mezo.train.model_card import IN_MEMORY
 from mezo.train.recorder import Recorder, recording
 from mezo.train.resume import Past, check_continues, past_of, recall_best
 from mezo.train.run_files import (
@@ -57,6 +58,7 @@ def train(
     config: MeZOConfig,
     *,
     data: Any = None,
+    eval_data: Any = None,
     engine: Any = None,
     tokenizer: Any = None,
     callbacks: Sequence[Any] = (),
@@ -71,6 +73,7 @@ def train(
         settings: the training.
         config: the adapter and the estimator.
         data: rows or a data set in memory, in place of ``settings.data``.
+        eval_data: the same in place of ``settings.eval_data``.
         engine: a handle as in `mezo.attach`, in place of starting ``settings.engine``.
         tokenizer: the model's; None: loaded from ``settings.model``.
         callbacks: see `MeZOTrainer`.
@@ -106,7 +109,13 @@ def train(
             "where it was loaded from; pass tokenizer=...",
         )
         tokenizer = load_tokenizer(model, settings)
-    examples = load_examples(settings, config, tokenizer, data=data)
+    require(
+        data is not None or settings.data != IN_MEMORY,
+        "train: data must be a file, a folder or a hub name, got the settings of a training on "
+        "rows in memory; pass data, or call mezo.finetune with the rows.",
+    )
+    origin = settings if eval_data is None else dataclasses.replace(settings, eval_data=eval_data)
+    examples = load_examples(origin, config, tokenizer, data=data)
     for sentence in examples.sentences:
         print(sentence, flush=True)
     check_choice(settings, examples)
