@@ -56,7 +56,7 @@ struct Simd {
   };
 
   // The first two rounds of a stream, of which only c0 differs from group to group: what is left
-  // of them is M0 * c0, the same for all streams, one product more, and these words to xor.
+  // of them are the two products below, and these words to xor.
   struct Opening {
     uint32_t first2, second0, second2, second3;
 
@@ -77,21 +77,26 @@ struct Simd {
     I c0, c1, c2, c3;
   };
 
-  // M0 * c0 of the groups of a batch, in the even lanes and in the odd ones.
+  // A product of the groups of a batch, in the even lanes and in the odd ones.
   struct Groups {
     I even, odd;
-
-    Groups(uint32_t c0, const Setup& s) {
-      const I m0 = Isa::set1(kPhiloxM0), base = Isa::set1(c0);
-      even = Isa::mul_wide(m0, Isa::add(base, s.even));
-      odd = Isa::mul_wide(m0, Isa::add(base, s.odd));
-    }
   };
 
-  MEZO_INLINE Half rounds(I group, const Opening& opening, const Setup& s) {
+  // M0 * c0 of the groups from c0 on.
+  MEZO_INLINE Groups first_products(uint32_t c0, const Setup& s) {
+    const I m0 = Isa::set1(kPhiloxM0), base = Isa::set1(c0);
+    return {Isa::mul_wide(m0, Isa::add(base, s.even)), Isa::mul_wide(m0, Isa::add(base, s.odd))};
+  }
+
+  // M1 * c2 of the second round; streams that differ in the step only have it in common, too.
+  MEZO_INLINE Groups second_products(const Groups& groups, uint32_t first2) {
+    const I m1 = Isa::set1(kPhiloxM1), word = Isa::set1(first2);
+    return {Isa::mul_wide(m1, Isa::bit_xor(Isa::high_half(groups.even), word)),
+            Isa::mul_wide(m1, Isa::bit_xor(Isa::high_half(groups.odd), word))};
+  }
+
+  MEZO_INLINE Half rounds(I group, I second, const Opening& opening, const Setup& s) {
     const I m0 = Isa::set1(kPhiloxM0), m1 = Isa::set1(kPhiloxM1);
-    const I second = Isa::mul_wide(
-        m1, Isa::bit_xor(Isa::high_half(group), Isa::set1(opening.first2)));
     I c0 = Isa::bit_xor(Isa::high_half(second), Isa::set1(opening.second0));
     I c1 = second;
     I c2 = Isa::bit_xor(group, Isa::set1(opening.second2));
@@ -107,10 +112,16 @@ struct Simd {
     return {c0, c1, c2, c3};
   }
 
-  MEZO_INLINE Words philox_batch(const Groups& groups, const Opening& opening, const Setup& s) {
-    const Half a = rounds(groups.even, opening, s), b = rounds(groups.odd, opening, s);
+  MEZO_INLINE Words philox_batch(const Groups& first, const Groups& second,
+                                 const Opening& opening, const Setup& s) {
+    const Half a = rounds(first.even, second.even, opening, s);
+    const Half b = rounds(first.odd, second.odd, opening, s);
     return {{Isa::interleave(a.c0, b.c0), Isa::interleave(a.c1, b.c1),
              Isa::interleave(a.c2, b.c2), Isa::interleave(a.c3, b.c3)}};
+  }
+  MEZO_INLINE Words philox_batch(uint32_t c0, const Opening& opening, const Setup& s) {
+    const Groups first = first_products(c0, s);
+    return philox_batch(first, second_products(first, opening.first2), opening, s);
   }
 
   MEZO_INLINE F radius(I word) {
@@ -173,7 +184,7 @@ struct Simd {
     const Setup setup(stream.key0, stream.key1);
     const Opening opening(stream);
     for (int64_t i = 0; i < n; i += 4 * kLanes, c0 += kLanes) {
-      store(z + i, normals(philox_batch(Groups(c0, setup), opening, setup)));
+      store(z + i, normals(philox_batch(c0, opening, setup)));
     }
   }
 
@@ -191,12 +202,19 @@ struct Simd {
   // The terms go over a batch that stays in registers, in the order of z's vectors.
   MEZO_INLINE void add_terms(float* acc, uint32_t c0, const Term* terms, int64_t num_terms,
                              const Setup& setup) {
-    const Groups groups(c0, setup);
+    const Groups first = first_products(c0, setup);
+    uint32_t first2 = terms[0].opening.first2;
+    Groups second = second_products(first, first2);
     F loaded[4], sum[4];
     for (int i = 0; i < 4; ++i) loaded[i] = Isa::load(acc + i * kLanes);
     Isa::transpose(loaded, sum);
     for (int64_t k = 0; k < num_terms; ++k) {
-      const Normals n = normals(philox_batch(groups, terms[k].opening, setup));
+      const Opening& opening = terms[k].opening;
+      if (opening.first2 != first2) {
+        first2 = opening.first2;
+        second = second_products(first, first2);
+      }
+      const Normals n = normals(philox_batch(first, second, opening, setup));
       const F c = Isa::set1(terms[k].coefficient);
       for (int i = 0; i < 4; ++i) sum[i] = Isa::fma(c, n.z[i], sum[i]);
     }
@@ -237,8 +255,7 @@ struct Simd {
     const Setup setup(stream.key0, stream.key1);
     const Opening opening(stream);
     for (int64_t done = 0; done < n; done += kLanes) {
-      const Words batch =
-          philox_batch(Groups(c0 + static_cast<uint32_t>(done), setup), opening, setup);
+      const Words batch = philox_batch(c0 + static_cast<uint32_t>(done), opening, setup);
       const Normals as_floats = {{Isa::floats(batch.w[0]), Isa::floats(batch.w[1]),
                                   Isa::floats(batch.w[2]), Isa::floats(batch.w[3])}};
       float buffer[4 * kLanes];
