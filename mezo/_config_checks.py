@@ -169,8 +169,8 @@ def check_train(config: TrainConfig) -> dict[str, Any]:
         )
     require(
         config.push_to_hub or config.hub_model_id is None,
-        f"train: hub_model_id must come with push_to_hub, got {shown(config.hub_model_id)} alone; "
-        "give push_to_hub, or leave it out.",
+        f"train: hub_model_id must come with push_to_hub, got {shown(config.hub_model_id)} "
+        "without; give push_to_hub, or leave it out.",
     )
     trackers = _names(config.report_to)
     wrong = [name for name in trackers if name not in TRACKERS]

@@ -47,7 +47,13 @@ from mezo.train.run_files import (
 from mezo.train.saving import train_and_save
 from mezo.train.summary import TrainSummary
 from mezo.train.trainer import MeZOTrainer
-from mezo.train.trainer_callbacks import trackers
+from mezo.train.trainer_callbacks import (
+    TrainerCallbacks,
+    apart,
+    argument_values,
+    stops_early,
+    trackers,
+)
 from mezo.train.upload import Upload
 from mezo.train.user_metrics import as_numbers
 from mezo.train.watch import Watch, check_rows
@@ -95,11 +101,11 @@ def train(
     chosen = ENGINES[ENGINES.check(settings.engine, "train: ")]
     check_output(settings.output, FILES)
     check_output(settings.output / "adapter", ADAPTER_FILES)
-    past = past_of(settings)
     upload = Upload.of(settings)
-    reporting = trackers(
-        settings.report_to, output=settings.output, settings=settings, config=config
-    )
+    theirs, more = apart(callbacks)
+    if theirs := [*trackers(settings.report_to), *theirs]:
+        more.append(TrainerCallbacks(theirs, argument_values(settings, config)))
+    past = past_of(settings)
     has_plots = can_plot()
     model = settings.model or str(assets.model_dir())
     if tokenizer is None:
@@ -118,7 +124,7 @@ def train(
     examples = load_examples(origin, config, tokenizer, data=data)
     for sentence in examples.sentences:
         print(sentence, flush=True)
-    check_choice(settings, examples)
+    check_choice(settings, examples, callbacks)
     config = dataclasses.replace(config, invocation=examples.invocation)
     rows = EncodedExamples.of(examples, tokenizer, config)
     identity, data_hash = model_identity(model), rows.identity()
@@ -126,7 +132,6 @@ def train(
         now = yaml.safe_load(as_yaml(settings, config))
         check_continues(past, settings, now, model=identity, data=data_hash)
         print(f"Going on with {past.source} behind step {past.num_steps}.", flush=True)
-    more = [*callbacks, *([reporting] if reporting else [])]
     compute = None if compute_metrics is None else as_numbers(compute_metrics)
     metrics = metrics_of(examples.metric, examples.held_out, compute)
     if compute is None and chooses(settings):  # what the user's function names is not known yet
@@ -147,12 +152,15 @@ def train(
     return trainer.summary, record
 
 
-def check_choice(settings: TrainConfig, examples: TrainingExamples) -> None:
+def check_choice(
+    settings: TrainConfig, examples: TrainingExamples, callbacks: Sequence[Any] = ()
+) -> None:
     """Raise where a training is to choose by evaluations and has nothing to evaluate on."""
     names = {
         "load_best": settings.load_best,
         "patience": settings.patience is not None,
         "save_strategy 'best'": settings.save_strategy == "best",
+        "EarlyStoppingCallback": any(map(stops_early, callbacks)),
     }
     asked = [name for name, is_asked in names.items() if is_asked]
     require(

@@ -187,7 +187,7 @@ def test_texts_become_values(name, text, value):
             {"greater_is_better": False, "eval_steps": 5},
             "greater_is_better must come with what chooses by it, got none",
         ),
-        ({"hub_model_id": "me/it"}, "hub_model_id must come with push_to_hub, got 'me/it' alone"),
+        ({"hub_model_id": "me/it"}, "hub_model_id must come with push_to_hub, got 'me/it' without"),
         ({"lr_scheduler_type": "sqrt"}, "schedule must be one of: .* got 'sqrt'"),
     ],
 )
