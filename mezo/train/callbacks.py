@@ -54,6 +54,9 @@ class Listener:
     def begin(self, num_steps: int) -> None:
         """Hear that a training of so many steps begins."""
 
+    def step_begins(self, step: int, epoch: float | None) -> None:
+        """Hear that a step begins behind ``step`` others; ``epoch`` as in `Progress`, until now."""
+
     def __call__(self, progress: Progress, /) -> None:
         """Look at a step or an evaluation."""
 

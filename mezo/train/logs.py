@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from mezo.results import EvalResult
 from mezo.train.callbacks import Progress
 
 
-def step_record(progress: Progress, *, num_tokens: int) -> dict[str, Any]:
+def step_record(progress: Progress, *, num_tokens: int, loss: float) -> dict[str, Any]:
     """Return a step's values by the names under which trackers show them.
 
     Args:
         progress: after a step.
         num_tokens: tokens computed in all steps so far.
+        loss: mean of the steps since the record before, as in Hugging Face's trainers; what else
+            there is of a step is the last one's.
     """
     result = progress.result
     assert result is not None
     noise = [x for x in result.signal_to_noise if x is not None]
     record = {
-        "loss": result.loss,
+        "loss": loss,
         "learning_rate": progress.lr,
         "epoch": progress.epoch,
         "num_tokens": num_tokens,
@@ -29,6 +33,12 @@ def step_record(progress: Progress, *, num_tokens: int) -> dict[str, Any]:
         "prompt_tokens_reused": result.reused_tokens,
     }
     return {name: value for name, value in record.items() if value is not None}
+
+
+def finite_mean(losses: Sequence[float]) -> float:
+    """Return the mean of the finite values; NaN without any."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return math.fsum(finite) / len(finite) if finite else math.nan
 
 
 def evaluation_record(evaluation: EvalResult) -> dict[str, float]:

@@ -23,7 +23,7 @@ from mezo.train.checkpoints import Checkpoints
 from mezo.train.evaluate import evaluate
 from mezo.train.resume import Past
 from mezo.train.summary import Tally, TrainSummary
-from mezo.train.trainer_callbacks import TrainerCallbacks, is_trainer_callback
+from mezo.train.trainer_callbacks import TrainerCallbacks, apart, loop_values
 
 logger = logging.getLogger(__name__)
 _END = object()
@@ -44,7 +44,7 @@ class MeZOTrainer:
         held_out: batches to evaluate on, before, after and every ``eval_every`` steps.
         eval_every: steps between evaluations, or None for before and after only.
         callbacks: called with a `Progress` after each step and evaluation; functions, a
-            `Listener`, or objects of `transformers.TrainerCallback`.
+            `Listener`, or objects or classes of `transformers.TrainerCallback`.
         warmup_steps: steps in which the learning rate rises.
         steps_per_epoch: steps of a pass through the data; None where nobody knows.
         best: keeps the best adapter and may stop the training; None for neither.
@@ -87,7 +87,12 @@ class MeZOTrainer:
         self.schedule = schedule
         self.held_out = _encoded(run, "held_out", held_out)
         self.eval_every = eval_every
-        self.callbacks = _listeners(callbacks)
+        theirs, others = apart(callbacks)
+        self.callbacks = [*map(_listener, others)]
+        if theirs:
+            values = loop_values(run.config.lr, schedule, eval_every, best)
+            values |= {"max_steps": num_steps, "warmup_steps": warmup_steps, "logging_steps": 1}
+            self.callbacks.append(TrainerCallbacks(theirs, values))
         self.warmup_steps, self.steps_per_epoch = warmup_steps, steps_per_epoch
         self.best, self.checkpoints, self.metrics = best, checkpoints, metrics
         self.past = past
@@ -194,6 +199,8 @@ class MeZOTrainer:
                 warmup_steps=self.warmup_steps,
             )
             done = number + 1
+            for callback in self.callbacks:
+                callback.step_begins(number, self._epoch(number))
             with finishing(self._say):
                 started = time.perf_counter()
                 result = self.run.step(batch, lr=lr)
@@ -281,15 +288,9 @@ class _Function(Listener):
         self._function(progress)
 
 
-def _listeners(callbacks: Sequence[Any]) -> list[Listener]:
-    """Callbacks of all kinds as listeners; Hugging Face's are told together."""
-    theirs = [callback for callback in callbacks if is_trainer_callback(callback)]
-    ours = [
-        callback if isinstance(callback, Listener) else _Function(callback)
-        for callback in callbacks
-        if callback not in theirs
-    ]
-    return [*ours, *([TrainerCallbacks(theirs)] if theirs else [])]
+def _listener(callback: Any) -> Listener:
+    """A callback of ours as a listener."""
+    return callback if isinstance(callback, Listener) else _Function(callback)
 
 
 def check_loop(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mezo._inputs import one_line, require
-from mezo.config import MeZOConfig, TrainConfig
+from mezo.config import DEFAULT_STEPS, MeZOConfig, TrainConfig
 from mezo.results import EvalResult
+from mezo.train.best import Best
 from mezo.train.callbacks import Listener, Progress
-from mezo.train.logs import evaluation_record, step_record
+from mezo.train.logs import evaluation_record, finite_mean, step_record
 
 _EVENTS = ("should_training_stop", "should_evaluate", "should_save")
 
@@ -19,43 +21,54 @@ _EVENTS = ("should_training_stop", "should_evaluate", "should_save")
 class TrainerCallbacks(Listener):
     """Tells `transformers.TrainerCallback`s of a training, in the order in which `Trainer` does.
 
-    Their `TrainerState` has global_step, max_steps, epoch, log_history, best_metric and
-    best_model_checkpoint; of their `TrainerControl` stop, evaluate and save are heeded. They get
-    no model, optimizer or dataloader: the weights are in the engine.
+    Their `TrainerState` has global_step, max_steps, epoch, log_history, best_metric,
+    best_global_step and best_model_checkpoint; of their `TrainerControl` stop, evaluate, log and
+    save are heeded. They get no model, optimizer or dataloader: the weights are in the engine.
 
     Args:
-        callbacks: instances.
-        output: the training's directory.
-        settings: of the training, for the trackers; None where there are none.
-        config: of the run.
+        callbacks: instances, or classes that are made without arguments.
+        values: fields of `TrainingArguments`, see `argument_values`.
 
     Raises:
         ImportError: `transformers.TrainingArguments` cannot be made (accelerate is missing).
+        ValueError: an ``EarlyStoppingCallback`` without evaluations during the training.
     """
 
-    def __init__(
-        self,
-        callbacks: Sequence[Any],
-        *,
-        output: Path | None = None,
-        settings: TrainConfig | None = None,
-        config: MeZOConfig | None = None,
-    ) -> None:
+    def __init__(self, callbacks: Sequence[Any], values: Mapping[str, Any]) -> None:
         from transformers import TrainerControl, TrainerState
 
-        self._callbacks = list(callbacks)
+        self._callbacks = [kind() if isinstance(kind, type) else kind for kind in callbacks]
         self.state: Any = TrainerState()
         self.control: Any = TrainerControl()
-        self._args = _arguments(output, settings, config)
-        self._every = settings.logging_steps if settings else 1
+        self._args = _arguments(values)
+        require(
+            self._args.eval_strategy != "no" or not any(map(stops_early, self._callbacks)),
+            "train: EarlyStoppingCallback must come with evaluations during the training, got none;"
+            " give eval_steps, or eval_strategy 'epoch'; early_stopping_patience does the same.",
+        )
+        self._losses: list[float] = []
         self._num_tokens = 0
-        self._epoch = 0
+        self._epoch, self._is_in_epoch = 0, False
+        self._call("on_init_end")
 
     def begin(self, num_steps: int) -> None:
         """See `Listener.begin`."""
         self.state.max_steps = num_steps
         self.state.is_world_process_zero = self.state.is_local_process_zero = True
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            setattr(self.state, name, getattr(self._args, name))
+        self.state.train_batch_size = self._args.per_device_train_batch_size
+        self.state.num_train_epochs = math.ceil(self._args.num_train_epochs)
         self._call("on_train_begin")
+
+    def step_begins(self, step: int, epoch: float | None) -> None:
+        """See `Listener.step_begins`."""
+        self.state.global_step = step
+        if not self._is_in_epoch:
+            self._epoch, self._is_in_epoch = int(epoch or 0), True
+            self.state.epoch = epoch
+            self._call("on_epoch_begin")
+        self._call("on_step_begin")
 
     def __call__(self, progress: Progress) -> None:
         """See `Listener.__call__`."""
@@ -66,25 +79,43 @@ class TrainerCallbacks(Listener):
             return
         self._num_tokens += progress.result.tokens
         self.state.num_input_tokens_seen = self._num_tokens
+        self._losses.append(progress.result.loss)
         self._call("on_step_end")
-        if progress.step % self._every == 0 or progress.step == progress.num_steps:
-            self._log(step_record(progress, num_tokens=self._num_tokens))
+        is_due = progress.step % self._args.logging_steps == 0
+        if is_due or progress.step == progress.num_steps or self.control.should_log:
+            self.control.should_log = False
+            loss, self._losses = finite_mean(self._losses), []
+            self._log(step_record(progress, num_tokens=self._num_tokens, loss=loss))
         if progress.epoch is not None and int(progress.epoch) > self._epoch:
-            self._epoch = int(progress.epoch)
-            self._call("on_epoch_end")
+            self._end_epoch()
 
     def saved(self, step: int, path: Path) -> None:
         """See `Listener.saved`."""
+        if step == self.state.best_global_step:
+            self.state.best_model_checkpoint = str(path)
         self._call("on_save")
 
     def end(self) -> None:
         """See `Listener.end`."""
+        self._end_epoch()
         self._call("on_train_end")
+
+    def _end_epoch(self) -> None:
+        if self._is_in_epoch:
+            self._is_in_epoch = False
+            self._call("on_epoch_end")
 
     def _evaluated(self, evaluation: EvalResult) -> None:
         record = evaluation_record(evaluation)
         self._log(record)
         self._call("on_evaluate", metrics=record)
+        # Behind the call, as Trainer does: EarlyStoppingCallback compares with the best before.
+        value = record.get(f"eval_{self._args.metric_for_best_model.removeprefix('eval_')}")
+        if value is None or not math.isfinite(value):
+            return
+        best, sign = self.state.best_metric, 1.0 if self._args.greater_is_better else -1.0
+        if best is None or sign * value > sign * best:
+            self.state.best_metric, self.state.best_global_step = value, self.state.global_step
 
     def _log(self, record: dict[str, Any]) -> None:
         self.state.log_history.append({**record, "step": self.state.global_step})
@@ -103,17 +134,31 @@ class TrainerCallbacks(Listener):
                     setattr(self.control, name, False)
 
 
-def trackers(
-    names: Sequence[str], *, output: Path, settings: TrainConfig, config: MeZOConfig
-) -> TrainerCallbacks | None:
-    """Return what reports a training to trackers, or None for none of them.
+def apart(callbacks: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Hugging Face's callbacks, and the others."""
+    theirs = [callback for callback in callbacks if is_trainer_callback(callback)]
+    return theirs, [callback for callback in callbacks if not is_trainer_callback(callback)]
+
+
+def stops_early(callback: Any) -> bool:
+    """Whether it is an ``EarlyStoppingCallback``, or its class."""
+    if not is_trainer_callback(callback):
+        return False
+    from transformers import EarlyStoppingCallback
+
+    kind = callback if isinstance(callback, type) else type(callback)
+    return issubclass(kind, EarlyStoppingCallback)
+
+
+def trackers(names: Sequence[str]) -> list[Any]:
+    """Return the callbacks that report a training to trackers.
 
     Raises:
         ImportError: one is not installed.
         ValueError: nobody is logged in to one that needs it.
     """
     if not names:
-        return None
+        return []
     from transformers.integrations import get_reporting_integration_callbacks
 
     try:
@@ -126,7 +171,7 @@ def trackers(
         ) from error
     if "wandb" in names:
         _log_in()
-    return TrainerCallbacks(made, output=output, settings=settings, config=config)
+    return made
 
 
 def _log_in() -> None:
@@ -154,8 +199,69 @@ def _scheduler(schedule: str) -> str:
     return schedule if schedule in {kind.value for kind in SchedulerType} else "constant"
 
 
-def _arguments(output: Path | None, settings: TrainConfig | None, config: MeZOConfig | None) -> Any:
-    """The settings as `TrainingArguments`, which callbacks read."""
+def argument_values(settings: TrainConfig, config: MeZOConfig) -> dict[str, Any]:
+    """Return the settings of a training as fields of `TrainingArguments`."""
+    values: dict[str, Any] = {
+        "output_dir": str(settings.output),
+        "run_name": settings.run_name or settings.output.name,
+        "per_device_train_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": settings.eval_batch_size,
+        "gradient_accumulation_steps": settings.accumulation,
+        "warmup_steps": settings.warmup_steps or settings.warmup_ratio,
+        "max_steps": settings.num_steps or (-1 if settings.num_epochs else DEFAULT_STEPS),
+        "num_train_epochs": settings.num_epochs or 1.0,
+        "logging_steps": settings.logging_steps,
+        "save_total_limit": settings.save_total_limit,
+        "load_best_model_at_end": settings.load_best,
+        "seed": config.seed % 2**32,
+    }
+    values["save_strategy"] = settings.save_strategy or ("steps" if settings.save_every else "no")
+    if settings.save_every:
+        values["save_steps"] = settings.save_every
+    best = Best(settings.best_metric, greater_is_better=settings.greater_is_better)
+    return values | loop_values(
+        config.lr,
+        settings.schedule,
+        settings.eval_every,
+        best,
+        evaluates_by_epoch=settings.eval_strategy == "epoch",
+    )
+
+
+def loop_values(
+    lr: float,
+    schedule: str,
+    eval_every: int | None,
+    best: Best | None,
+    *,
+    evaluates_by_epoch: bool = False,
+) -> dict[str, Any]:
+    """Return what a loop alone knows as fields of `TrainingArguments`.
+
+    Args:
+        lr: learning rate of the first step.
+        schedule: see `MeZOTrainer`.
+        eval_every: steps between evaluations, or None.
+        best: what is best; None: the smallest loss.
+        evaluates_by_epoch: whether there is an evaluation behind each epoch.
+    """
+    best = best or Best()
+    values: dict[str, Any] = {
+        "learning_rate": lr,
+        "lr_scheduler_type": _scheduler(schedule),
+        "eval_strategy": "no" if eval_every is None else "steps",
+        "metric_for_best_model": best.metric,
+        "greater_is_better": best.greater_is_better,
+    }
+    if evaluates_by_epoch:
+        values["eval_strategy"] = "epoch"
+    if eval_every is not None:
+        values["eval_steps"] = eval_every
+    return values
+
+
+def _arguments(values: Mapping[str, Any]) -> Any:
+    """`TrainingArguments`, which callbacks read."""
     try:
         import accelerate  # noqa: F401
         from transformers import TrainingArguments
@@ -164,21 +270,11 @@ def _arguments(output: Path | None, settings: TrainConfig | None, config: MeZOCo
             "train: Hugging Face's callbacks and trackers need accelerate, got none; run pip "
             "install 'mezo-sglang[trackers]'."
         ) from error
-    values: dict[str, Any] = {"output_dir": str(output or "."), "report_to": [], "use_cpu": True}
-    if settings is not None and config is not None:
-        values |= {
-            "run_name": settings.run_name or settings.output.name,
-            "per_device_train_batch_size": settings.batch_size,
-            "per_device_eval_batch_size": settings.eval_batch_size,
-            "gradient_accumulation_steps": settings.accumulation,
-            "learning_rate": config.lr,
-            "lr_scheduler_type": _scheduler(settings.schedule),
-            "warmup_steps": settings.warmup_steps,
-            "max_steps": settings.num_steps or -1,
-            "num_train_epochs": settings.num_epochs or 1.0,
-            "logging_steps": settings.logging_steps,
-            "seed": config.seed % 2**32,
-        }
+    values = {"output_dir": ".", "report_to": [], "use_cpu": True, **values}
+    # Trainer wants checkpoints where it loads the best one from; here its weights are kept.
+    loads_best = values.pop("load_best_model_at_end", False)
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     require(set(values) <= known, f"train: TrainingArguments lacks {sorted(set(values) - known)}.")
-    return TrainingArguments(**values)
+    arguments = TrainingArguments(**values)
+    arguments.load_best_model_at_end = loads_best
+    return arguments

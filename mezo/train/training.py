@@ -47,7 +47,13 @@ from mezo.train.run_files import (
 from mezo.train.saving import train_and_save
 from mezo.train.summary import TrainSummary
 from mezo.train.trainer import MeZOTrainer
-from mezo.train.trainer_callbacks import trackers
+from mezo.train.trainer_callbacks import (
+    TrainerCallbacks,
+    apart,
+    argument_values,
+    stops_early,
+    trackers,
+)
 from mezo.train.upload import Upload
 from mezo.train.user_metrics import as_numbers
 from mezo.train.watch import Watch, check_rows
@@ -95,11 +101,11 @@ def train(
     chosen = ENGINES[ENGINES.check(settings.engine, "train: ")]
     check_output(settings.output, FILES)
     check_output(settings.output / "adapter", ADAPTER_FILES)
-    past = past_of(settings)
     upload = Upload.of(settings)
-    reporting = trackers(
-        settings.report_to, output=settings.output, settings=settings, config=config
-    )
+    theirs, more = apart(callbacks)
+    if theirs := [*trackers(settings.report_to), *theirs]:
+        more.append(TrainerCallbacks(theirs, argument_values(settings, config)))
+    past = past_of(settings)
     has_plots = can_plot()
     model = settings.model or str(assets.model_dir())
     if tokenizer is None:
@@ -118,7 +124,7 @@ def train(
     examples = load_examples(origin, config, tokenizer, data=data)
     for sentence in examples.sentences:
         print(sentence, flush=True)
-    check_choice(settings, examples)
+    check_choice(settings, examples, callbacks)
     config = dataclasses.replace(config, invocation=examples.invocation)
     rows = EncodedExamples.of(examples, tokenizer, config)
     identity, data_hash = model_identity(model), rows.identity()
@@ -126,7 +132,6 @@ def train(
         now = yaml.safe_load(as_yaml(settings, config))
         check_continues(past, settings, now, model=identity, data=data_hash)
         print(f"Going on with {past.source} behind step {past.num_steps}.", flush=True)
-    more = [*callbacks, *([reporting] if reporting else [])]
     compute = None if compute_metrics is None else as_numbers(compute_metrics)
     metrics = metrics_of(examples.metric, examples.held_out, compute)
     if compute is None and chooses(settings):  # what the user's function names is not known yet
@@ -140,19 +145,23 @@ def train(
         log = TrainingLog(settings, config, model, can_plot=has_plots, past=past)
         with recording(run, settings, past, model=identity, data=data_hash) as recorder:
             trainer = _trainer(settings, run, examples, rows, past, recorder, [log, *more], metrics)
-            record = _train(settings, trainer, log, examples, rows, model)
+            reported = metrics_of(examples.metric, examples.test, compute)
+            record = _train(settings, trainer, log, examples, rows, reported, model)
     print(closing_words(record, settings.output, has_plot=log.has_plot))
     if upload is not None:
         upload(settings.output / "adapter")
     return trainer.summary, record
 
 
-def check_choice(settings: TrainConfig, examples: TrainingExamples) -> None:
+def check_choice(
+    settings: TrainConfig, examples: TrainingExamples, callbacks: Sequence[Any] = ()
+) -> None:
     """Raise where a training is to choose by evaluations and has nothing to evaluate on."""
     names = {
         "load_best": settings.load_best,
         "patience": settings.patience is not None,
         "save_strategy 'best'": settings.save_strategy == "best",
+        "EarlyStoppingCallback": any(map(stops_early, callbacks)),
     }
     asked = [name for name, is_asked in names.items() if is_asked]
     require(
@@ -249,6 +258,7 @@ def _train(
     log: TrainingLog,
     examples: TrainingExamples,
     rows: EncodedExamples,
+    metrics: Callable[[EvalResult], dict[str, float]] | None,
     model: str,
 ) -> dict[str, Any]:
     """Train and leave the files, whatever happens; the adapter comes first."""
@@ -257,6 +267,10 @@ def _train(
         test = batches_of(run, examples.test, settings.eval_batch_size, rows.test)
     scores: dict[str, EvalResult] = {}
     is_best_loaded = False
+
+    def scored(test: Sequence[EncodedBatch], *, is_base: bool = False) -> EvalResult:
+        found = evaluate(run, test, base=is_base)
+        return found if metrics is None else dataclasses.replace(found, metrics=metrics(found))
 
     def finish() -> None:
         """Put the best weights back, and report on examples that chose nothing."""
@@ -268,7 +282,7 @@ def _train(
             if best.evaluation is not None:
                 scores["after"] = best.evaluation
         if test is not None:
-            scores["after"] = evaluate(run, test)
+            scores["after"] = scored(test)
 
     def rebuild(directory: Path) -> Path:
         return write_adapter(read(settings.output / TRAJECTORY), directory)
@@ -283,7 +297,7 @@ def _train(
     try:
         if test is not None:
             # theta_0 adds nothing to the base model, and a training that goes on is behind it.
-            scores["before"] = evaluate(run, test, base=trainer.past is not None)
+            scores["before"] = scored(test, is_base=trainer.past is not None)
         train_and_save(trainer, settings.output / "adapter", finish=finish, rebuild=rebuild)
     except BaseException:
         if trainer.summary.steps:

@@ -243,9 +243,8 @@ def test_hugging_face_s_callbacks(options, tmp_path):
             assert metrics["eval_accuracy"] <= 1.0
 
     watch = Watch()
-    summary = mezo.finetune(
-        options.pop("model_name_or_path"), options.pop("dataset_name"), callbacks=[watch], **options
-    )
+    model, data = options.pop("model_name_or_path"), options.pop("dataset_name")
+    summary = mezo.finetune(model, data, callbacks=[watch], logging_steps=1, **options)
     assert (summary.steps, summary.problems) == (4, ())
     assert events.count("on_train_begin") == events.count("on_train_end") == 1
     assert events[-1] == "on_train_end"
