@@ -20,6 +20,7 @@ from mezo.checkpoint.replayed import write_adapter
 from mezo.checkpoint.run_directory import TRAJECTORY
 from mezo.checkpoint.trajectory import read
 from mezo.config import MeZOConfig, TrainConfig
+from mezo.data.batch import EncodedBatch
 from mezo.data.sampling import batches
 from mezo.engines import ENGINES
 from mezo.results import EvalResult

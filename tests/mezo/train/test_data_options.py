@@ -163,3 +163,17 @@ def test_ten_thousand_rows_are_ready_when_the_engine_is(trained, tmp_path, monke
     summary, _, _ = trained(dataset_name=path, max_steps=2)
     assert summary["train_examples"] == 9800
     assert times[1] - times[0] < 3
+
+
+def test_test_rows_are_reported_with_the_metrics_too(trained, rows, tmp_path):
+    """Where a validation split chooses, the report is on others."""
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    for name, some in (("train", rows), ("validation", rows[:8]), ("test", rows[8:20])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    summary, _, _ = trained(
+        dataset_name=folder, eval_steps=3, load_best_model_at_end=True, metric="f1"
+    )
+    for when in ("before", "after"):
+        assert summary["held_out"][when]["num_examples"] == 12
+        assert 0 <= summary["held_out"][when]["f1"] <= 1
