@@ -237,6 +237,22 @@ class TrajectoryWriter:
                 os.close(fd)
 
 
+def remove(path: str | Path) -> None:
+    """Remove a file that nobody is writing, whatever is in it; nothing where there is none.
+
+    Raises:
+        ValueError: somebody is writing it.
+        OSError: it cannot be removed.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    with _explained("removed", path, "see who owns it"), _opened(path) as fd:
+        _lock(fd, path)
+        path.unlink()
+        os.close(fd)
+
+
 def _drop_all() -> None:
     for writer in list(_open_writers):
         writer._drop()

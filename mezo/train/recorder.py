@@ -23,7 +23,7 @@ from mezo.run import Run
 from mezo.settings import as_yaml
 from mezo.train.callbacks import Listener, Progress
 from mezo.train.logged import evaluation_fields
-from mezo.train.resume import Past
+from mezo.train.resume import Past, make_room
 
 
 class Recorder(Listener):
@@ -141,7 +141,9 @@ def recording(
             f"train: the adapter must begin as that of {past.source}, got other tensors or other "
             "initial values; use the mezo-sglang and the model that began the training.",
         )
-    is_own = past is not None and path.exists()
+    is_own = past is not None and path.exists() and path.samefile(past.source / TRAJECTORY)
+    if not is_own:
+        make_room(settings.output)
     writer = TrajectoryWriter.append_to(path) if is_own else TrajectoryWriter.create(path, header)
     with closing(writer.close):
         if past is not None:

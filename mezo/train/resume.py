@@ -12,8 +12,9 @@ from typing import Any
 from mezo._inputs import require, shown
 from mezo.checkpoint.records import read_json_lines
 from mezo.checkpoint.replayed import weights_at
-from mezo.checkpoint.run_directory import EVALUATIONS, TRAJECTORY
+from mezo.checkpoint.run_directory import EVALUATIONS, TRAJECTORY, has_adapter
 from mezo.checkpoint.trajectory import Header, Trajectory, read
+from mezo.checkpoint.trajectory_writer import remove
 from mezo.config import MeZOConfig, TrainConfig
 from mezo.results import EvalResult, StepResult
 from mezo.settings import OF_THE_COMMAND, fields, saved_settings
@@ -135,21 +136,31 @@ def _past(directory: Path, trajectory: Trajectory, at: int) -> Past:
 
 
 def _check_free(settings: TrainConfig) -> None:
-    """Raise where an output has a training already; remove it where that is asked for."""
+    """Raise where an output has a training already that is not to be overwritten."""
     path = settings.output / TRAJECTORY
-    if not path.exists():
-        return
     require(
-        settings.overwrite_output_dir or not len(read(path).records),
+        not path.exists() or settings.overwrite_output_dir or not len(read(path).records),
         f"output: {settings.output} must not have a training already, got one with {TRAJECTORY}; "
         f"pass resume_from_checkpoint={AUTO} to go on with it, overwrite_output_dir to begin anew, "
         "or another directory.",
     )
-    for checkpoint in settings.output.glob("checkpoint-*"):
-        if (checkpoint / "adapter_config.json").is_file():
+
+
+def make_room(output: Path) -> None:
+    """Remove what an earlier training has left, now that another one begins.
+
+    Raises:
+        ValueError: it is still running.
+    """
+    path = output / TRAJECTORY
+    if not path.exists():
+        return
+    remove(path)
+    for checkpoint in output.glob("checkpoint-*"):
+        if has_adapter(checkpoint):
             shutil.rmtree(checkpoint)
-    for name in ("steps.jsonl", EVALUATIONS, TRAJECTORY):
-        (settings.output / name).unlink(missing_ok=True)
+    for name in ("steps.jsonl", EVALUATIONS):
+        (output / name).unlink(missing_ok=True)
 
 
 def recall_best(best: Best, past: Past) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence, Sized
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from mezo._arguments import check_trainer
@@ -145,8 +145,9 @@ class MeZOTrainer:
             self._note_last()
             raise
         finally:
-            for callback in self.callbacks:
-                callback.end()
+            with ExitStack() as ends:  # one that fails keeps no other from hearing of it
+                for callback in reversed(self.callbacks):
+                    ends.callback(callback.end)
         for problem in self.summary.problems:
             logger.warning("run %r: %s", self.run.name, problem)
         return self.summary

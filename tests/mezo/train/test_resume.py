@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import mezo
 from mezo.checkpoint.replayed import weights_at
 from mezo.checkpoint.trajectory import read
+from mezo.checkpoint.trajectory_writer import TrajectoryWriter
 from mezo.cli import app
 from tests.support.files import saved_weights, valid_json
 from tests.support.kills import left_by
@@ -142,6 +143,19 @@ def test_an_output_with_a_training_is_not_overwritten(train):
     train(seed=5, save_steps=4, overwrite_output_dir=True)
     assert not (output / "checkpoint-6").exists()
     assert read(output / "trajectory.mezo").header.seed == 5
+
+
+def test_an_overwriting_that_does_not_begin_loses_nothing(train):
+    output = train()
+    before = left_by(output)
+    with pytest.raises(ValueError, match="there must be a batch of 4 training examples, got 0"):
+        train(overwrite_output_dir=True, max_prompt_tokens=1)
+    with (
+        TrajectoryWriter.append_to(output / "trajectory.mezo"),
+        pytest.raises(ValueError, match="must have one writer, got a second one"),
+    ):
+        train(overwrite_output_dir=True)
+    assert left_by(output) == before
 
 
 @pytest.mark.parametrize(
