@@ -17,6 +17,7 @@ from mezo.train.encoded import batches_of
 from mezo.train.evaluate import evaluate
 from mezo.train.examples import load_examples, load_test
 from mezo.train.metrics import METRICS, check_answers, metrics_of
+from mezo.train.model_card import IN_MEMORY
 from mezo.train.saved_run import open_run, settings_in
 
 _GENERATED = 50  # prompts that are generated for at once
@@ -79,8 +80,13 @@ def evaluate_run(
         config, tokenizer = run.config, run.session.tokenizer
         if data is None:
             require(
-                settings.task is not None or settings.data not in (None, "in memory"),
+                settings.task is not None or settings.data not in (None, IN_MEMORY),
                 "eval: data must be given, got none, and the training's was in memory; pass data.",
+            )
+            require(
+                settings.eval_data != IN_MEMORY,
+                "eval: data must be given, got none, and the training's eval_data was in memory; "
+                "pass data.",
             )
             examples = load_examples(settings, config, tokenizer).test
         else:

@@ -108,7 +108,9 @@ def train(
         more.append(TrainerCallbacks(theirs, argument_values(settings, config)))
     past = past_of(settings)
     has_plots = can_plot()
-    model = settings.model or str(assets.model_dir())
+    model = settings.model
+    if model is None:
+        model = str(assets.model_dir()) if engine is None else "model in memory"
     if tokenizer is None:
         require(
             engine is None or settings.model is not None,

@@ -173,6 +173,12 @@ def test_rows_in_memory_cannot_be_found_again(model_dir, tmp_path):
     result = CliRunner().invoke(app, ["eval", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert "the training's was in memory; pass data" in result.output
+    data = write_jsonl(tmp_path / "rows.jsonl", SHAPES["label"])
+    more = {"eval_data": SHAPES["label"], "output_dir": tmp_path / "other"}
+    mezo.finetune(model_dir, str(data), **more, **options)
+    result = CliRunner().invoke(app, ["eval", str(tmp_path / "other")])
+    assert result.exit_code == 2
+    assert "the training's eval_data was in memory; pass data" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(
