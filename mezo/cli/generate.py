@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mezo.cli._calls import ENGINE, MODEL, THREADS, given, said_as_exit_codes
-from mezo.train.saved_run import open_run, read_prompts, worded
+from mezo.train.saved_run import chosen, open_run, read_prompts, worded
 
 
 def generate(
@@ -35,11 +35,12 @@ def generate(
     model: MODEL = None,
     threads: THREADS = None,
 ) -> None:
-    """Continue prompts with a trained adapter.
+    """Continue prompts with a trained adapter; one trained to choose says what it chooses.
 
     Prompts are worded as the training's rows, a chat's as the user's message; the invocation is put
-    between each prompt and its answer. One prompt: its answer is
-    printed. Several: each prompt behind "> ", then its answer.
+    between each prompt and its answer. One prompt: its answer is printed. Several: each prompt
+    behind "> ", then its answer. The answer of an adapter that was trained on options is these with
+    their probabilities; max_new_tokens, temperature or stop ask for a continuation instead.
     """
     with said_as_exit_codes():
         prompts = [*(prompt or []), *(read_prompts(file) if file else [])]
@@ -49,8 +50,17 @@ def generate(
             options = given(
                 max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, base=base
             )
-            answers = opened.generate(worded(run, opened, prompts), **options)
+            choices = None if options.keys() - {"base"} else chosen(run, opened, prompts, **options)
+            if choices is None:
+                answers = opened.generate(worded(run, opened, prompts), **options)
+            else:
+                answers = [_shares(choice) for choice in choices]
     for text, answer in zip(prompts, answers, strict=True):
         if len(prompts) > 1:
             typer.echo(f"> {text}")
         typer.echo(answer)
+
+
+def _shares(choice: dict[str, float]) -> str:
+    """Options and their probabilities in a line."""
+    return "  ".join(f"{option.strip()} {share:.3f}" for option, share in choice.items())

@@ -54,6 +54,13 @@ class TrainingExamples:
     asks: str = "text"
     sentences: list[str] = field(default_factory=list)
 
+    def options(self) -> tuple[str, ...]:
+        """The texts that every training example chooses from; none where they are not the same."""
+        some = self.train if isinstance(self.train, Sequence) else ()
+        found = {example.options or () for example in some}
+        (options,) = found if len(found) == 1 else ((),)
+        return tuple(o for o in options if isinstance(o, str)) if options else ()
+
 
 def load_examples(
     settings: TrainConfig, config: MeZOConfig, tokenizer: Any, *, data: Any = None

@@ -224,6 +224,7 @@ def record_of(
         "max_prompt_tokens": settings.max_prompt_tokens,
         "data": data_name(settings),
         "label_names": examples.label_names,
+        "options": examples.options(),
         "metric": examples.metric,
         "model": Path(model).name,
         "model_path": model,

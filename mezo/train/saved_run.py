@@ -7,11 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from mezo._closing import closing
 from mezo._inputs import require
 from mezo.checkpoint.peft import read_peft
 from mezo.checkpoint.run_directory import adapter_directory, base_model_of, read_summary
 from mezo.config import MeZOConfig, TrainConfig
+from mezo.data.batch import Batch
 from mezo.data.chats import Chats
 from mezo.data.checks import Text
 from mezo.engines import ENGINES
@@ -87,6 +90,33 @@ def worded(run_dir: str | Path, run: Run, prompts: Sequence[str]) -> list[Text]:
         is_there = bool(header) and tuple(ids[-len(header) :]) == header
         found.append(ids[: -len(header)] if is_there else ids)
     return found
+
+
+def chosen(
+    run_dir: str | Path, run: Run, prompts: Sequence[str], *, base: bool = False
+) -> list[dict[str, float]] | None:
+    """Let a run that was trained to choose say what it chooses.
+
+    Args:
+        run_dir: the output directory of its training.
+        run: from `open_run`.
+        prompts: what the user asks.
+        base: whether to use the base model without the adapter.
+
+    Returns:
+        Of each prompt {option: its probability among the options}, the likeliest first; None where
+        the training's rows did not all choose from the same options.
+
+    Raises:
+        ValueError: a prompt that is too long.
+    """
+    options = read_summary(run_dir).get("options")
+    if not options:
+        return None
+    batch = Batch(prompts=worded(run_dir, run, prompts), options=options, labels=[0] * len(prompts))
+    scores = torch.tensor(run.evaluate(batch, base=base).scores, dtype=torch.float64)
+    shares = [dict(zip(options, row, strict=True)) for row in scores.softmax(-1).tolist()]
+    return [dict(sorted(share.items(), key=lambda item: -item[1])) for share in shares]
 
 
 def read_prompts(path: str | Path) -> list[str]:

@@ -101,7 +101,8 @@ def train(
     """
     chosen = ENGINES[ENGINES.check(settings.engine, "train: ")]
     check_output(settings.output, FILES)
-    check_output(settings.output / "adapter", ADAPTER_FILES)
+    if (settings.output / "adapter").exists():  # else it is made when there is something to save
+        check_output(settings.output / "adapter", ADAPTER_FILES)
     upload = Upload.of(settings)
     theirs, more = apart(callbacks)
     if theirs := [*trackers(settings.report_to), *theirs]:

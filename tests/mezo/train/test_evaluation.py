@@ -14,7 +14,7 @@ from mezo.cli import app
 from mezo.train.saved_run import open_run, worded
 from tests.mezo.data.test_own import TEMPLATE
 from tests.support.files import valid_json, write_jsonl
-from tests.support.independent import load_peft
+from tests.support.independent import load_peft, row_logprobs
 from tests.support.tiny import VOCAB, make_tokenizer
 
 RNG = random.Random(5)
@@ -179,6 +179,29 @@ def test_rows_in_memory_cannot_be_found_again(model_dir, tmp_path):
     result = CliRunner().invoke(app, ["eval", str(tmp_path / "other")])
     assert result.exit_code == 2
     assert "the training's eval_data was in memory; pass data" in " ".join(result.output.split())
+
+
+def test_an_adapter_that_was_trained_to_choose_says_what_it_chooses(model_dir, tmp_path):
+    data = write_jsonl(tmp_path / "rows.jsonl", SHAPES["label"])
+    output = tmp_path / "out"
+    train(model_dir, data, output)
+    options = valid_json((output / "summary.json").read_text())["options"]
+    prompts = ["w10 w11", "w12"]
+    words = [w for prompt in prompts for w in ("--prompt", prompt)]
+    said = command("generate", output, *words).splitlines()
+    assert said[::2] == [f"> {prompt}" for prompt in prompts]
+    tokenizer, model = make_tokenizer(), load_peft(model_dir, output / "adapter")
+    invocation = mezo.MeZOConfig(**valid_json((output / "summary.json").read_text())["config"])
+    for prompt, line in zip(prompts, said[1::2], strict=True):
+        start = tokenizer(f"{prompt}\n{invocation.invocation or ''}")["input_ids"]
+        rows = [[*start, *tokenizer(option)["input_ids"]] for option in options]
+        with torch.no_grad():
+            means = torch.stack([row_logprobs(model, row, len(start)).mean() for row in rows])
+        shares = dict(zip(options, means.softmax(0).tolist(), strict=True))
+        best = sorted(shares, key=lambda option: -shares[option])
+        assert line == "  ".join(f"{option.strip()} {shares[option]:.3f}" for option in best)
+    asked = command("generate", output, "--prompt", "w10", "--max_new_tokens", 2)
+    assert asked.strip() not in said
 
 
 @pytest.mark.parametrize(

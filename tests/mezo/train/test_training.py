@@ -74,6 +74,7 @@ def test_an_example_that_is_too_long_is_refused_before_the_first_step(arguments,
     assert "every example must fit the engine, got Batch: row" in result.output
     assert "set max_length or max_prompt_tokens" in result.output
     assert "held out" not in result.output
+    assert not (tmp_path / "out" / "adapter").exists()
 
 
 def test_a_task_s_long_prompts_lose_their_beginning(arguments, tmp_path):
