@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -18,11 +19,13 @@ POINTS = (
     "weights",
     "append",
     "half append",
-    "fsync",
+    "flush",
     "snapshot",
-    "rename",
+    "renaming",
     "evaluation",
 )
+# Calls of the system that fail once, the disk being full or broken, at the n-th time.
+FAULTS = {"write": errno.ENOSPC, "fsync": errno.EIO, "replace": errno.EIO, "rename": errno.ENOSPC}
 # What ends in SGLang's processes: its scheduler, where the next step then fails.
 SCHEDULER = "scheduler"
 _context = multiprocessing.get_context("forkserver")
@@ -109,19 +112,35 @@ def _arm(point: str, number: int, is_before: bool) -> None:
             return write(descriptor, data)
 
         os.write = half
-    elif point == "fsync":
+    elif point == "flush":
         os.fsync = deadly(os.fsync)
     elif point == "snapshot":
         Run.save = deadly(Run.save)
-    elif point == "rename":
+    elif point == "renaming":
         os.replace = deadly(os.replace)
         os.rename = deadly(os.rename)
     elif point == "evaluation":
         mezo.train.trainer.evaluate = deadly(mezo.train.trainer.evaluate)
+    elif point in FAULTS:
+        _fail(point, number)
     elif point == SCHEDULER:
         Run.step = _without_scheduler(Run.step, number)
     else:
         raise AssertionError(point)
+
+
+def _fail(call: str, number: int) -> None:
+    """Let the ``number``-th call of a function of `os` fail, and none before or after it."""
+    function, count = getattr(os, call), 0
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == number:
+            raise OSError(FAULTS[call], os.strerror(FAULTS[call]))
+        return function(*args, **kwargs)
+
+    setattr(os, call, failing)
 
 
 def _without_scheduler(step: Callable[..., Any], number: int) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tests.support.kills import POINTS, left_by, train_in_a_child
+from tests.support.kills import FAULTS, POINTS, left_by, train_in_a_child
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,34 @@ def test_killed_at_a_point(trainings, tmp_path, point, number):
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_several_times(trainings, tmp_path, seed):
     assert check_kills(trainings, tmp_path / "out", random.Random(seed), count=3) == 3
+
+
+def check_fault(trainings, output, call, number):
+    """Let one call of the system fail; returns whether there was such a call."""
+    shared, expected = trainings
+    options = {**shared, "output_dir": str(output)}
+    code = train_in_a_child(options, (call, number, True))
+    assert code in (0, 1), code
+    assert train_in_a_child(options) == 0
+    assert left_by(output) == expected, (call, number)
+    return code == 1
+
+
+@pytest.mark.parametrize(("call", "number"), [("write", 4), ("fsync", 5), ("replace", 4)])
+def test_a_disk_that_fails_once_ends_a_training_that_goes_on(trainings, tmp_path, call, number):
+    assert check_fault(trainings, tmp_path / "out", call, number)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("call", FAULTS)
+def test_every_call_of_the_system_fails_once(trainings, tmp_path, call):
+    number, failed = 1, 0
+    quiet = 0  # calls whose failure the training survives, or that it does not make
+    while quiet < 4:
+        is_failure = check_fault(trainings, tmp_path / f"out-{number}", call, number)
+        failed, quiet = failed + is_failure, 0 if is_failure else quiet + 1
+        number += 1
+    assert failed > 0
 
 
 @pytest.mark.proof
