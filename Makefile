@@ -47,7 +47,7 @@ setup: $(STAMPS)/installed
 # that a step computes only suffixes.
 demo: setup
 	$(BIN)/mezo train --task rotten_tomatoes --engine $(ENGINE) --output runs/demo \
-	  --overwrite_output_dir --prefix activated --train-examples 512 --steps 1000 --lr 4e-3 --clip 2 \
+	  --overwrite_output_dir true --prefix activated --train-examples 512 --steps 1000 --lr 4e-3 --clip 2 \
 	  --eval-examples 400 --eval-every 250 $(DEMO_ARGS)
 
 test: setup lint
