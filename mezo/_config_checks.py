@@ -156,13 +156,12 @@ def check_train(config: TrainConfig) -> dict[str, Any]:
             f"train: {name} must come with evaluations during the training, got none; give "
             "eval_steps, or eval_strategy 'epoch'.",
         )
-    chooses = config.load_best or config.patience is not None or config.save_strategy == "best"
     for name, option in (
         ("best_metric", "metric_for_best_model"),
         ("greater_is_better", "greater_is_better"),
     ):
         require(
-            chooses or getattr(config, name) is None,
+            chooses(config) or getattr(config, name) is None,
             f"train: {option} must come with what chooses by it, got none; give "
             "load_best_model_at_end, early_stopping_patience or save_strategy 'best', or leave it "
             "out.",
@@ -234,6 +233,11 @@ def _check_data(config: TrainConfig) -> None:
 def evaluates(config: TrainConfig) -> bool:
     """Whether there are evaluations between the first and the last step."""
     return config.eval_every is not None or config.eval_strategy == "epoch"
+
+
+def chooses(config: TrainConfig) -> bool:
+    """Whether the training chooses something by its evaluations."""
+    return config.load_best or config.patience is not None or config.save_strategy == "best"
 
 
 def _names(value: Any) -> tuple[str, ...]:

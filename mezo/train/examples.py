@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mezo import tasks
+from mezo._config_checks import chooses
 from mezo._inputs import require
 from mezo.config import MeZOConfig, TrainConfig
 from mezo.data.encode import encode_invocation
@@ -94,11 +95,6 @@ def load_examples(
         "batch_size, or raise train_examples or max_prompt_tokens.",
     )
     return dataclasses.replace(found, train=train)
-
-
-def chooses(settings: TrainConfig) -> bool:
-    """Whether the training chooses something by its evaluations."""
-    return settings.load_best or settings.patience is not None or settings.save_strategy == "best"
 
 
 def _of_task(settings: TrainConfig, config: MeZOConfig, tokenizer: Any) -> TrainingExamples:

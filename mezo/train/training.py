@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from mezo._closing import closing
+from mezo._config_checks import chooses
 from mezo._inputs import require
 from mezo.checkpoint.atomic import check_output
 from mezo.checkpoint.identity import model_identity
@@ -32,7 +33,7 @@ from mezo.train.best import Best, check_metric
 from mezo.train.checkpoints import Checkpoints
 from mezo.train.encoded import EncodedExamples, batches_of, checked, streamed
 from mezo.train.evaluate import evaluate
-from mezo.train.examples import TrainingExamples, chooses, load_examples
+from mezo.train.examples import TrainingExamples, load_examples
 from mezo.train.metrics import metrics_of
 from mezo.train.model_card import IN_MEMORY
 from mezo.train.recorder import Recorder, recording

@@ -10,26 +10,10 @@ import pytest
 from mezo.data.load import load_records
 from mezo.data.own import own_examples
 from mezo.tasks.template import Template
+from tests.mezo.data.test_own import CHAT, TEMPLATE
 from tests.support.files import write_jsonl
 from tests.support.own_rows import only
 from tests.support.tiny import make_tokenizer
-
-TEMPLATE = (
-    "{% for m in messages %}{{ '<s> ' + m['role'] + ' ' + m['content'] + ' </s> ' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<s> assistant ' }}{% endif %}"
-)
-MARKED = (
-    "{% for m in messages %}{{ '<s> ' + m['role'] + ' ' }}"
-    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}"
-    "{% else %}{{ m['content'] }}{% endif %}{{ ' </s> ' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<s> assistant ' }}{% endif %}"
-)
-CHAT = [
-    {"role": "user", "content": "w10 w11"},
-    {"role": "assistant", "content": "w20"},
-    {"role": "user", "content": "w12"},
-    {"role": "assistant", "content": "w21 w22"},
-]
 
 
 @pytest.fixture
